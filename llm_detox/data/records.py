@@ -1,0 +1,110 @@
+"""Records: one JSON object a line, with a stable id. Reading says which line is wrong; writing is whole lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llm_detox.errors import DetoxError
+
+Record = dict[str, Any]
+
+
+def record_id(text: str) -> str:
+    """The id of a record that brings none: 16 hex digits of the SHA-256 of its text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_fraction(key: str, salt: str) -> float:
+    """A number in [0, 1) that depends on the key alone, for splits that never move a record."""
+    digest = hashlib.sha256(f"{salt}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def read_jsonl(path: Path, *, required: Iterable[str] = ()) -> Iterator[Record]:
+    """Yield the records of a JSON lines file.
+
+    Raises:
+        DetoxError: the file is missing, or a line is not UTF-8, not a JSON object or lacks a required
+            field; the message names file and line.
+    """
+    wanted = tuple(required)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DetoxError(f"cannot be read: {error.strerror}", place=str(path),
+                         remedy="check the path and its rights") from None
+    with file:
+        for number, raw in enumerate(file, start=1):
+            if raw.strip():
+                yield _parse(raw, f"{path}, line {number}", wanted)
+
+
+def _parse(raw: bytes, place: str, required: tuple[str, ...]) -> Record:
+    try:
+        record = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DetoxError(
+            f"not UTF-8 (byte {error.start + 1} of the line)", place=place,
+            remedy="save the file as UTF-8, for example with `iconv -t UTF-8`",
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DetoxError(
+            f"not valid JSON: {error.msg} at column {error.colno}", place=place,
+            remedy='each line is one JSON object such as {"id": "1", "text": "..."}',
+        ) from None
+    if not isinstance(record, dict):
+        raise DetoxError(f"a JSON object is needed, this is a {type(record).__name__}", place=place,
+                         remedy='each line is one JSON object such as {"id": "1", "text": "..."}')
+    for field in required:
+        if field not in record:
+            raise DetoxError(f"the field {field!r} is missing", place=place,
+                             remedy=f"fields here: {', '.join(map(str, record)) or 'none'}")
+    return record
+
+
+def write_jsonl(path: Path, records: Iterable[Record]) -> int:
+    """Write the records, one a line; returns how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+class JsonlAppender:
+    """Append whole lines to a file that an earlier, interrupted run may have begun.
+
+    A torn last line is cut off on opening; `existing` are the whole records found there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.existing: list[Record] = []
+        if path.exists():
+            data = path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            if len(whole) != len(data):
+                with path.open("r+b") as file:
+                    file.truncate(len(whole))
+            self.existing = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> JsonlAppender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,34 @@
+"""Failures a user can act on: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class DetoxError(Exception):
+    """One clear error: the message names the thing, `place` where it is, `remedy` what helps.
+
+    The command line prints it without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, place: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.place = place
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = f"{self.place}: {self.message}" if self.place else self.message
+        return f"{text}\n  remedy: {self.remedy}" if self.remedy else text
+
+
+class UsageError(DetoxError):
+    """The call itself is wrong: a bad recipe, option or argument."""
+
+    exit_code = 2
+
+
+class GateNotPassed(DetoxError):
+    """The work is done, but the model did not meet the recipe's gate."""
+
+    exit_code = 3

