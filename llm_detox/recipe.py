@@ -28,11 +28,21 @@ class ModelSection(Section):
     revision: str | None = None
 
 
-class TextData(Section):
-    """Labelled comments: the training text."""
+class Table(Section):
+    """A file or folder of records and where the text is in them; a plain string is its source."""
 
     source: Source
-    text_column: str = "text"
+    text_column: str = Field("text", description="dots step into nested records, as in prompt.text")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_source(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class TextData(Table):
+    """Labelled comments: the training text."""
+
     label_column: str | None = Field("is_offensive", description="1 for toxic; without it the scorer decides")
     count: Positive = Field(1000, description="training records, before the budget scales them")
     toxic_share: Share = 0.5
@@ -43,7 +53,7 @@ class TextData(Section):
 class PromptData(Section):
     """Prompts that lead a model to toxic continuations, RealToxicityPrompts style."""
 
-    sources: list[Source]
+    sources: list[Table] = Field(min_length=1)
     evaluation_count: Positive = 60
     training_count: Positive = Field(120, description="other prompts, for sampled preference pairs")
 
@@ -51,7 +61,7 @@ class PromptData(Section):
 class CleanData(Section):
     """Harmless text: for perplexity, and kept apart from all training."""
 
-    sources: list[Source]
+    sources: list[Table] = Field(min_length=1)
     count: Positive = 80
     training_count: int = Field(0, ge=0, description="other passages, mixed into training to keep fluency")
     max_chars: Positive = 400

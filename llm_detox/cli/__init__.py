@@ -1,0 +1,57 @@
+"""The command line: `llm-detox <step>`. Each subcommand is a file of its own that loads what it needs when called."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from llm_detox import __version__
+from llm_detox.cli import data, detoxify, dpo, evaluate, recipe, report, sft
+from llm_detox.errors import DetoxError
+
+app = typer.Typer(
+    name="llm-detox", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    help="Make a language model less toxic, measure that it became so, and serve it.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["LLM_DETOX_DEBUG"] = "1"
+
+
+app.add_typer(recipe.app, name="recipe")
+for module in (data, detoxify, sft, dpo, evaluate, report):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def main() -> None:
+    """Run the command line: an error that the user can act on is one message, without a traceback."""
+    try:
+        app()
+    except DetoxError as error:
+        if os.environ.get("LLM_DETOX_DEBUG"):
+            raise
+        if "--json" in sys.argv:
+            print(json.dumps({"error": error.message, "place": error.place, "remedy": error.remedy}))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; steps that keep their work go on where they stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,38 @@
+"""`llm-detox recipe show|validate|schema`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_detox.cli.common import Overrides, read_recipe
+
+app = typer.Typer(no_args_is_help=True, help="Show or check a recipe.")
+File = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
+
+
+@app.command()
+def show(file: File, overrides: Overrides = None) -> None:
+    """Print the recipe with every default filled in."""
+    recipe = read_recipe(file, overrides)
+    from llm_detox.recipe_file import recipe_yaml
+
+    print(recipe_yaml(recipe), end="")
+
+
+@app.command()
+def validate(file: File, overrides: Overrides = None) -> None:
+    """Check the recipe as a whole; nothing is run."""
+    recipe = read_recipe(file, overrides)
+    print(f"{file}: the recipe {recipe.name!r} is valid")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema: every key with its type, default and meaning."""
+    from llm_detox.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))

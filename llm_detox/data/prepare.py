@@ -1,0 +1,163 @@
+"""The data step: training comments, evaluation prompts and clean passages, apart from each other.
+
+Each record's place is decided by a hash of its text (Gehman et al. 2020 split by file; here the text is all
+there is), so a record never moves between training and evaluation when a source grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llm_detox.data.cleaning import clean_text, cut_at_word, same_text_key
+from llm_detox.data.records import Record, hash_fraction, record_id, write_jsonl
+from llm_detox.data.sources import fetch
+from llm_detox.data.tables import column, read_table
+from llm_detox.errors import DetoxError
+from llm_detox.folders import step_folder
+from llm_detox.progress import say, track
+from llm_detox.recipe import BudgetSection, Recipe, Table, TextData
+
+_TRUE, _FALSE = {"1", "1.0", "true", "yes", "toxic"}, {"0", "0.0", "false", "no", ""}
+_EVALUATION_SHARE = 0.4
+_PROMPT_KEY_WORDS = 6
+
+
+def prepare_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
+    """Write texts.jsonl, prompts.jsonl, train_prompts.jsonl, clean.jsonl and clean_train.jsonl.
+
+    Raises:
+        DetoxError: a source cannot be read, a column is missing, or nothing usable is left.
+    """
+    data = recipe.data
+    settings = recipe.settings("data", "budget")
+    with step_folder(output, "data", settings=settings, inputs={}) as folder:
+        scale = budget_scale(recipe.budget)
+        evaluation, sampling = _prompts(recipe, scale)
+        taken = {_prompt_key(record["prompt"]["text"]) for record in evaluation}
+        texts = _texts(data.texts, round(data.texts.count * scale), recipe.seed, taken)
+        clean, clean_train = _clean(recipe, scale)
+        for name, records in (("texts", texts), ("prompts", evaluation), ("train_prompts", sampling),
+                              ("clean", clean), ("clean_train", clean_train)):
+            folder.counts[name] = write_jsonl(folder / f"{name}.jsonl", records)
+        folder.result.update(
+            scale=scale, counts=folder.counts, toxic_texts=sum(bool(record["toxic"]) for record in texts))
+        say("data: " + ", ".join(f"{count} {name}" for name, count in folder.counts.items()))
+    return folder.result
+
+
+def budget_scale(budget: BudgetSection) -> float:
+    """The share of the recipe's sizes that this machine gets: its measured rate against the reference."""
+    if budget.scale != "auto":
+        return budget.scale
+    from llm_detox.hardware import matmul_gflops
+
+    measured = matmul_gflops()
+    scale = round(min(1.0, max(budget.smallest_scale, measured / budget.reference_gflops)), 2)
+    say(f"this machine does {measured:.0f} GFLOP/s in float32: sizes are scaled by {scale:g}")
+    return scale
+
+
+def _read_texts(table: Table, shorten: int | None = None) -> Iterator[tuple[Record, str]]:
+    """Each record of a table with its cleaned text."""
+    path = fetch(table.source, kind="dataset")
+    for number, record in enumerate(read_table(path), start=1):
+        value = column(record, table.text_column, f"{table.source}, record {number}")
+        if not isinstance(value, str):
+            raise DetoxError(f"the column {table.text_column!r} holds no text but {value!r:.40}",
+                             place=f"{table.source}, record {number}", remedy="name the column that holds the text")
+        text = clean_text(value)
+        yield record, cut_at_word(text, shorten) if shorten else text
+
+
+def _sorted_by_hash(records: Iterable[Record], text_of: Callable[[Record], str], seed: int) -> list[Record]:
+    """The records in an order that depends on their text and the seed alone."""
+    return sorted(records, key=lambda record: hash_fraction(same_text_key(text_of(record)), f"order-{seed}"))
+
+
+def _is_toxic(label: object, place: str) -> bool:
+    value = str(label).strip().lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise DetoxError(f"the label {label!r} is neither toxic nor clean", place=place,
+                     remedy="labels are 1 or 0, true or false; set the recipe's label_column")
+
+
+def _texts(settings: TextData, count: int, seed: int, taken: set[str]) -> list[Record]:
+    """Comments of the wanted length, half toxic (or as the recipe says), none of which holds an evaluation prompt."""
+    seen: set[str] = set()
+    by_label: dict[bool, list[Record]] = {True: [], False: []}
+    number = 0
+    for number, (record, text) in enumerate(track(_read_texts(settings), "reading comments"), start=1):
+        key = same_text_key(text)
+        if key in seen or not settings.min_chars <= len(text) <= settings.max_chars or _prompt_key(text) in taken:
+            continue
+        seen.add(key)
+        toxic = None
+        if settings.label_column is not None:
+            place = f"{settings.source}, record {number}"
+            toxic = _is_toxic(column(record, settings.label_column, place), place)
+        by_label[bool(toxic)].append({"id": record_id(text), "text": text, "toxic": toxic})
+    if not seen:
+        raise DetoxError(f"none of {number} records can be used", place=settings.source,
+                         remedy=f"texts of {settings.min_chars} to {settings.max_chars} characters are needed")
+    if settings.label_column is None:
+        return _sorted_by_hash(by_label[False], lambda record: record["text"], seed)[:count]
+    toxic_count = round(count * settings.toxic_share)
+    chosen = [
+        record for toxic, size in ((True, toxic_count), (False, count - toxic_count))
+        for record in _sorted_by_hash(by_label[toxic], lambda record: record["text"], seed)[:size]
+    ]
+    return _sorted_by_hash(chosen, lambda record: record["text"], seed + 1)
+
+
+def _prompt_key(text: str) -> str:
+    """Prompts that begin alike come from one sentence: they stay on one side of the split."""
+    return " ".join(same_text_key(text).split()[:_PROMPT_KEY_WORDS])
+
+
+def _prompts(recipe: Recipe, scale: float) -> tuple[list[Record], list[Record]]:
+    """Evaluation prompts and prompts for sampled pairs; those with a known toxic score come first."""
+    settings, found = recipe.data.prompts, dict[str, Record]()
+    for table in settings.sources:
+        for record, text in _read_texts(table):
+            if len(key := _prompt_key(text)) >= 3:
+                found.setdefault(key, {"id": record_id(text), "prompt": {**_scores(record), "text": text},
+                                       "challenging": bool(record.get("challenging", False))})
+    if not found:
+        raise DetoxError("the prompt sources hold no prompts", place=settings.sources[0].source,
+                         remedy="give RealToxicityPrompts records, {\"prompt\": ...} lines or plain lines")
+    sides: dict[bool, list[Record]] = {True: [], False: []}
+    for key, record in found.items():
+        sides[hash_fraction(key, "prompts") < _EVALUATION_SHARE].append(record)
+    ordered = {side: sorted(_sorted_by_hash(records, lambda record: record["prompt"]["text"], recipe.seed),
+                            key=lambda record: record["prompt"].get("toxicity", 0.0) < 0.5)
+               for side, records in sides.items()}
+    return (ordered[True][: round(settings.evaluation_count * scale)],
+            ordered[False][: round(settings.training_count * scale)])
+
+
+def _scores(record: Record) -> dict[str, float]:
+    """The toxicity scores that a prompt record brings, in the original's or the flat form."""
+    inner = record["prompt"] if isinstance(record.get("prompt"), dict) else record
+    return {name: value for name, value in inner.items() if isinstance(value, float) and 0 <= value <= 1}
+
+
+def _clean(recipe: Recipe, scale: float) -> tuple[list[Record], list[Record]]:
+    """Clean passages to measure perplexity on, and others to mix into training."""
+    settings, found = recipe.data.clean, dict[str, Record]()
+    for table in settings.sources:
+        for _, text in _read_texts(table, shorten=settings.max_chars):
+            if len(text) >= settings.max_chars // 4:
+                found.setdefault(same_text_key(text), {"id": record_id(text), "text": text})
+    ordered = _sorted_by_hash(found.values(), lambda record: record["text"], recipe.seed)
+    clean = [record for record in ordered if hash_fraction(record["id"], "clean") < _EVALUATION_SHARE]
+    training = [record for record in ordered if hash_fraction(record["id"], "clean") >= _EVALUATION_SHARE]
+    if not clean:
+        raise DetoxError("the clean sources hold no passage long enough", place=settings.sources[0].source,
+                         remedy=f"passages of at least {settings.max_chars // 4} characters are needed")
+    return clean[: round(settings.count * scale)], list(islice(training, round(settings.training_count * scale)))
