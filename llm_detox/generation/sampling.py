@@ -1,0 +1,279 @@
+"""Sampled continuations at full speed: the prompt is computed once for all of its continuations.
+
+The noise of every draw is a hash of (seed, key, continuation, step, token), so the sample depends neither on the
+batch size, nor on the order of the prompts, nor on the shard that a prompt falls into. Two models asked with the
+same seed and keys share their noise, which makes paired differences between them tighter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_detox.data.records import record_id
+from llm_detox.errors import DetoxError
+from llm_detox.recipe import SamplingSection
+
+_MASK32 = 0xFFFFFFFF
+_FIRST_CANDIDATES = 256  # nearly every nucleus of p = .9 fits; the others are looked at again with more
+_CONTEXT_TOKENS = 4  # decoded together with a continuation, so that its leading space survives
+_DROP_SHARE = 0.2  # ended rows leave the batch when they are at least this share: moving the cache costs too
+
+
+@dataclass
+class _Work:
+    """Some continuations of one prompt: those numbered `first` .. `first + count - 1`."""
+
+    prompt: int
+    tokens: list[int]
+    key: str
+    first: int
+    count: int
+
+
+@dataclass
+class _Batch:
+    works: list[_Work] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum(work.count for work in self.works)
+
+
+def sample_continuations(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, k: int,
+    sampling: SamplingSection, seed: int, keys: Sequence[str] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[list[str]]:
+    """Draw `k` continuations for every prompt (nucleus sampling, Holtzman et al. 2020).
+
+    Args:
+        model: a causal language model in eval mode.
+        tokenizer: the model's tokenizer.
+        prompts: texts to continue; none may be empty unless the tokenizer puts a token before them.
+        k: continuations for each prompt.
+        sampling: nucleus, temperature, length, and `batch_tokens` that bound a batch.
+        seed: of the whole run.
+        keys: name of each prompt in the noise; the default is the id of its text.
+        on_progress: called with the number of continuations that a batch has finished.
+
+    Returns:
+        For each prompt, in order, its `k` continuations: text without special tokens, leading space kept.
+
+    Raises:
+        DetoxError: a prompt has no tokens.
+    """
+    results: list[list[str]] = [[] for _ in prompts]
+    for index, texts in iterate_continuations(
+            model, tokenizer, prompts, k=k, sampling=sampling, seed=seed, keys=keys, on_progress=on_progress):
+        results[index] = texts
+    return results
+
+
+def iterate_continuations(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, k: int,
+    sampling: SamplingSection, seed: int, keys: Sequence[str] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, list[str]]]:
+    """Like `sample_continuations`, yielding (index of the prompt, its continuations) as prompts are finished."""
+    keys = keys if keys is not None else [record_id(prompt) for prompt in prompts]
+    encoded = _encode(model, tokenizer, prompts, sampling.max_new_tokens)
+    stops = _stop_tokens(model, tokenizer)
+    partial: dict[int, list[str]] = {}
+    for batch in _batches(encoded, keys, k, sampling):
+        rows = iter(_decode_batch(model, batch, sampling, seed, stops))
+        for work in batch.works:
+            texts = [_text(tokenizer, work.tokens, next(rows)) for _ in range(work.count)]
+            done = partial.setdefault(work.prompt, [])
+            done += texts
+            if len(done) == k:
+                yield work.prompt, partial.pop(work.prompt)
+        if on_progress:
+            on_progress(batch.rows)
+
+
+def _encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str],
+            new_tokens: int) -> list[list[int]]:
+    if not prompts:
+        return []
+    limit = getattr(model.config, "max_position_embeddings", None)
+    encoded: list[list[int]] = tokenizer(list(prompts))["input_ids"]  # type: ignore[assignment]
+    for number, tokens in enumerate(encoded):
+        if not tokens:
+            raise DetoxError("a prompt without tokens cannot be continued", place=f"prompt {number + 1}",
+                             remedy="leave empty prompts out")
+    return [tokens[-(limit - new_tokens):] for tokens in encoded] if limit else encoded
+
+
+def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    config: Any = model.generation_config
+    found = config.eos_token_id if config is not None else None
+    stops = set(found if isinstance(found, list) else [found])
+    stops.add(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    return torch.tensor(sorted(stop for stop in stops if stop is not None), dtype=torch.long, device=model.device)
+
+
+def _batches(encoded: list[list[int]], keys: Sequence[str], k: int, sampling: SamplingSection) -> Iterator[_Batch]:
+    """Length-sorted batches of at most `batch_tokens` tokens in flight (or one row)."""
+    order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), keys[index]))
+    batch, width = _Batch(), 0
+    for index in order:
+        first = 0
+        while first < k:
+            width = width or len(encoded[index]) + sampling.max_new_tokens
+            room = max(1, sampling.batch_tokens // width) - batch.rows
+            if room <= 0 or (batch.works and room < min(k - first, 8)):  # no crumbs of a prompt in another's batch
+                yield batch
+                batch, width = _Batch(), 0
+                continue
+            count = min(room, k - first)
+            batch.works.append(_Work(index, encoded[index], keys[index], first, count))
+            first += count
+    if batch.works:
+        yield batch
+
+
+@torch.inference_mode()
+def _decode_batch(model: PreTrainedModel, batch: _Batch, sampling: SamplingSection, seed: int,
+                  stops: Tensor) -> list[list[int]]:
+    """The sampled tokens of every row of the batch, without the stop token."""
+    device = model.device
+    repeats = torch.tensor([work.count for work in batch.works], device=device)
+    noise = torch.tensor([_row_key(seed, work.key, work.first + i) for work in batch.works for i in range(work.count)],
+                         device=device)
+    logits, cache, lengths, mask = _prefill(model, [work.tokens for work in batch.works], sampling.max_new_tokens)
+    owner = torch.repeat_interleave(torch.arange(len(batch.works), device=device), repeats)
+    logits = logits[owner]
+    lengths = lengths[owner]
+    mask = mask[owner] if mask is not None else None
+    cache.batch_select_indices(owner)
+    alive = torch.arange(batch.rows, device=device)
+    drawn = torch.full((batch.rows, sampling.max_new_tokens), -1, dtype=torch.long, device=device)
+    width = max(len(work.tokens) for work in batch.works)
+    ended = torch.zeros(batch.rows, dtype=torch.bool, device=device)
+    for step in range(sampling.max_new_tokens):
+        tokens = draw(logits, noise, step, top_p=sampling.top_p, temperature=sampling.temperature)
+        ended |= torch.isin(tokens, stops)
+        drawn[alive, step] = torch.where(ended, -1, tokens)
+        remaining = len(alive) - int(ended.sum())
+        if step + 1 == sampling.max_new_tokens or remaining == 0:
+            break
+        if remaining <= (1 - _DROP_SHARE) * len(alive):
+            keep = torch.nonzero(~ended).squeeze(1)
+            cache.batch_select_indices(keep)
+            alive, noise, lengths, tokens, ended = (part[keep] for part in (alive, noise, lengths, tokens, ended))
+            mask = mask[keep] if mask is not None else None
+        seen = width + step + 1
+        out = model(**_accepted(model, {
+            "input_ids": tokens[:, None], "past_key_values": cache, "use_cache": True,
+            "position_ids": (lengths + step)[:, None], "attention_mask": mask[:, :seen] if mask is not None else None,
+            "logits_to_keep": 1}))
+        logits = out.logits[:, -1]
+    return [[token for token in row if token >= 0] for row in drawn.tolist()]
+
+
+def _prefill(model: PreTrainedModel, prompts: list[list[int]],
+             new_tokens: int) -> tuple[Tensor, DynamicCache, Tensor, Tensor | None]:
+    """Run the prompts, left-padded.
+
+    Returns:
+        next-token logits [b, v], the cache, lengths [b], and the attention mask [b, width + new_tokens],
+        or None where all prompts are equally long and nothing is masked.
+    """
+    device = model.device
+    width = max(map(len, prompts))
+    lengths = torch.tensor([len(tokens) for tokens in prompts], device=device)
+    padded = torch.tensor([[0] * (width - len(tokens)) + tokens for tokens in prompts], device=device)
+    columns = torch.arange(width + new_tokens, device=device)
+    mask = (columns[None] >= (width - lengths)[:, None]).long()
+    positions = (columns[None, :width] - (width - lengths)[:, None]).clamp(min=0)
+    equal = all(len(tokens) == width for tokens in prompts)
+    cache = DynamicCache(config=model.config)
+    out = model(**_accepted(model, {
+        "input_ids": padded, "attention_mask": None if equal else mask[:, :width], "position_ids": positions,
+        "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}))
+    return out.logits[:, -1], cache, lengths, None if equal else mask
+
+
+def draw(logits: Tensor, noise: Tensor, step: int, *, top_p: float, temperature: float) -> Tensor:
+    """One token for each row by the Gumbel-max rule over the nucleus.
+
+    Args:
+        logits: [b, v].
+        noise: [b] int64, the rows' noise keys (see `_row_key`).
+        step: the number of the token within its continuation.
+
+    Returns:
+        [b] token ids. The nucleus is the smallest set of most likely tokens with at least `top_p` of the mass.
+    """
+    scaled = logits.float() / temperature
+    total = torch.logsumexp(scaled, dim=1, keepdim=True)
+    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    rows = torch.arange(len(logits), device=logits.device)
+    count = _FIRST_CANDIDATES
+    while len(rows):
+        count = min(count, logits.shape[1])
+        values, candidates = torch.topk(scaled[rows], count, dim=1)
+        logp = values - total[rows]
+        before = logp.exp().cumsum(1) - logp.exp()
+        settled = (before[:, -1] >= top_p) | (count == logits.shape[1])
+        logp = logp.masked_fill(before >= top_p, -torch.inf)
+        best = (logp.double() + gumbel(noise[rows], step, candidates)).argmax(1, keepdim=True)
+        tokens[rows[settled]] = candidates.gather(1, best).squeeze(1)[settled]
+        rows = rows[~settled]
+        count *= 16
+    return tokens
+
+
+def gumbel(noise: Tensor, step: int, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise [b, n] float64, a pure function of the row's key, the step and the token id.
+
+    Args:
+        noise: [b] int64.
+        tokens: [b, n] token ids.
+    """
+    low = _scramble((noise & _MASK32) ^ (step * 0x9E3779B9 & _MASK32))
+    high = _scramble(((noise >> 32) & _MASK32) ^ low)
+    bits = _scramble(_scramble(tokens ^ low[:, None]) ^ high[:, None])
+    uniform = (bits.double() + 0.5) / 2**32
+    return -torch.log(-torch.log(uniform))
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """A good 32-bit integer hash (lowbias32 by C. Wellons), in int64 arithmetic."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK32
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _row_key(seed: int, key: str, number: int) -> int:
+    digest = hashlib.sha256(f"{seed}\0{key}\0{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _accepted(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the model's forward takes (some architectures place no position ids)."""
+    known = inspect.signature(model.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in known}
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], continuation: list[int]) -> str:
+    """The continuation's text; some tokenizers drop a first space, so it is decoded behind the prompt's end."""
+    context = prompt[-_CONTEXT_TOKENS:]
+    before: str = tokenizer.decode(context, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[assignment]
+    whole: str = tokenizer.decode(context + continuation, skip_special_tokens=True,  # type: ignore[assignment]
+                                  clean_up_tokenization_spaces=False)
+    if not whole.startswith(before):
+        whole, before = tokenizer.decode(continuation, skip_special_tokens=True), ""  # type: ignore[assignment]
+    return whole[len(before):].rstrip("\ufffd")  # a character cut in half by the length limit
