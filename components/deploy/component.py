@@ -1,0 +1,16 @@
+"""The deployment of a published model as a component."""
+
+from kfp import dsl
+
+from components.images import WORKBENCH
+
+
+@dsl.component(base_image=WORKBENCH, install_kfp_package=False)
+def deploy(recipe: str, address: str, deployment: dsl.Output[dsl.Artifact]):
+    from pathlib import Path
+
+    from llm_detox.deploy.step import deploy
+    from llm_detox.pipeline_step import pipeline_step
+
+    with pipeline_step("deploy", recipe) as settings:
+        deploy(settings, address=address, output=Path(deployment.path))

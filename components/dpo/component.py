@@ -1,0 +1,32 @@
+"""Preference training as a component."""
+
+from kfp import dsl
+
+from components.images import WORKBENCH
+
+
+@dsl.component(base_image=WORKBENCH, install_kfp_package=False)
+def dpo(
+    recipe: str,
+    sft_adapter: dsl.Input[dsl.Model],
+    rewritten: dsl.Input[dsl.Dataset],
+    data: dsl.Input[dsl.Dataset],
+    adapter: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    from pathlib import Path
+
+    from llm_detox.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.training.dpo import train_dpo
+
+    with pipeline_step("dpo", recipe) as settings:
+        folder = Path(data.path)
+        result = train_dpo(
+            settings,
+            adapter=Path(sft_adapter.path),
+            records=Path(rewritten.path) / "records.jsonl",
+            prompts=folder / "train_prompts.jsonl",
+            clean=folder / "clean_train.jsonl",
+            output=Path(adapter.path),
+        )
+        log_metrics(result, metrics)

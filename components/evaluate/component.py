@@ -1,0 +1,32 @@
+"""The measurement of one arm as a component."""
+
+from kfp import dsl
+
+from components.images import WORKBENCH
+
+
+@dsl.component(base_image=WORKBENCH, install_kfp_package=False)
+def evaluate(
+    recipe: str,
+    arm: str,
+    data: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    model: dsl.Input[dsl.Model] = None,
+):
+    from pathlib import Path
+
+    from llm_detox.evaluation.evaluate import evaluate
+    from llm_detox.pipeline_step import log_metrics, pipeline_step
+
+    with pipeline_step(f"evaluate {arm}", recipe) as settings:
+        folder = Path(data.path)
+        result = evaluate(
+            settings,
+            model=model.path if model else settings.model.source,
+            arm=arm,
+            prompts=folder / "prompts.jsonl",
+            clean=folder / "clean.jsonl",
+            output=Path(evaluation.path),
+        )
+        log_metrics(result, metrics)

@@ -1,0 +1,42 @@
+"""The comparison of the arms, the verdict for the gate, and the page to read, as a component."""
+
+from kfp import dsl
+
+from components.images import WORKBENCH
+
+
+@dsl.component(base_image=WORKBENCH, install_kfp_package=False)
+def report(
+    recipe: str,
+    data: dsl.Input[dsl.Dataset],
+    rewritten: dsl.Input[dsl.Dataset],
+    raw_adapter: dsl.Input[dsl.Model],
+    detoxified_adapter: dsl.Input[dsl.Model],
+    dpo_adapter: dsl.Input[dsl.Model],
+    base: dsl.Input[dsl.Artifact],
+    raw: dsl.Input[dsl.Artifact],
+    detoxified: dsl.Input[dsl.Artifact],
+    dpo: dsl.Input[dsl.Artifact],
+    report: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> str:
+    import shutil
+    from pathlib import Path
+
+    from llm_detox.evaluation.report import write_report
+    from llm_detox.pipeline_step import pipeline_step
+
+    with pipeline_step("report", recipe) as settings:
+        arms = {"base": base, "raw": raw, "detoxified": detoxified, "dpo": dpo}
+        evaluations = {name: Path(artifact.path) for name, artifact in arms.items()}
+        trained = {"sft raw": raw_adapter, "sft detoxified": detoxified_adapter, "dpo": dpo_adapter}
+        steps = {name: Path(artifact.path) for name, artifact in {"data": data, "detoxify": rewritten, **trained}.items()}
+        result = write_report(
+            settings,
+            evaluations=evaluations,
+            records=Path(rewritten.path) / "records.jsonl",
+            steps={**steps, **{f"evaluate {name}": path for name, path in evaluations.items()}},
+            output=Path(report.path),
+        )
+        shutil.copyfile(Path(report.path) / "report.html", page.path)
+    return result["verdict"]

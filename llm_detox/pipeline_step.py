@@ -1,0 +1,60 @@
+"""What a pipeline component does around its step: the recipe as a value, the error as one message, the metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from llm_detox.errors import DetoxError
+from llm_detox.progress import human_seconds, say
+from llm_detox.recipe import Recipe
+
+ERROR_FILE_VARIABLE = "LLM_DETOX_ERROR_FILE"
+
+
+class MetricsArtifact(Protocol):
+    """The part of a Kubeflow `Metrics` artifact that is used here."""
+
+    def log_metric(self, metric: str, value: float) -> None: ...
+
+
+@contextmanager
+def pipeline_step(name: str, recipe: str) -> Iterator[Recipe]:
+    """Run one step's body: yields the recipe; a `DetoxError` ends the process with its message, without a traceback.
+
+    Args:
+        name: the step, named in messages.
+        recipe: the recipe as JSON, as the pipeline passes it on.
+    """
+    import time
+
+    started = time.monotonic()
+    say(f"== {name} ==")
+    try:
+        yield Recipe.model_validate_json(recipe)
+    except DetoxError as error:
+        _tell_the_runner(name, error)
+        print(f"error in {name}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
+    say(f"== {name} done in {human_seconds(time.monotonic() - started)} ==")
+
+
+def _tell_the_runner(name: str, error: DetoxError) -> None:
+    """Leave the message where the local runner looks for it (in a cluster the log is the place)."""
+    if path := os.environ.get(ERROR_FILE_VARIABLE):
+        message = {"step": name, "message": error.message, "place": error.place, "remedy": error.remedy}
+        Path(path).write_text(json.dumps(message), "utf-8")
+
+
+def log_metrics(result: Mapping[str, Any], metrics: MetricsArtifact) -> None:
+    """Put a step's figures into the pipeline's metrics."""
+    for name, value in result.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            metrics.log_metric(name, float(value))
+        elif isinstance(value, Mapping) and isinstance(value.get("value"), int | float):
+            metrics.log_metric(name, float(value["value"]))

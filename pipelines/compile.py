@@ -1,0 +1,21 @@
+"""Compiling the pipelines to the YAML that a pipeline server takes."""
+
+from pathlib import Path
+
+from kfp import compiler
+
+from pipelines.detox_and_serve import detox_and_serve
+
+COMPILED = Path(__file__).parent / "compiled"
+PIPELINES = {"detox-and-serve": detox_and_serve}
+
+
+def compile_all(folder: Path = COMPILED) -> list[Path]:
+    """Write every pipeline's YAML into the folder; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, pipeline in PIPELINES.items():
+        path = folder / f"{name}.yaml"
+        compiler.Compiler().compile(pipeline, package_path=str(path))
+        written.append(path)
+    return written

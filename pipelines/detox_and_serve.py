@@ -1,0 +1,66 @@
+"""`detox-and-serve`: from text and a model to a published, served, answering model, if the gate lets it pass."""
+
+from kfp import dsl
+
+from components.convert.component import convert
+from components.data.component import data
+from components.deploy.component import deploy
+from components.detoxify.component import detoxify
+from components.dpo.component import dpo
+from components.evaluate.component import evaluate
+from components.publish.component import publish
+from components.report.component import report
+from components.sft.component import sft
+from components.smoke.component import smoke
+
+
+@dsl.pipeline(
+    name="detox-and-serve",
+    description="Rewrite toxic text, fine-tune (SFT, then DPO), measure all arms alike, and serve the model that passes.",
+)
+def detox_and_serve(recipe: str):
+    """Run a recipe.
+
+    Args:
+        recipe: the recipe as JSON (`python -m pipelines run|submit` reads it from the YAML file).
+    """
+    texts = data(recipe=recipe)
+    rewritten = detoxify(recipe=recipe, data=texts.outputs["data"])
+
+    raw = sft(recipe=recipe, texts=texts.outputs["data"], texts_file="texts.jsonl", data=texts.outputs["data"])
+    raw.set_display_name("sft-raw")
+    detoxified = sft(
+        recipe=recipe, texts=rewritten.outputs["rewritten"], texts_file="records.jsonl", data=texts.outputs["data"]
+    )
+    detoxified.set_display_name("sft-detoxified")
+    preferred = dpo(
+        recipe=recipe,
+        sft_adapter=detoxified.outputs["adapter"],
+        rewritten=rewritten.outputs["rewritten"],
+        data=texts.outputs["data"],
+    )
+
+    arms = {"base": None, "raw": raw, "detoxified": detoxified, "dpo": preferred}
+    measured = {}
+    for arm, trained in arms.items():
+        model = {"model": trained.outputs["adapter"]} if trained else {}
+        measured[arm] = evaluate(recipe=recipe, arm=arm, data=texts.outputs["data"], **model)
+        measured[arm].set_display_name(f"evaluate-{arm}")
+
+    compared = report(
+        recipe=recipe,
+        data=texts.outputs["data"],
+        rewritten=rewritten.outputs["rewritten"],
+        raw_adapter=raw.outputs["adapter"],
+        detoxified_adapter=detoxified.outputs["adapter"],
+        dpo_adapter=preferred.outputs["adapter"],
+        **{arm: task.outputs["evaluation"] for arm, task in measured.items()},
+    )
+
+    with dsl.If(compared.outputs["Output"] == "pass", name="gate"):
+        converted = convert(recipe=recipe, adapter=preferred.outputs["adapter"], report=compared.outputs["report"])
+        published = publish(recipe=recipe, model=converted.outputs["model"])
+        deployed = deploy(recipe=recipe, address=published.output)
+        answered = smoke(recipe=recipe, deployment=deployed.outputs["deployment"])
+        for task in (published, deployed, answered):
+            task.set_caching_options(False)
