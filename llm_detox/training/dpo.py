@@ -1,0 +1,188 @@
+"""Direct preference optimisation (Rafailov et al. 2023) of the SFT adapter, with TRL's DPOTrainer.
+
+The reference is a frozen copy of the adapter; its log-probabilities are computed once, before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from llm_detox.data.records import read_jsonl, write_jsonl
+from llm_detox.errors import DetoxError
+from llm_detox.folders import StepFolder, step_folder
+from llm_detox.generation.models import load_model, load_tokenizer, read_base_source
+from llm_detox.progress import say, task
+from llm_detox.recipe import DpoSection, Recipe
+from llm_detox.training.lora import adapters_in_float32, open_adapter, save_adapter
+from llm_detox.training.pairs import Pair, prompt_texts, rewrite_pairs, sampled_pairs
+from llm_detox.training.quiet import quiet_libraries
+from llm_detox.training.run import common_arguments, run_training
+from llm_detox.training.texts import clean_texts, tokenize
+
+_NAN_REMEDY = "lower training.dpo.learning_rate or raise training.dpo.beta"
+
+
+def train_dpo(
+    recipe: Recipe, *, adapter: Path, records: Path, prompts: Path, clean: Path | None, output: Path
+) -> dict[str, Any]:
+    """Train the SFT adapter further on preference pairs and write a LoRA adapter folder for the same base.
+
+    Args:
+        recipe: its `model`, `training`, `scoring.training` and `evaluation.sampling` parts count.
+        adapter: the adapter folder that `train_sft` wrote: start and reference of the training.
+        records: detoxify's records, for the pairs rewrite against original.
+        prompts: prompts whose sampled continuations make the other pairs; not those of the evaluation.
+        clean: harmless passages whose likelihood is kept up (`clean_weight`), JSON lines with `text`.
+        output: the adapter folder to write; with `pairs.jsonl`, `metrics.jsonl`.
+
+    Returns:
+        figures of the run as `train_sft` gives them, and the number of pairs of each kind.
+
+    Raises:
+        DetoxError: no pair could be made, a loss that is no number, `adapter` is no adapter folder.
+    """
+    inputs = {"adapter": adapter, "records": records, "prompts": prompts, **({"clean": clean} if clean else {})}
+    settings = recipe.settings("model", "training", "scoring", "evaluation")
+    with step_folder(output, "adapter", settings=settings, inputs=inputs) as folder, quiet_libraries():
+        pairs = make_pairs(recipe, adapter=adapter, records=records, prompts=prompts)
+        folder.counts.update({kind: sum(pair.source == kind for pair in pairs) for kind in ("rewrite", "sampled")})
+        write_jsonl(folder / "pairs.jsonl", (pair.as_record() for pair in pairs))
+        folder.result.update(_train(recipe, adapter, pairs, clean_texts(clean), folder), pairs=dict(folder.counts))
+        return folder.result
+
+
+def make_pairs(recipe: Recipe, *, adapter: Path, records: Path, prompts: Path) -> list[Pair]:
+    """The preference pairs of a run: from the audit trail, and from samples of the adapter's model.
+
+    Raises:
+        DetoxError: not one pair could be made.
+    """
+    dpo = recipe.training.dpo
+    pairs = rewrite_pairs(read_jsonl(records), dpo.rewrite_pairs) if dpo.rewrite_pairs else []
+    pairs += _from_samples(recipe, adapter, prompt_texts(prompts))
+    if not pairs:
+        raise DetoxError(
+            f"no preference pair could be made: no continuation was {dpo.margin:g} less toxic than another",
+            place=str(prompts), remedy="give more or more provoking prompts, or lower training.dpo.margin")
+    counts = {kind: sum(pair.source == kind for pair in pairs) for kind in ("rewrite", "sampled")}
+    say(f"preference pairs: {counts['rewrite']} rewrite against original, {counts['sampled']} sampled")
+    return pairs
+
+
+def _from_samples(recipe: Recipe, adapter: Path, prompts: list[str]) -> list[Pair]:
+    from llm_detox.generation.sampling import sample_continuations
+    from llm_detox.scoring.toxicity import load_scorer
+
+    dpo = recipe.training.dpo
+    model = load_model(adapter)
+    with task("sampling for pairs", len(prompts) * dpo.samples_per_prompt, "continuations") as work:
+        continuations = sample_continuations(
+            model, load_tokenizer(adapter), prompts, k=dpo.samples_per_prompt,
+            sampling=recipe.evaluation.sampling, seed=recipe.seed, on_progress=work.advance)
+    del model
+    flat = load_scorer(recipe.scoring.training).score([text for texts in continuations for text in texts])
+    scores = [flat[start: start + dpo.samples_per_prompt] for start in range(0, len(flat), dpo.samples_per_prompt)]
+    return sampled_pairs(prompts, continuations, scores, dpo)
+
+
+def _train(
+    recipe: Recipe, adapter: Path, pairs: Sequence[Pair], passages: list[str], folder: StepFolder
+) -> dict[str, Any]:
+    dpo = recipe.training.dpo
+    tokenizer = load_tokenizer(adapter)
+    model = open_adapter(adapter, recipe.training)
+    clean = tokenize(tokenizer, passages, dpo.max_length) if dpo.clean_weight else []
+    trainer = make_trainer(model, tokenizer, pair_rows(tokenizer, pairs, dpo.max_length), dpo, clean=clean,
+                           seed=recipe.seed, work=folder / "work")
+    outcome = run_training(trainer, "DPO", folder / "metrics.jsonl", remedy=_NAN_REMEDY)
+    save_adapter(model, tokenizer, read_base_source(adapter), folder.path)
+    return outcome
+
+
+def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int) -> list[dict[str, Any]]:
+    """Token ids of each pair: `prompt_ids`, `chosen_ids`, `rejected_ids`.
+
+    No end-of-text token is put behind a completion, unlike TRL's own preparation: a sampled continuation is cut
+    off at its 20 tokens, and a likelihood term would teach the model to stop there. A prompt keeps its last
+    `max_length // 2` tokens (TRL 1 has no `max_prompt_length`).
+    """
+    rows = []
+    for pair in pairs:
+        both = tokenizer([pair.prompt + pair.chosen, pair.prompt + pair.rejected])["input_ids"]
+        alone = tokenizer(pair.prompt)["input_ids"]
+        shared = 0
+        while shared < min(map(len, (alone, *both))) and alone[shared] == both[0][shared] == both[1][shared]:
+            shared += 1
+        prompt = alone[:shared][-(max_length // 2):]
+        chosen, rejected = (ids[shared:][: max_length - len(prompt)] for ids in both)
+        if prompt and chosen and rejected:
+            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    return rows
+
+
+class _PairTrainer(DPOTrainer):  # type: ignore[misc]
+    """TRL's trainer on rows of `pair_rows`, with an optional likelihood term for clean text."""
+
+    def __init__(self, *, clean: list[dict[str, Any]], clean_weight: float, **options: Any) -> None:
+        self._clean, self._clean_weight = clean, clean_weight
+        self._next_clean = 0
+        super().__init__(**options)
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        if not self._clean:
+            return loss
+        clean_loss = self._clean_loss(model)
+        self._metrics["train"]["clean_loss"].append(clean_loss.item())
+        return loss + self._clean_weight * clean_loss
+
+    def _clean_loss(self, model: Any) -> torch.Tensor:
+        """Mean negative log-likelihood of the next clean passages, a quarter as many as there are pairs a step."""
+        count = max(1, self.args.per_device_train_batch_size // 4)
+        rows = [self._clean[(self._next_clean + step) % len(self._clean)]["input_ids"] for step in range(count)]
+        self._next_clean += count
+        width = max(map(len, rows))
+        padded = torch.tensor([ids + [self._tokenizer.pad_token_id] * (width - len(ids)) for ids in rows])
+        mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows])
+        padded, mask = padded.to(self.args.device), mask.to(self.args.device)
+        self._total_train_tokens += int(mask.sum())
+        labels = padded.masked_fill(mask == 0, -100)
+        outputs = model(input_ids=padded, attention_mask=mask, labels=labels, use_cache=False, fused_lm_head=True)
+        loss: torch.Tensor = outputs.loss
+        return loss
+
+
+def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], dpo: DpoSection, *,
+                 clean: list[dict[str, Any]], seed: int, work: Path) -> DPOTrainer:
+    """TRL's DPO trainer for rows of `pair_rows`; the adapter as it stands becomes the frozen reference.
+
+    Raises:
+        DetoxError: there is no row.
+    """
+    if not rows:
+        raise DetoxError("no preference pair is left to train on", place="training.dpo",
+                         remedy="raise training.dpo.max_length, or give more prompts")
+    losses, weights = [dpo.loss], [1.0]
+    if dpo.likelihood_weight:
+        losses, weights = [*losses, "sft"], [*weights, dpo.likelihood_weight]
+    arguments = DPOConfig(
+        **common_arguments(dpo, steps_of=len(rows), seed=seed, work=work), max_length=dpo.max_length, beta=dpo.beta,
+        loss_type=losses, loss_weights=weights, precompute_ref_log_probs=True,
+        precompute_ref_batch_size=2 * dpo.batch_size)
+    with adapters_in_float32(model):
+        return _PairTrainer(clean=clean, clean_weight=dpo.clean_weight, model=model, args=arguments,
+                            train_dataset=Dataset.from_list(rows), processing_class=tokenizer)

@@ -1,0 +1,106 @@
+"""Preference pairs: rewrite against original, and the model's own continuations, best against worst.
+
+A pair from samples (Rafailov et al. 2023, on-policy) teaches what to avoid in the model's own words; its chosen
+text is the model's own too, so preferring it costs little fluency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_detox.data.records import Record, read_jsonl
+from llm_detox.errors import DetoxError
+from llm_detox.recipe import DpoSection
+
+_FIRST_WORDS = 4  # the prompt where rewrite and original begin alike in fewer words
+_LEAST_CHOSEN_CHARS = 12  # an (almost) empty continuation is harmless, but not worth learning
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`prompt + chosen` is to be preferred to `prompt + rejected`; `margin` is how much less toxic it is."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float
+    source: str
+
+    def as_record(self) -> Record:
+        return asdict(self)
+
+
+def rewrite_pairs(records: Iterable[Record], limit: int) -> list[Pair]:
+    """Pairs from detoxify's audit trail: the rewrite is chosen, the original rejected.
+
+    The prompt is what both begin with, in whole words; where that is nothing (or all), no pair is made, since the
+    rest would be judged without its beginning.
+
+    Args:
+        records: with `text`, `original` and `action`; only rewritten ones count.
+        limit: at most so many, those whose toxicity falls most.
+    """
+    pairs = [pair for record in records if record.get("action") == "rewritten" and (pair := _rewrite_pair(record))]
+    return sorted(pairs, key=lambda pair: -pair.margin)[:limit]
+
+
+def _rewrite_pair(record: Record) -> Pair | None:
+    new, old = str(record["text"]).split(), str(record["original"]).split()
+    shared = 0
+    while shared < min(len(new), len(old)) and new[shared] == old[shared]:
+        shared += 1
+    if shared == 0 or shared == len(new) or shared == len(old):
+        return None
+    prompt = " ".join(old[:shared])
+    chosen, rejected = (" " + " ".join(words[shared:]) for words in (new, old))
+    return Pair(prompt, chosen, rejected, _fall(record.get("scores") or {}), "rewrite")
+
+
+def _fall(scores: dict[str, Any]) -> float:
+    before, after = (scores.get(name) for name in ("toxicity_before", "toxicity_after"))
+    return float(before) - float(after) if isinstance(before, int | float) and isinstance(after, int | float) else 0.0
+
+
+def sampled_pairs(
+    prompts: Sequence[str], continuations: Sequence[Sequence[str]], scores: Sequence[Sequence[float | None]],
+    settings: DpoSection,
+) -> list[Pair]:
+    """Pair each prompt's least toxic continuations with its most toxic ones.
+
+    Args:
+        prompts: N prompts.
+        continuations: for each prompt, k texts.
+        scores: the toxicity of each, in [0, 1]; None where the scorer gave none (such texts are left out).
+        settings: `margin`, `pairs_per_prompt` and `max_pairs` count.
+
+    Returns:
+        At most `max_pairs` pairs, those of the greatest margin first.
+    """
+    pairs: list[Pair] = []
+    for prompt, texts, values in zip(prompts, continuations, scores, strict=True):
+        rated = sorted((value, text) for text, value in zip(texts, values, strict=True) if value is not None)
+        calm = [(value, text) for value, text in rated if len(text.strip()) >= _LEAST_CHOSEN_CHARS]
+        best_and_worst = list(zip(calm, reversed(rated), strict=False))[: settings.pairs_per_prompt]
+        pairs += [Pair(prompt, chosen, rejected, high - low, "sampled")
+                  for (low, chosen), (high, rejected) in best_and_worst if high - low >= settings.margin]
+    return sorted(pairs, key=lambda pair: -pair.margin)[: settings.max_pairs]
+
+
+def prompt_texts(path: Path) -> list[str]:
+    """The prompts of a RealToxicityPrompts file, or of plain `{"prompt": "..."}` lines.
+
+    Raises:
+        DetoxError: the file cannot be read or holds no prompt.
+    """
+    prompts = []
+    for record in read_jsonl(path, required=["prompt"]):
+        prompt = record["prompt"]
+        text = prompt.get("text") if isinstance(prompt, dict) else prompt
+        if isinstance(text, str) and text.strip():
+            prompts.append(text.strip())
+    if not prompts:
+        raise DetoxError("no prompts", place=str(path), remedy='each line is {"prompt": {"text": "..."}}')
+    return prompts

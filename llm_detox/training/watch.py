@@ -1,0 +1,80 @@
+"""What a training run shows while it goes, and the stop when its loss is no number."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from llm_detox.errors import DetoxError
+from llm_detox.hardware import peak_memory_bytes
+from llm_detox.progress import Task, task
+
+_RENAMED = {"num_tokens": "tokens", "rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin",
+            "rewards/chosen": "reward_chosen", "rewards/rejected": "reward_rejected"}
+_KEPT = {"loss", "learning_rate", "grad_norm", "clean_loss", *_RENAMED}
+
+
+class Watch(TrainerCallback):
+    """Shows steps, loss and tokens a second, writes each logged step to `metrics.jsonl`, stops on a bad loss."""
+
+    def __init__(self, description: str, metrics: Path, *, remedy: str) -> None:
+        self.description, self.metrics, self.remedy = description, metrics, remedy
+        self.last: dict[str, float] = {}
+        self.tokens_per_second = 0.0
+        self._display: Any = None
+        self._task: Task | None = None
+        self._started = 0.0
+        self._first_tokens: float | None = None
+
+    def attach(self, trainer: Trainer) -> None:
+        """Join the trainer, in place of its own printing to stdout."""
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(self)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started = time.monotonic()
+        self._display = task(self.description, state.max_steps, "steps")
+        self._task = self._display.__enter__()
+        if state.global_step:
+            self._task.skip(state.global_step)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+               logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        row = {_RENAMED.get(key, key): value for key, value in logs.items() if key in _KEPT}
+        self._measure(row)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **row}) + "\n")
+        if not math.isfinite(row["loss"]):
+            raise DetoxError(f"the loss is {row['loss']} at step {state.global_step}", place=self.description,
+                             remedy=self.remedy)
+        self.last = row
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._task is not None:
+            note = f"loss {self.last['loss']:.3f}, {self.tokens_per_second:.0f} tokens/s" if self.last else ""
+            self._task.advance(1, note)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the display; also after a failure."""
+        if self._display is not None:
+            self._display.__exit__(None, None, None)
+            self._display = None
+
+    def _measure(self, row: dict[str, float]) -> None:
+        tokens = row.get("tokens", 0.0)
+        seconds = time.monotonic() - self._started
+        self.tokens_per_second = tokens / seconds if seconds > 0 else 0.0
+        row["seconds"] = round(seconds, 2)
+        row["tokens_per_second"] = round(self.tokens_per_second, 1)
+        row["memory_bytes"] = peak_memory_bytes()
