@@ -142,8 +142,13 @@ class DpoSection(Section):
     beta: Annotated[float, Field(gt=0)] = 0.1
     warmup_ratio: Share = 0.1
     lr_scheduler: str = "cosine"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    loss: Annotated[str, Field(min_length=1)] = Field("sigmoid", description="a preference loss that TRL knows by name")
     likelihood_weight: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the chosen text's likelihood (RPO)")
+    clean_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the likelihood of clean text, where clean text is given")
+    pairs_per_prompt: Positive = Field(1, description="sampled pairs from one prompt, at most")
     samples_per_prompt: Positive = 8
     margin: Share = Field(0.3, description="least difference of toxicity between rejected and chosen")
     max_pairs: Positive = 200
