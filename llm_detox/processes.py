@@ -1,0 +1,133 @@
+"""Processes that outlive the command which started them: start detached, recognise again, end exactly these."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_detox.errors import DetoxError
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of ours. `started` tells it from a later process that got the same pid."""
+
+    name: str
+    pid: int
+    started: str
+    log: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def spawn(
+    name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Process:
+    """Start a detached process (its own session) that writes to `log`.
+
+    Raises:
+        DetoxError: the program cannot be started.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env=None if env is None else dict(env), cwd=cwd, start_new_session=True)
+    except OSError as error:
+        raise DetoxError(f"{name} cannot be started: {error.strerror}", place=str(command[0]),
+                         remedy="check that it is installed and may be executed") from error
+    _children[child.pid] = child
+    return Process(name, child.pid, _start_time(child.pid) or "", str(log))
+
+
+def is_running(process: Process) -> bool:
+    """Whether this very process is alive; a stranger with the same pid does not count."""
+    child = _children.get(process.pid)
+    if child is not None and child.poll() is not None:
+        return False
+    return bool(process.started) and _start_time(process.pid) == process.started
+
+
+def exit_code(process: Process) -> int | None:
+    """The exit status where this Python started the process and it has ended."""
+    child = _children.get(process.pid)
+    return None if child is None else child.poll()
+
+
+def stop(process: Process, grace_seconds: float = 15.0) -> bool:
+    """End the process and its group: SIGTERM, after the grace SIGKILL. False when it was gone already."""
+    if not is_running(process):
+        _children.pop(process.pid, None)
+        return False
+    _signal_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + grace_seconds
+    while is_running(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if is_running(process):
+        _signal_group(process, signal.SIGKILL)
+        while is_running(process):
+            time.sleep(0.05)
+    _children.pop(process.pid, None)
+    return True
+
+
+def last_lines(log: str | Path, count: int = 12) -> str:
+    """The end of a log, for error messages."""
+    with suppress(OSError):
+        return "\n".join(Path(log).read_text("utf-8", errors="replace").splitlines()[-count:])
+    return ""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that are free now, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def check_port(port: int, purpose: str, host: str = "127.0.0.1") -> int:
+    """The port, if nothing listens on it.
+
+    Raises:
+        DetoxError: the port is in use or may not be taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise DetoxError(f"port {port} for {purpose} cannot be taken: {error.strerror}", place=f"{host}:{port}",
+                             remedy="end what listens there, or choose another port") from None
+    return port
+
+
+def _signal_group(process: Process, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _start_time(pid: int) -> str | None:
+    """When the process started, in the system's own words; None for a dead one or a zombie."""
+    with suppress(OSError):
+        # The name in parentheses may hold spaces, so fields are counted behind it: state is 3, starttime 22.
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    if Path("/proc/self").exists():
+        return None
+    shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    state, _, started = shown.stdout.strip().partition(" ")
+    return started.strip() if started and not state.startswith("Z") else None

@@ -1,0 +1,207 @@
+"""Fetching: into a folder beside, every file checked against its SHA-256, then renamed in place."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm_detox.cache import cache_dir
+from llm_detox.errors import DetoxError
+from llm_detox.folders import digest_of, sha256_of
+from llm_detox.progress import say
+from llm_detox.storage.checksums import INDEX, checked_index, digest_of_index, part_size
+from llm_detox.storage.pointer import read_json, read_pointer
+from llm_detox.storage.publish import listing
+from llm_detox.storage.s3 import Place, clear_errors, connect, endpoint_of, is_missing
+from llm_detox.storage.transfer import transfers
+
+
+def fetch_model(address: str, to: Path) -> dict[str, Any]:
+    """Fetch a published model, verified by SHA-256; `to` exists only when it is complete.
+
+    An interrupted fetch goes on behind the files that arrived. A `to` that holds this version already is verified
+    and kept.
+
+    Args:
+        address: of a version (`s3://bucket/prefix/digest`), or of the place it was published to: the current one.
+        to: the folder to make.
+
+    Returns:
+        `address` (of the version), `digest`, `files`, `bytes`, `seconds`.
+
+    Raises:
+        DetoxError: nothing is published there, the store refuses or fails, a file is not what was published, the
+            disk is full, or `to` holds something else.
+    """
+    started = time.monotonic()
+    client = connect()
+    with clear_errors(address):
+        version, index = _resolve(client, Place.parse(address)) or _nothing_there(address)
+        digest = digest_of_index(index)
+        size = sum(file["bytes"] for file in index["files"].values())
+        if to.exists():
+            if not _holds(to, index):
+                raise DetoxError("the folder exists and holds something else", place=str(to),
+                                 remedy="remove it, or choose another one")
+        else:
+            _fetch_version(client, version, index, to, size)
+    return {"address": str(version), "digest": digest, "files": len(index["files"]), "bytes": size,
+            "seconds": round(time.monotonic() - started, 2)}
+
+
+def resolve(address: str) -> tuple[str, str]:
+    """The version that an address stands for now: its own address and its digest."""
+    with clear_errors(address):
+        version, index = _resolve(connect(), Place.parse(address)) or _nothing_there(address)
+    return str(version), digest_of_index(index)
+
+
+def fetch_source(url: str) -> Path:
+    """An S3 object, a prefix, or a published model, as a path in the cache.
+
+    What changed in the store is fetched anew. Of a published Caikit folder the Hugging Face folder inside it is
+    given.
+
+    Raises:
+        DetoxError: there is nothing, or the store refuses or fails.
+    """
+    place = Place.parse(url)
+    client = connect()
+    with clear_errors(url):
+        if published := _resolve(client, place):
+            folder = cache_dir("s3") / digest_of_index(published[1])
+            fetch_model(str(published[0]), folder)
+            return folder / "artifacts" if (folder / "artifacts" / "config.json").exists() else folder
+        return _fetch_plain(client, place)
+
+
+def _resolve(client: Any, place: Place) -> tuple[Place, dict[str, Any]] | None:
+    stored = read_json(client, place / INDEX)
+    if stored is None:
+        pointer = read_pointer(client, place)
+        if pointer is None:
+            return None
+        place = place / str(pointer.value["digest"])
+        stored = read_json(client, place / INDEX)
+        if stored is None:
+            raise DetoxError("the version that the pointer names is gone", place=str(place),
+                             remedy="publish the model again, or roll back to a version that is there")
+    index = checked_index(stored.value, str(place / INDEX))
+    if place.key.rpartition("/")[2] != digest_of_index(index):
+        raise DetoxError("the list of checksums does not belong to this address", place=str(place / INDEX),
+                         remedy="publish the model again")
+    return place, index
+
+
+def _nothing_there(address: str) -> tuple[Place, dict[str, Any]]:
+    raise DetoxError("no model is published here", place=address,
+                     remedy="check the address: `publish` prints it, of a version or of the place of all versions")
+
+
+def _fetch_version(client: Any, version: Place, index: dict[str, Any], to: Path, size: int) -> None:
+    staging = to.parent / f".{to.name}.part"
+    files = {name: staging / name for name in index["files"]}
+    with _writing(staging, to):
+        for path in files.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        missing = {name: path for name, path in files.items()
+                   if not (path.is_file() and sha256_of(path) == index["files"][name]["sha256"])}
+        if len(missing) < len(files):
+            say(f"going on with an interrupted fetch: {len(files) - len(missing)} of {len(files)} files are here")
+        needed = sum(index["files"][name]["bytes"] for name in missing)
+        _check_room(staging, needed)
+        part = part_size(max((file["bytes"] for file in index["files"].values()), default=0))
+        with transfers(client, part, "fetching", needed) as running:
+            for name, path in missing.items():
+                running.download(version.bucket, (version / name).key, str(path),
+                                 _checker(path, index["files"][name]["sha256"], str(version / name)))
+        _write_index(staging, index)
+        staging.rename(to)
+
+
+def _checker(path: Path, expected: str, place: str) -> Callable[[], None]:
+    def check() -> None:
+        if sha256_of(path) != expected:
+            path.unlink()
+            raise DetoxError("the file in the store is not the one that was published (SHA-256 differs)", place=place,
+                             remedy="publish the model again, or roll back to another version")
+    return check
+
+
+def _fetch_plain(client: Any, place: Place) -> Path:
+    """Objects that we did not publish: identified by size and ETag."""
+    try:
+        head = client.head_object(Bucket=place.bucket, Key=place.key) if place.key else None
+    except client.exceptions.ClientError as error:
+        if not is_missing(error):
+            raise
+        head = None
+    if head is not None:
+        objects = {place.key.rpartition("/")[2]: (int(head["ContentLength"]), str(head["ETag"]).strip('"'))}
+    else:
+        objects = {name: found for name, found in listing(client, place).items() if not name.endswith("/")}
+    if not objects:
+        raise DetoxError("there is no object and no prefix of this name", place=str(place),
+                         remedy="check the address and the bucket")
+    checked_index({"files": {name: {"sha256": etag, "bytes": size} for name, (size, etag) in objects.items()}},
+                  str(place))
+    folder = cache_dir("s3") / digest_of([endpoint_of(), str(place), objects])[:32]
+    if not folder.exists():
+        _fetch_objects(client, place, objects, folder, single=head is not None)
+    return folder / next(iter(objects)) if head is not None else folder
+
+
+def _fetch_objects(client: Any, place: Place, objects: dict[str, tuple[int, str]], folder: Path, single: bool) -> None:
+    staging = folder.parent / f".{folder.name}.part"
+    needed = sum(size for size, _ in objects.values())
+    with _writing(staging, folder):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        _check_room(staging, needed)
+        part = part_size(max(size for size, _ in objects.values()))
+        with transfers(client, part, f"fetching {place}", needed) as running:
+            for name in objects:
+                path = staging / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                running.download(place.bucket, place.key if single else (place / name).key, str(path))
+        staging.rename(folder)
+
+
+def _holds(folder: Path, index: dict[str, Any]) -> bool:
+    return all((folder / name).is_file() and sha256_of(folder / name) == file["sha256"]
+               for name, file in index["files"].items())
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, "not enough room", str(folder))
+
+
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    import json
+
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), "utf-8")
+
+
+class _writing:
+    """Turns a full disk or missing rights into one clear error; a full disk gets its room back."""
+
+    def __init__(self, staging: Path, to: Path) -> None:
+        self._staging, self._to = staging, to
+
+    def __enter__(self) -> None:
+        self._staging.mkdir(parents=True, exist_ok=True)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            shutil.rmtree(self._staging, ignore_errors=True)
+            raise DetoxError("the disk is full", place=str(self._to),
+                             remedy="free some space, or choose another folder") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DetoxError("cannot be written", place=str(self._to), remedy="check the rights") from error

@@ -1,0 +1,140 @@
+"""The connection to an S3 store, and its failures in words that help."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from llm_detox.errors import DetoxError, UsageError
+
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 10, 60, 6
+_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "Forbidden", "403", "401", "Unauthorized",
+            "InvalidToken", "InvalidClientTokenId"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A bucket and a key or prefix in it, without a slash at the end."""
+
+    bucket: str
+    key: str
+
+    @classmethod
+    def parse(cls, url: str) -> Place:
+        """From `s3://bucket/key`.
+
+        Raises:
+            UsageError: it has another form.
+        """
+        bucket, _, key = url.removeprefix("s3://").partition("/")
+        if not url.startswith("s3://") or not bucket or any(part in ("..", ".") for part in key.split("/")):
+            raise UsageError("not an S3 address", place=url, remedy="write it as s3://bucket/prefix")
+        return cls(bucket, key.strip("/"))
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(self.bucket, f"{self.key}/{name}" if self.key else name)
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}" if self.key else f"s3://{self.bucket}"
+
+
+def endpoint_of(env: Mapping[str, str] | None = None) -> str | None:
+    """The store's address; None for AWS itself."""
+    env = os.environ if env is None else env
+    return env.get("AWS_S3_ENDPOINT") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
+
+
+def connect(env: Mapping[str, str] | None = None, **config: Any) -> Any:
+    """A boto3 S3 client from the environment.
+
+    TLS is verified, with AWS_CA_BUNDLE where it is set. Own endpoints are addressed by path, unless
+    AWS_S3_ADDRESSING_STYLE says `virtual`. Checksum headers are sent only where the store asks for them: many
+    on-premises stores do not know the newer ones.
+
+    Args:
+        env: instead of `os.environ`.
+        config: overrides for `botocore.config.Config`.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError:
+        raise DetoxError("boto3 is not installed", remedy="pip install 'llm-detox[storage]'") from None
+    given = os.environ if env is None else env
+    endpoint = endpoint_of(given)
+    settings: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "max_pool_connections": 64,
+        "retries": {"mode": "standard", "max_attempts": ATTEMPTS},
+        "request_checksum_calculation": "when_required", "response_checksum_validation": "when_required",
+        "s3": {"addressing_style": given.get("AWS_S3_ADDRESSING_STYLE") or ("path" if endpoint else "auto")},
+    }
+    ca_bundle = given.get("AWS_CA_BUNDLE")
+    if ca_bundle and not os.path.isfile(ca_bundle):
+        raise DetoxError("the CA bundle named by AWS_CA_BUNDLE is not there", place=ca_bundle,
+                         remedy="point AWS_CA_BUNDLE to a PEM file, or unset it")
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise DetoxError("the store's address is not a URL", place=f"AWS_S3_ENDPOINT={endpoint}",
+                         remedy="write it as https://host:port")
+    with clear_errors("the store"):
+        return boto3.session.Session().client(
+            "s3", endpoint_url=endpoint, verify=ca_bundle or None,
+            region_name=given.get("AWS_DEFAULT_REGION") or given.get("AWS_REGION") or "us-east-1",
+            aws_access_key_id=given.get("AWS_ACCESS_KEY_ID"), aws_secret_access_key=given.get("AWS_SECRET_ACCESS_KEY"),
+            aws_session_token=given.get("AWS_SESSION_TOKEN"), config=Config(**(settings | config)))
+
+
+def error_code(error: BaseException) -> str:
+    """The store's error code; the empty string where the error came from elsewhere."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def is_missing(error: BaseException) -> bool:
+    return error_code(error) in {"404", "NoSuchKey", "NotFound"}
+
+
+@contextmanager
+def clear_errors(place: Place | str) -> Iterator[None]:
+    """Turn boto3's failures into one `DetoxError` that names endpoint and place, and never a secret."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (ClientError, BotoCoreError, Boto3Error) as error:
+        where = f"{place} at {endpoint_of() or 'AWS S3'}"
+        raise _explain(error, where) from error
+
+
+def _explain(error: Exception, where: str) -> DetoxError:
+    from botocore import exceptions as boto
+
+    code = error_code(error) or next(
+        (name for name in (*_EXPIRED, *_REFUSED, "NoSuchBucket") if f"({name})" in str(error)), "")
+    if code in _EXPIRED:
+        return DetoxError("the store's credentials have expired", place=where,
+                          remedy="get fresh ones (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) and run "
+                                 "it again: what was sent stays and is not sent twice")
+    if code == "RequestTimeTooSkewed":
+        return DetoxError("the store refuses the request: this machine's clock is wrong", place=where,
+                          remedy="set the clock (NTP)")
+    if code in _REFUSED:
+        return DetoxError(f"the store refuses the access key ({code})", place=where,
+                          remedy="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what that key may do there")
+    if code == "NoSuchBucket":
+        return DetoxError("the bucket does not exist", place=where, remedy="create it, or correct the address")
+    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
+        return DetoxError("no credentials for the store", place=where,
+                          remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if isinstance(error, boto.SSLError):
+        return DetoxError("the store's TLS certificate is not trusted", place=where,
+                          remedy="set AWS_CA_BUNDLE to the PEM file of the authority that signed it")
+    if isinstance(error, (boto.HTTPClientError, boto.ConnectionError)):
+        return DetoxError(f"the store does not answer ({type(error).__name__})", place=where,
+                          remedy="check AWS_S3_ENDPOINT, the network and that the store runs")
+    return DetoxError(f"the store failed: {code or type(error).__name__}", place=where,
+                      remedy="try again; if it stays, look into the store's log")

