@@ -1,0 +1,123 @@
+"""Records and tables: bad lines are named; torn files are continued; splits never move a record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_detox.data.cleaning import clean_text, cut_at_word, same_text_key
+from llm_detox.data.records import JsonlAppender, hash_fraction, read_jsonl, write_jsonl
+from llm_detox.data.tables import column, read_table
+from llm_detox.errors import DetoxError
+
+json_texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def write_lines(path: Path, bad: bytes) -> Path:
+    good = [json.dumps({"id": str(number), "text": "a"}).encode() for number in range(10)]
+    good[6] = bad
+    path.write_bytes(b"\n".join(good) + b"\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (b'{"text": "a"', "not valid JSON"),
+        (b'{"text": "caf\xe9"}', "not UTF-8"),
+        (b'["text"]', "a JSON object is needed"),
+        (b'{"txt": "a"}', "'text' is missing"),
+    ],
+)
+def test_a_bad_line_is_named_with_file_and_number(tmp_path: Path, bad: bytes, message: str) -> None:
+    path = write_lines(tmp_path / "texts.jsonl", bad)
+    with pytest.raises(DetoxError, match=rf"texts\.jsonl, line 7: .*{message}"):
+        list(read_jsonl(path, required=["text"]))
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DetoxError, match="No such file"):
+        list(read_jsonl(tmp_path / "none.jsonl"))
+
+
+@given(st.lists(json_texts, max_size=8))
+def test_records_read_back_as_written(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    path = tmp_path_factory.mktemp("records") / "r.jsonl"
+    write_jsonl(path, ({"text": text} for text in texts))
+    assert [record["text"] for record in read_jsonl(path)] == texts
+
+
+@given(st.lists(json_texts, min_size=1, max_size=6), st.integers(min_value=0, max_value=400))
+def test_an_interrupted_file_goes_on_behind_its_last_whole_record(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("torn") / "r.jsonl"
+    write_jsonl(path, ({"text": text} for text in texts))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: min(cut, len(whole))])
+    with JsonlAppender(path) as appender:
+        done = len(appender.existing)
+        for text in texts[done:]:
+            appender.write({"text": text})
+    assert path.read_bytes() == whole
+
+
+def test_csv_with_a_missing_column_lists_those_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("label,comment\n1,hello\n", "utf-8")
+    record = next(read_table(path))
+    with pytest.raises(DetoxError, match=r"'text' is missing[\s\S]*label, comment"):
+        column(record, "text", str(path))
+
+
+def test_a_csv_row_of_the_wrong_length_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("label,text\n1,hello\n0,a,b\n", "utf-8")
+    with pytest.raises(DetoxError, match=r"t\.csv, line 3"):
+        list(read_table(path))
+
+
+def test_nested_columns_are_reached_with_dots() -> None:
+    assert column({"prompt": {"text": "x"}}, "prompt.text", "here") == "x"
+
+
+def test_tsv_is_read_without_quoting(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text('text\n"half quoted\n', "utf-8")
+    assert [record["text"] for record in read_table(path)] == ['"half quoted']
+
+
+def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DetoxError, match="holds no table"):
+        list(read_table(tmp_path))
+
+
+def test_cleaning_removes_links_mentions_and_markup() -> None:
+    assert clean_text("RT @you: see https://x.y/z  &amp; ''this''\n<b>now</b>") == "see & this now"
+
+
+@given(st.text())
+def test_cleaning_twice_changes_nothing_that_matters(text: str) -> None:
+    once = clean_text(text)
+    assert "\n" not in once
+    assert same_text_key(clean_text(once)) == same_text_key(once)
+
+
+@given(st.text(), st.integers(min_value=4, max_value=50))
+def test_cutting_keeps_the_beginning_and_the_limit(text: str, limit: int) -> None:
+    cut = cut_at_word(text, limit)
+    assert len(cut) <= limit
+    assert text.startswith(cut)
+
+
+def test_the_split_of_a_record_is_fixed_for_good() -> None:
+    assert hash_fraction("a comment", "prompts") == pytest.approx(0.109138, abs=1e-6)
+
+
+@given(st.text(), st.text())
+def test_hash_fractions_lie_in_the_unit_interval(key: str, salt: str) -> None:
+    assert 0 <= hash_fraction(key, salt) < 1
