@@ -1,5 +1,7 @@
 """`detox-and-serve`: from text and a model to a published, served, answering model, if the gate lets it pass."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components.convert.component import convert
@@ -14,11 +16,18 @@ from components.sft.component import sft
 from components.smoke.component import smoke
 
 
+class Outcome(NamedTuple):
+    """What the pipeline gives back."""
+
+    report: dsl.Artifact
+    verdict: str
+
+
 @dsl.pipeline(
     name="detox-and-serve",
     description="Rewrite toxic text, fine-tune (SFT, then DPO), measure all arms alike, and serve the model that passes.",
 )
-def detox_and_serve(recipe: str):
+def detox_and_serve(recipe: str) -> Outcome:
     """Run a recipe.
 
     Args:
@@ -64,3 +73,5 @@ def detox_and_serve(recipe: str):
         answered = smoke(recipe=recipe, deployment=deployed.outputs["deployment"])
         for task in (published, deployed, answered):
             task.set_caching_options(False)
+
+    return Outcome(report=compared.outputs["report"], verdict=compared.outputs["Output"])

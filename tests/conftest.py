@@ -26,3 +26,11 @@ def shared_data() -> Path:
     if not folder.exists():
         pytest.skip(f"the development data is not here ({folder}); set LLM_DETOX_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama and its tokenizer, for tests that only read it."""
+    from tests.tiny import save_tiny_llama
+
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")

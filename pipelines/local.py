@@ -1,0 +1,141 @@
+"""Running a pipeline whole on this machine: the same components as in a cluster, as processes, with a real S3 store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import llm_detox
+from llm_detox.deploy.local import stop_local
+from llm_detox.errors import DetoxError
+from llm_detox.pipeline_step import ERROR_FILE_VARIABLE
+from llm_detox.recipe import Recipe
+from llm_detox.storage.seaweed import Seaweed
+from pipelines.detox_and_serve import detox_and_serve
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """What a finished local run left behind."""
+
+    recipe: Recipe
+    report: Path
+    verdict: str
+    deployment: Path | None
+    answers: Path | None
+    seconds: float
+
+
+def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) -> LocalRun:
+    """Run `detox-and-serve` with Kubeflow's local runner.
+
+    Finished steps are kept under `runs/<recipe>/` and found again by the next run of the same recipe and code,
+    so an interrupted run goes on where it stopped; publishing, deploying and asking always happen anew.
+
+    Args:
+        recipe: what to run.
+        runs: the folder for the runs.
+        keep_serving: leave the store and the served model running.
+        fresh: do every step anew.
+
+    Raises:
+        DetoxError: a step failed; the message is the step's own.
+    """
+    home = (runs / recipe.name).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    stop_kept(runs, recipe.name)
+    started = time.monotonic()
+    done = False
+    with _environment({ERROR_FILE_VARIABLE: str(home / "error.json")}), _errors_of_steps(home / "error.json"):
+        store = Seaweed.start(home / "store", buckets=[urlsplit(recipe.publish.url).netloc])
+        try:
+            with _environment(store.env()):
+                task = _run(recipe, home, fresh)
+                run = _collect(recipe, task, home, time.monotonic() - started)
+            done = True
+            return run
+        finally:
+            if not (done and keep_serving and run.deployment):
+                stop_kept(runs, recipe.name)
+                store.stop()
+
+
+def stop_kept(runs: Path, name: str) -> None:
+    """End what an earlier run of the recipe left serving, if anything."""
+    home = (runs / name).absolute()
+    for state in home.glob("artifacts/*/deploy/deployment"):
+        stop_local(state)
+    with suppress(DetoxError):
+        Seaweed.attach(home / "store").stop()
+
+
+def code_digest() -> str:
+    """Changes with the library, which Kubeflow's cache key does not see."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(llm_detox.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _run(recipe: Recipe, home: Path, fresh: bool) -> Any:
+    from kfp import local
+
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(home / "artifacts"),
+        enable_caching=not fresh,
+        cache_root=str(home / "cache" / code_digest()),
+    )
+    return detox_and_serve(recipe=recipe.model_dump_json())
+
+
+def _collect(recipe: Recipe, task: Any, home: Path, seconds: float) -> LocalRun:
+    run_folder = max((home / "artifacts").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    deployment, answers = run_folder / "deploy" / "deployment", run_folder / "smoke" / "answers"
+    return LocalRun(
+        recipe=recipe,
+        report=Path(task.outputs["report"].path),
+        verdict=str(task.outputs["verdict"]),
+        deployment=deployment if deployment.exists() else None,
+        answers=answers if answers.exists() else None,
+        seconds=seconds,
+    )
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables for the steps' processes, and put back what was there."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _errors_of_steps(note: Path) -> Iterator[None]:
+    """Kubeflow says only that a task failed; the step left its own message in the note."""
+    note.unlink(missing_ok=True)
+    try:
+        yield
+    except RuntimeError as error:
+        if note.exists():
+            told = json.loads(note.read_text("utf-8"))
+            place = f"step {told['step']}" + (f", {told['place']}" if told["place"] else "")
+            raise DetoxError(told["message"], place=place, remedy=told["remedy"]) from None
+        raise DetoxError(f"a step failed: {error}", remedy="its output above tells why; --fresh runs every step anew") from None
+    finally:
+        note.unlink(missing_ok=True)
