@@ -1,0 +1,239 @@
+"""The model behind the scheduler: forward passes of a Hugging Face causal language model over a changing batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from llm_detox.errors import DetoxError
+from llm_detox.generation.models import compute_dtype, device, load_model, load_tokenizer, model_folder
+from serving.engine.cache import BatchCache
+from serving.engine.detokenizer import Vocabulary
+from serving.engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length",
+                "max_seq_length", "seq_len")
+_DEFAULT_LENGTH = 2048
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class PromptFailed(RuntimeError):
+    """New prompts could not be run; the rows that were there are as before."""
+
+
+class Rows(Protocol):
+    """A batch of sequences that a model extends; row i is the i-th sequence that was added and not dropped."""
+
+    limit: int
+
+    def add(self, prompts: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
+        """Run the prompts and append them as rows: logits [n, v] of the next token, or [n, t, v] of every position.
+
+        Raises:
+            PromptFailed: the forward pass failed, for want of memory for example.
+        """
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append a token to every row: logits [rows, v] of the next one."""
+
+    def drop(self, row: int) -> None:
+        """Remove a row; the last row takes its place."""
+
+    def clear(self) -> None:
+        """Remove all rows."""
+
+
+class BatchedRows:
+    """Rows that run together in one padded batch."""
+
+    def __init__(self, model: PreTrainedModel, limit: int) -> None:
+        self.limit = limit
+        self._model = model
+        self._cache = BatchCache()
+
+    @torch.inference_mode()
+    def add(self, prompts: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        columns = torch.arange(longest) - (longest - lengths)[:, None]
+        where, cache = self._model.device, DynamicCache()
+        try:
+            logits = _forward(self._model, ids.to(where), past_key_values=cache, logits_to_keep=0 if all_logits else 1,
+                              attention_mask=(columns >= 0).long().to(where),
+                              position_ids=columns.clamp(min=0).to(where))
+        except RuntimeError as error:
+            raise PromptFailed(str(error)) from error
+        self._cache.add(cache, lengths.tolist())
+        return logits if all_logits else logits[:, -1]
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        where = self._model.device
+        cache, mask, positions = self._cache.step(where)
+        ids = torch.tensor(tokens, device=where)[:, None]
+        logits = _forward(self._model, ids, past_key_values=cache, attention_mask=mask, position_ids=positions)
+        self._cache.stepped()
+        return logits[:, -1]
+
+    def drop(self, row: int) -> None:
+        self._cache.remove(row)
+
+    def clear(self) -> None:
+        self._cache = BatchCache()
+
+
+class SoloRows:
+    """One row at a time, in the cache that the model makes for itself; for models that no padded batch suits."""
+
+    limit = 1
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._cache: Any = None
+
+    @torch.inference_mode()
+    def add(self, prompts: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
+        logits = self._run(torch.tensor([list(prompts[0])], device=self._model.device))
+        return logits if all_logits else logits[:, -1]
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        return self._run(torch.tensor([list(tokens)], device=self._model.device))[:, -1]
+
+    def drop(self, row: int) -> None:
+        self._cache = None
+
+    def clear(self) -> None:
+        self._cache = None
+
+    def _run(self, ids: Tensor) -> Tensor:
+        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits
+        return logits
+
+
+def _forward(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
+    logits: Tensor = model(input_ids=ids, use_cache=True, **inputs).logits
+    return logits
+
+
+class Model:
+    """A loaded model with its tokenizer, end-of-sequence ids and lengths.
+
+    Args:
+        settings: of the engine.
+
+    Raises:
+        DetoxError: the model is missing, or is of a kind that this engine does not serve.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        folder = _folder(settings.model_name)
+        self.tokenizer = load_tokenizer(folder)
+        self.vocabulary = Vocabulary(_fast(self.tokenizer, folder), keep_special=settings.output_special_tokens)
+        self.model = load_model(folder, dtype=_dtype(settings.dtype))
+        config: Any = self.model.config
+        if config.is_encoder_decoder:
+            raise DetoxError("encoder-decoder models are not served by this engine", place=str(folder),
+                             remedy="give a causal (decoder-only) language model")
+        self.eos = _eos(self.model, self.tokenizer)
+        self.bos = next((i for i in (self.tokenizer.bos_token_id, *sorted(self.eos)) if i is not None), 0)
+        embeddings: Any = self.model.get_input_embeddings()
+        self.vocabulary_size = int(embeddings.weight.shape[0])
+        self.rows = self._rows(settings.max_batch_size)
+        self.max_sequence_length = self._length(settings)
+
+    def _length(self, settings: Settings) -> int:
+        text: Any = self.model.config.get_text_config()
+        own = next((int(n) for key in _LENGTH_KEYS if (n := getattr(text, key, None))), None)
+        if settings.max_sequence_length and own and settings.max_sequence_length > own:
+            log.warning("max_sequence_length %d is more than the model was made for (%d)",
+                        settings.max_sequence_length, own)
+        return settings.max_sequence_length or own or _DEFAULT_LENGTH
+
+    def _rows(self, limit: int) -> Rows:
+        reason = "max_batch_size is 1" if limit == 1 else batching_trouble(self.model, self.vocabulary_size)
+        if reason is None:
+            return BatchedRows(self.model, limit)
+        log.warning("requests run one after the other, not in a batch: %s", reason)
+        return SoloRows(self.model)
+
+
+@torch.inference_mode()
+def batching_trouble(model: PreTrainedModel, vocabulary_size: int) -> str | None:
+    """Why this model cannot run in a padded, changing batch; None where it can.
+
+    It is tried, not guessed from the architecture: two prompts that join, step and leave at different times must see
+    the logits that each sees alone.
+    """
+    generator = torch.Generator().manual_seed(1)
+    long, short, more = (torch.randint(vocabulary_size, (n,), generator=generator).tolist() for n in (9, 4, 3))
+    rows = BatchedRows(model, 2)
+    try:
+        seen = [rows.add([long])[0], rows.step(more[:1])[0]]
+        seen += [rows.add([short])[0]]
+        both = rows.step(more[1:])
+        alone = [_alone(model, ids) for ids in (long, long + more[:1], short, long + more[:2], short + more[2:])]
+    except Exception as error:  # whatever a model's own code raises means the same: not this way
+        log.debug("batching probe", exc_info=True)
+        return f"{type(model).__name__} does not run with a batch cache ({type(error).__name__}: {error})"
+    finally:
+        rows.clear()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    spread = max(float(logits.float().std()) for logits in alone)
+    worst = max(float((a.float() - b.float()).abs().max())
+                for a, b in zip([*seen, *both], alone, strict=True)) / max(spread, 1e-6)
+    if worst > tolerance:
+        return f"{type(model).__name__} gives other results in a padded batch (off by {worst:.2g} standard deviations)"
+    return None
+
+
+def _alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+    return logits[0, -1]
+
+
+def _folder(name: str) -> Path:
+    inner = Path(name) / "artifacts"
+    return model_folder(str(inner if (inner / "config.json").exists() else name))
+
+
+def _fast(tokenizer: Any, folder: Path) -> Any:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise DetoxError("the tokenizer has no fast form (tokenizer.json)", place=str(folder),
+                         remedy="save it with `AutoTokenizer.from_pretrained(...).save_pretrained(...)` once")
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _dtype(asked: str | None) -> torch.dtype:
+    best = compute_dtype()
+    if asked is None:
+        return best
+    if asked not in _DTYPES:
+        raise DetoxError(f"{asked!r} is no dtype", place="dtype", remedy=", ".join(_DTYPES))
+    if device().type == "cpu" and asked != "float32":
+        log.warning("computing in float32: %s is far slower on this CPU", asked)
+        return torch.float32
+    return _DTYPES[asked]
+
+
+def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end a sequence, as `generate` reads them."""
+    ids = model.generation_config.eos_token_id
+    if ids is None:
+        ids = tokenizer.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])

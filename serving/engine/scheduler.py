@@ -1,0 +1,286 @@
+"""Continuous batching: requests join the running batch between two tokens and leave it as soon as they are done."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving.engine.backend_transformers import PromptFailed, Rows
+from serving.engine.detokenizer import Vocabulary
+from serving.engine.jobs import (
+    EOS_TOKEN,
+    ERROR,
+    MAX_TOKENS,
+    NOT_FINISHED,
+    STOP_SEQUENCE,
+    TIME_LIMIT,
+    TOKEN_LIMIT,
+    Job,
+    TokenDetail,
+    Update,
+)
+from serving.engine.metrics import Metrics
+from serving.engine.sampling import Sampler, detail, prompt_details
+from serving.engine.stopping import StopText
+
+log = logging.getLogger(__name__)
+
+class Running:
+    """A request in the batch: what it has generated so far, and whether it is done."""
+
+    def __init__(self, job: Job, vocabulary: Vocabulary, eos: frozenset[int]) -> None:
+        self.job, self.parameters = job, job.parameters
+        self.sampler = Sampler(job.parameters, job.ids, eos)
+        self.token = -1
+        self.count = 0
+        self.reason = NOT_FINISHED
+        self.stop_sequence = ""
+        self._eos = eos
+        self._tokens: list[TokenDetail] = []
+        self._input_tokens: list[TokenDetail] | None = None
+        self._detokenizer = vocabulary.detokenizer()
+        self._text = StopText(job.parameters.stop_sequences, include=job.parameters.include_stop_sequence)
+
+    @property
+    def final_length(self) -> int:
+        return len(self.job.ids) + self.parameters.max_new_tokens
+
+    def read_prompt(self, logits: Tensor) -> None:
+        """Note the details of the input tokens, by logits [t, v]."""
+        self._input_tokens = prompt_details(self.parameters, self.job.ids, logits)
+        if self.job.stream:
+            self.job.deliver(Update(input_tokens=self._input_tokens))
+            self._input_tokens = None
+
+    def accept(self, token: int, scores: Tensor | None) -> None:
+        """Take the next token and see whether the request is done."""
+        p = self.parameters
+        self.token, self.count = token, self.count + 1
+        self.sampler.took(token)
+        if p.generated_tokens:
+            self._tokens.append(TokenDetail(token) if scores is None else detail(p, token, scores))
+        enough = self.count >= p.min_new_tokens
+        ended = enough and token in self._eos
+        piece = "" if ended else self._detokenizer.push(token)
+        # Unlike TGIS, a stop sequence that the very last token completes counts as one, and is cut where asked.
+        stop = self._text.add(piece, match=enough)
+        self.reason = EOS_TOKEN if ended else self._reason(stop)
+        if self.reason == STOP_SEQUENCE:
+            self.stop_sequence = stop or ""
+        elif self.reason != NOT_FINISHED:
+            self._text.add(self._detokenizer.flush(), match=False)
+        if self.job.stream or self.reason != NOT_FINISHED:
+            self._send()
+
+    def fail(self, error: Exception) -> None:
+        """End the request with an error; nothing happens where it has ended."""
+        if self.reason == NOT_FINISHED:
+            self.reason = ERROR
+            self.job.deliver(Update(count=self.count, reason=ERROR, error=f"{type(error).__name__}: {error}"))
+
+    def _reason(self, stop: str | None) -> int:
+        p = self.parameters
+        if stop is not None:
+            return STOP_SEQUENCE
+        if self.count >= p.max_new_tokens:
+            return TOKEN_LIMIT if p.max_is_token_limit else MAX_TOKENS
+        if p.deadline is not None and time.monotonic() > p.deadline:
+            return TIME_LIMIT
+        return NOT_FINISHED
+
+    def _send(self) -> None:
+        text = self._text.ready(final=self.reason != NOT_FINISHED)
+        tokens, self._tokens = self._tokens, []
+        if text or tokens or self.reason != NOT_FINISHED:
+            self.job.deliver(Update(text, tokens, self._input_tokens, self.count, self.reason, self.stop_sequence))
+
+
+class Scheduler:
+    """Owns the model's batch; everything that touches it runs on one thread.
+
+    Args:
+        rows: the batch.
+        vocabulary: for text.
+        eos: ids that end a sequence.
+        budget: tokens that the cache may hold: rows times the longest row's final length.
+        prefill_tokens: prompt tokens run between two steps of the others, so that long prompts do not stall them.
+        prefill_padding: the share of padding that prompts run together may have.
+    """
+
+    def __init__(self, rows: Rows, vocabulary: Vocabulary, eos: frozenset[int], metrics: Metrics, *, budget: int,
+                 prefill_tokens: int = 2048, prefill_padding: float = 0.2) -> None:
+        self._rows, self._vocabulary, self._eos, self._metrics = rows, vocabulary, eos, metrics
+        self._budget, self._prefill_tokens, self._padding = budget, prefill_tokens, prefill_padding
+        self._waiting: deque[Running] = deque()
+        self._running: list[Running] = []
+        self._wake = threading.Condition()
+        self._stopping = False
+        self.healthy = False
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step in progress; what is unfinished fails."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue requests; their news comes through `deliver`."""
+        queued = [Running(job, self._vocabulary, self._eos) for job in jobs]
+        with self._wake:
+            if self._stopping:
+                raise RuntimeError("the engine has stopped")
+            self._waiting.extend(queued)
+            self._wake.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Give the request's place to others. No further news of it comes."""
+        job.cancelled = True
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._waiting or self._running or self._stopping):
+                    self._wake.wait()
+                if self._stopping:
+                    break
+            try:
+                self._turn()
+            except Exception as error:  # the engine outlives any one batch
+                log.exception("a step failed; its requests end with an error")
+                self._fail(self._running, error)
+                self._running = []
+                self._rows.clear()
+        self._fail([*self._running, *self._waiting], RuntimeError("the server is stopping"))
+
+    def _turn(self) -> None:
+        self._leave(lambda running: running.job.cancelled)
+        for group in self._joining():
+            self._prefill(group)
+        self._leave(lambda running: running.reason != NOT_FINISHED)
+        if self._running:
+            started = time.monotonic()
+            self._take(self._running, self._rows.step([running.token for running in self._running]))
+            self._metrics.stepped("next_token", len(self._running), time.monotonic() - started)
+            self._leave(lambda running: running.reason != NOT_FINISHED)
+        self.healthy = True
+        self._metrics.batch(len(self._running), sum(len(r.job.ids) + r.count for r in self._running),
+                            len(self._waiting))
+
+    def _joining(self) -> list[list[Running]]:
+        """Who joins now, in groups of prompts of like length that run together."""
+        chosen: list[Running] = []
+        tokens = 0
+        with self._wake:
+            longest = max((running.final_length for running in self._running), default=0)
+            while self._waiting and len(self._running) + len(chosen) < self._rows.limit:
+                candidate = self._waiting[0]
+                job = candidate.job
+                if job.cancelled or self._expired(job):
+                    self._waiting.popleft()
+                    continue
+                count = len(self._running) + len(chosen) + 1
+                most = max(longest, candidate.final_length)
+                if count > 1 and (count * most > self._budget or tokens + len(job.ids) > self._prefill_tokens):
+                    break
+                self._waiting.popleft()
+                longest, tokens = most, tokens + len(job.ids)
+                chosen.append(candidate)
+                self._metrics.waited(time.monotonic() - job.queued)
+            for waiting in self._waiting:
+                waiting.job.passed_over = True
+        return self._grouped(chosen)
+
+    def _expired(self, job: Job) -> bool:
+        """Whether the time limit went by in the queue; a request that has not waited gets at least one token."""
+        deadline = job.parameters.deadline
+        if not job.passed_over or deadline is None or time.monotonic() <= deadline:
+            return False
+        job.deliver(Update(reason=TIME_LIMIT))
+        return True
+
+    def _grouped(self, chosen: list[Running]) -> list[list[Running]]:
+        groups: list[list[Running]] = []
+        for running in sorted(chosen, key=lambda r: len(r.job.ids), reverse=True):
+            size = len(running.job.ids)
+            if groups and not running.parameters.input_tokens and not groups[-1][0].parameters.input_tokens:
+                group = groups[-1]
+                longest = len(group[0].job.ids)
+                real = sum(len(r.job.ids) for r in group) + size
+                if 1 - real / (longest * (len(group) + 1)) <= self._padding:
+                    group.append(running)
+                    continue
+            groups.append([running])
+        return groups
+
+    def _prefill(self, group: list[Running]) -> None:
+        started = time.monotonic()
+        wants_all = group[0].parameters.input_tokens
+        try:
+            logits = self._rows.add([running.job.ids for running in group], all_logits=wants_all)
+        except PromptFailed as error:  # the others are unharmed
+            self._fail(group, error)
+            return
+        self._running.extend(group)
+        if wants_all:
+            group[0].read_prompt(logits[0])
+            logits = logits[:, -1]
+        self._take(group, logits)
+        self._metrics.stepped("prefill", len(group), time.monotonic() - started)
+
+    def _take(self, rows: list[Running], logits: Tensor) -> None:
+        """Choose and hand out the next token of each row by logits [rows, v]."""
+        best = logits.argmax(-1)
+        scores: list[Tensor | None] = [None] * len(rows)
+        for index, running in enumerate(rows):
+            if not running.sampler.plain:
+                scores[index] = changed = running.sampler.scores(logits[index])
+                best[index] = running.sampler.choose(changed)
+        for running, token, row_scores in zip(rows, best.tolist(), scores, strict=True):
+            try:
+                running.accept(token, row_scores)
+            except Exception as error:  # one request's text or details must not end the others
+                log.exception("a token could not be handed out")
+                running.fail(error)
+
+    def _leave(self, done: Callable[[Running], bool]) -> None:
+        for index in range(len(self._running) - 1, -1, -1):
+            if done(self._running[index]):
+                self._rows.drop(index)
+                last = self._running.pop()
+                if index < len(self._running):
+                    self._running[index] = last
+
+    def _fail(self, rows: Sequence[Running], error: Exception) -> None:
+        self.healthy = False
+        for running in rows:
+            running.fail(error)
+
+
+def budget_tokens(model: Any, fraction: float) -> int:
+    """How many tokens a cache may hold in this share of the memory that is free."""
+    config: Any = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+    # The buffers grow by half when they are full, in rows and in columns.
+    return int(_free_memory(model.device) * fraction / (per_token * 2.25))
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines["MemAvailable"].split()[0]) * 1024

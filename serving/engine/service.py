@@ -1,0 +1,231 @@
+"""`fmaas.GenerationService` over gRPC: messages in, jobs to the engine, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from serving.engine import proto
+from serving.engine.detokenizer import Vocabulary
+from serving.engine.jobs import ERROR, NOT_FINISHED, Engine, Job, TokenDetail, Update
+from serving.engine.metrics import Metrics
+from serving.engine.validation import InvalidRequest, Limits, Parameters, check_prefix, parameters
+
+log = logging.getLogger(__name__)
+
+_INLINE_CHARACTERS = 4000
+_DECODER_ONLY = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenization:
+    """How texts become ids; `bos` starts a text that has none."""
+
+    vocabulary: Vocabulary
+    bos: int
+
+    def encode(self, text: str, truncate: int = 0) -> list[int]:
+        """Ids of a text with its special tokens; truncation keeps the end, and a leading special token."""
+        encoded = self.vocabulary.backend.encode(text)
+        ids = list(encoded.ids) or [self.bos]
+        if 0 < truncate < len(ids):
+            kept = 1 if encoded.special_tokens_mask[0] and truncate > 1 else 0
+            ids = ids[:kept] + ids[len(ids) - truncate + kept:]
+        return ids
+
+
+class GenerationService:
+    """The four calls. Every method takes the request message and grpc.aio's context."""
+
+    def __init__(self, tokenization: Tokenization, engine: Engine, limits: Limits, metrics: Metrics, *,
+                 max_concurrent_requests: int) -> None:
+        self._tokenization, self._engine, self._limits, self._metrics = tokenization, engine, limits, metrics
+        self._free = max_concurrent_requests
+        self._pb = proto.messages()
+        self._reasons = {number: name for name, number in self._pb.StopReason.items()}
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenizer")
+
+    def handlers(self) -> Any:
+        """What a grpc.aio server registers."""
+        pb = self._pb
+        calls = {
+            "Generate": (grpc.unary_unary_rpc_method_handler, self.generate, pb.BatchedGenerationRequest),
+            "GenerateStream": (grpc.unary_stream_rpc_method_handler, self.stream, pb.SingleGenerationRequest),
+            "Tokenize": (grpc.unary_unary_rpc_method_handler, self.tokenize, pb.BatchedTokenizeRequest),
+            "ModelInfo": (grpc.unary_unary_rpc_method_handler, self.model_info, pb.ModelInfoRequest),
+        }
+        return grpc.method_handlers_generic_handler(proto.SERVICE, {
+            name: make(call, request_deserializer=request.FromString,
+                       response_serializer=lambda message: message.SerializeToString())
+            for name, (make, call, request) in calls.items()
+        })
+
+    async def generate(self, request: Any, context: Any) -> Any:
+        """Generate: all inputs of the request, together."""
+        count = len(request.requests)
+        kind = "single" if count == 1 else "batch"
+        self._metrics.requests.labels(kind).inc()
+        if count == 0:
+            return self._pb.BatchedGenerationResponse()
+        with self._places(count):
+            started = time.monotonic()
+            prepared = await self._prepare(request, [item.text for item in request.requests])
+            queues = [asyncio.Queue[Update]() for _ in prepared]
+            with self._submitted(prepared, queues, stream=False):
+                updates = [await queue.get() for queue in queues]
+            responses = [self._answer(item.text, ids, p, update)
+                         for item, (ids, p), update in zip(request.requests, prepared, updates, strict=True)]
+            for (ids, _), update in zip(prepared, updates, strict=True):
+                self._finished(kind, len(ids), update, started)
+            return self._pb.BatchedGenerationResponse(responses=responses)
+
+    async def stream(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """GenerateStream: first what is known of the input, then a message for each piece of text."""
+        self._metrics.requests.labels("stream").inc()
+        with self._places(1):
+            if not request.HasField("request"):
+                raise InvalidRequest("missing request")
+            started = time.monotonic()
+            text = request.request.text
+            [(ids, p)] = prepared = await self._prepare(request, [text])
+            yield self._pb.GenerationResponse(input_token_count=len(ids), seed=p.seed or 0,
+                                              text=text if p.input_text else "")
+            queue = asyncio.Queue[Update]()
+            with self._submitted(prepared, [queue], stream=True):
+                reason = NOT_FINISHED
+                while reason == NOT_FINISHED:
+                    update = await queue.get()
+                    reason = update.reason
+                    yield self._piece(ids, p, update)
+            self._finished("stream", len(ids), update, started)
+
+    async def tokenize(self, request: Any, context: Any) -> Any:
+        """Tokenize: token counts, and the tokens and their character offsets where asked; truncation keeps the end."""
+        self._metrics.tokenize.inc()
+        loop, backend = asyncio.get_running_loop(), self._tokenization.vocabulary.backend
+        responses = []
+        for item in request.requests:
+            encoded = await loop.run_in_executor(self._pool, backend.encode, item.text)
+            total = len(encoded.ids)
+            first = max(0, total - request.truncate_input_tokens) if request.truncate_input_tokens else 0
+            response = self._pb.TokenizeResponse(token_count=total - first)
+            if request.return_tokens:
+                response.tokens.extend(encoded.tokens[first:])
+            if request.return_offsets:
+                for start, end in encoded.offsets[first:]:
+                    response.offsets.add(start=start, end=end)
+            responses.append(response)
+        return self._pb.BatchedTokenizeResponse(responses=responses)
+
+    async def model_info(self, request: Any, context: Any) -> Any:
+        """ModelInfo: the kind of the model and its limits."""
+        return self._pb.ModelInfoResponse(model_kind=_DECODER_ONLY, max_new_tokens=self._limits.max_new_tokens,
+                                          max_sequence_length=self._limits.max_sequence_length)
+
+    async def healthy(self) -> bool:
+        """Whether generation works: the last step did, or a token can be generated now."""
+        if self._engine.healthy:
+            return True
+        queue = asyncio.Queue[Update]()
+        with self._submitted([(self._tokenization.encode("liveness"), Parameters(max_new_tokens=1))], [queue],
+                             stream=False):
+            return (await queue.get()).reason != ERROR
+
+    async def _prepare(self, request: Any, texts: Sequence[str]) -> list[tuple[list[int], Parameters]]:
+        """Check a request and tokenize its inputs."""
+        check_prefix(request)
+        self._metrics.inputs.inc(len(texts))
+        p = parameters(request.params, self._limits)
+        loop = asyncio.get_running_loop()
+        prepared = []
+        for text in texts:
+            if len(text) < _INLINE_CHARACTERS:
+                ids = self._tokenization.encode(text, p.truncate_input_tokens)
+            else:  # a long text must not hold up the other calls
+                ids = await loop.run_in_executor(self._pool, self._tokenization.encode, text, p.truncate_input_tokens)
+            prepared.append((ids, p.for_input(len(ids), self._limits)))
+            self._metrics.input_tokens.observe(len(ids))
+        return prepared
+
+    @contextmanager
+    def _submitted(self, prepared: Sequence[tuple[list[int], Parameters]], queues: Sequence[asyncio.Queue[Update]],
+                   *, stream: bool) -> Any:
+        """Jobs in the engine whose news come to the queues; on leaving, what is unfinished is cancelled."""
+        loop = asyncio.get_running_loop()
+        jobs = [Job(ids, p, stream, _to(queue, loop)) for (ids, p), queue in zip(prepared, queues, strict=True)]
+        self._engine.submit(jobs)
+        try:
+            yield
+        finally:
+            for job in jobs:
+                self._engine.cancel(job)
+
+    @contextmanager
+    def _places(self, count: int) -> Any:
+        """So many of the places for concurrent inputs."""
+        if count > self._free:
+            self._metrics.failure.labels("conc_limit").inc()
+            raise Overloaded("Model is overloaded")
+        self._free -= count
+        try:
+            yield
+        finally:
+            self._free += count
+
+    def _answer(self, text: str, ids: list[int], p: Parameters, update: Update) -> Any:
+        if update.reason == ERROR:
+            raise GenerationFailed(update.error)
+        return self._pb.GenerationResponse(
+            input_token_count=len(ids), generated_token_count=update.count,
+            text=(text if p.input_text else "") + update.text, stop_reason=update.reason,
+            stop_sequence=update.stop_sequence, seed=p.seed or 0, tokens=self._details(update.tokens),
+            input_tokens=self._details(update.input_tokens or []))
+
+    def _piece(self, ids: list[int], p: Parameters, update: Update) -> Any:
+        if update.reason == ERROR:
+            raise GenerationFailed(update.error)
+        if update.input_tokens is not None:
+            return self._pb.GenerationResponse(input_token_count=len(ids),
+                                               input_tokens=self._details(update.input_tokens))
+        return self._pb.GenerationResponse(
+            generated_token_count=update.count, text=update.text, stop_reason=update.reason,
+            stop_sequence=update.stop_sequence, tokens=self._details(update.tokens),
+            seed=(p.seed or 0) if update.reason != NOT_FINISHED else 0)
+
+    def _details(self, tokens: Sequence[TokenDetail]) -> list[Any]:
+        name, info = self._tokenization.vocabulary.name, self._pb.TokenInfo
+        return [info(text=name(t.token), logprob=t.logprob, rank=t.rank,
+                     top_tokens=[info.TopToken(text=name(i), logprob=value) for i, value in t.top]) for t in tokens]
+
+    def _finished(self, kind: str, inputs: int, update: Update, started: float) -> None:
+        seconds, reason = time.monotonic() - started, self._reasons[update.reason]
+        self._metrics.success.labels(reason, kind).inc()
+        self._metrics.seconds.observe(seconds)
+        self._metrics.generated_tokens.observe(update.count)
+        log.info("%s request: %d input tokens, %d generated, %s, %.3f s", kind, inputs, update.count, reason, seconds)
+
+
+class Overloaded(Exception):
+    """More requests at once than the server takes."""
+
+
+class GenerationFailed(Exception):
+    """The model could not finish a request."""
+
+    def __str__(self) -> str:
+        return f"Request failed during generation: {super().__str__()}"
+
+
+def _to(queue: asyncio.Queue[Update], loop: asyncio.AbstractEventLoop) -> Callable[[Update], None]:
+    def deliver(update: Update) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(queue.put_nowait, update)
+    return deliver
