@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
 
 @dsl.pipeline(
     name="detox-and-serve",
-    description="Rewrite toxic text, fine-tune (SFT, then DPO), measure all arms alike, and serve the model that passes.",
+    description="Rewrite toxic text, fine-tune (SFT, then DPO), measure all arms alike, serve the model that passes.",
 )
 def detox_and_serve(recipe: str) -> Outcome:
     """Run a recipe.

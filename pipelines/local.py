@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import llm_detox
 from llm_detox.deploy.local import stop_local
+
+import llm_detox
 from llm_detox.errors import DetoxError
 from llm_detox.pipeline_step import ERROR_FILE_VARIABLE
 from llm_detox.recipe import Recipe
@@ -136,6 +137,7 @@ def _errors_of_steps(note: Path) -> Iterator[None]:
             told = json.loads(note.read_text("utf-8"))
             place = f"step {told['step']}" + (f", {told['place']}" if told["place"] else "")
             raise DetoxError(told["message"], place=place, remedy=told["remedy"]) from None
-        raise DetoxError(f"a step failed: {error}", remedy="its output above tells why; --fresh runs every step anew") from None
+        raise DetoxError(f"a step failed: {error}",
+                         remedy="its output above tells why; --fresh runs every step anew") from None
     finally:
         note.unlink(missing_ok=True)

@@ -24,13 +24,15 @@ def report(
     from pathlib import Path
 
     from llm_detox.evaluation.report import write_report
+
     from llm_detox.pipeline_step import pipeline_step
 
     with pipeline_step("report", recipe) as settings:
         arms = {"base": base, "raw": raw, "detoxified": detoxified, "dpo": dpo}
         evaluations = {name: Path(artifact.path) for name, artifact in arms.items()}
         trained = {"sft raw": raw_adapter, "sft detoxified": detoxified_adapter, "dpo": dpo_adapter}
-        steps = {name: Path(artifact.path) for name, artifact in {"data": data, "detoxify": rewritten, **trained}.items()}
+        made = {"data": data, "detoxify": rewritten, **trained}
+        steps = {name: Path(artifact.path) for name, artifact in made.items()}
         result = write_report(
             settings,
             evaluations=evaluations,

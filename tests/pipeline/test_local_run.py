@@ -1,0 +1,85 @@
+"""The whole pipeline, run for real on a small budget: every step, both branches of the gate, a failing step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.test_data import make_sources
+
+SMALL = {
+    "detoxify": {"methods": ["delete"], "similarity_model": None, "accept_fluency": 100.0, "otherwise": "keep"},
+    "training": {
+        "sft": {"batch_size": 4, "max_length": 48},
+        "dpo": {"batch_size": 4, "max_length": 48, "samples_per_prompt": 3, "margin": 0.0, "max_pairs": 8},
+    },
+    "evaluation": {"continuations": 3, "clean_prompts": 3, "bootstrap_samples": 200,
+                   "sampling": {"max_new_tokens": 8}},
+    "deploy": {"max_new_tokens": 8},
+}
+OPEN_GATE = {"metrics": [], "max_perplexity_ratio": 1000.0, "max_unscored_share": 1.0}
+
+
+def small_recipe(folder: Path, model: Path, **changes: Any) -> Path:
+    """A recipe of the tiny model on a handful of sentences, as a file."""
+    values = make_sources(folder)
+    values["model"]["source"] = str(model)
+    values["scoring"]["training"]["source"] = values["data"]["texts"]["source"]
+    values.update(SMALL)
+    values.update(changes)
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values), "utf-8")
+    return path
+
+
+def run_pipeline(recipe: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", "run", "--recipe", str(recipe), "--runs", str(folder / "runs"), *options],
+        capture_output=True, text=True, timeout=580, cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
+
+
+def test_a_model_that_passes_the_gate_is_published_served_and_answers(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = small_recipe(tmp_path, tiny_llama, gate=OPEN_GATE)
+    run = run_pipeline(recipe, tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "verdict: pass" in run.stdout
+    [smoke] = (tmp_path / "runs/small/artifacts").glob("*/smoke/answers/manifest.json")
+    assert json.loads(smoke.read_text("utf-8"))["result"]["text"]
+    [page] = (tmp_path / "runs/small/artifacts").glob("*/report/report/report.html")
+    assert "dpo" in page.read_text("utf-8")
+    assert "Traceback" not in run.stdout + run.stderr
+
+
+def test_a_model_that_fails_the_gate_is_neither_published_nor_deployed(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = small_recipe(tmp_path, tiny_llama)
+    run = run_pipeline(recipe, tmp_path)
+    assert run.returncode == 3, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "not published and not deployed" in run.stderr
+    [artifacts] = (tmp_path / "runs/small/artifacts").iterdir()
+    assert {path.name for path in artifacts.iterdir()}.isdisjoint({"convert", "publish", "deploy", "smoke"})
+
+
+def test_a_failing_step_reaches_the_user_as_one_message(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = small_recipe(tmp_path, tiny_llama)
+    run = run_pipeline(recipe, tmp_path, "--set", "data.texts.text_column=body")
+    assert run.returncode == 1
+    assert "error: step data" in run.stderr
+    assert "'body' is missing" in run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("change", ["training.sft.epochs=many", "data.texts.sorce=x"])
+def test_a_wrong_recipe_is_refused_before_any_work(tmp_path: Path, tiny_llama: Path, change: str) -> None:
+    run = run_pipeline(small_recipe(tmp_path, tiny_llama), tmp_path, "--set", change)
+    assert run.returncode == 2
+    assert change.split("=")[0] in run.stderr
+    assert not (tmp_path / "runs").exists()
