@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.readme import component_folders, readme
 from pipelines.compile import COMPILED, compile_all
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def test_no_step_installs_packages_at_run_time() -> None:
         assert "pip install" not in " ".join(map(str, executor["container"]["command"])), name
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "components").glob("*/component.py")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", [folder / "component.py" for folder in component_folders()], ids=str)
 def test_component_modules_import_nothing_heavy_at_the_top(path: Path) -> None:
     imported = {
         alias.name if isinstance(node, ast.Import) else node.module
@@ -50,3 +51,11 @@ def test_component_modules_import_nothing_heavy_at_the_top(path: Path) -> None:
         for alias in node.names
     }
     assert imported <= {"kfp", "components.images"}
+
+
+@pytest.mark.parametrize("folder", component_folders(), ids=lambda folder: folder.name)
+def test_every_component_describes_itself_as_it_is(folder: Path) -> None:
+    assert (folder / "README.md").read_text("utf-8") == readme(folder), "python -m components.readme"
+    metadata = yaml.safe_load((folder / "metadata.yaml").read_text("utf-8"))
+    tasks = {**spec()["root"]["dag"]["tasks"], **spec()["components"]["comp-condition-1"]["dag"]["tasks"]}
+    assert tasks[folder.name]["cachingOptions"].get("enableCache", False) == metadata["cached"]
