@@ -5,6 +5,7 @@ No remote code is run and no pickle is read: weights are safetensors or GGUF.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -41,6 +42,8 @@ def model_folder(source: str) -> Path:
         DetoxError: the source is missing, or holds no configuration, weights or tokenizer.
     """
     path = fetch(source, kind="model")
+    if path.is_dir() and (whole := _join_packaged_gguf(path)):
+        return _convert_gguf(whole)
     if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists() and list(path.glob("*.gguf"))):
         gguf = path if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))[0]
         return _convert_gguf(gguf)
@@ -100,6 +103,36 @@ def read_base_source(folder: Path) -> str:
     if note.exists():
         return str(json.loads(note.read_text("utf-8"))["base"])
     return str(json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"])
+
+
+def _join_packaged_gguf(folder: Path) -> Path | None:
+    """A GGUF file too large for one package, put together in the cache from the packages `NAME_part1..n`.
+
+    The main package lists the whole file's name and SHA-256 in `data/SHA256SUMS`; None where there is no such list.
+    """
+    sums = folder / "data" / "SHA256SUMS"
+    if not sums.exists():
+        return None
+    expected, name = sums.read_text("utf-8").split()[:2]
+    target = cache_dir("models") / f"{expected[:12]}-{Path(name).name}"
+    if target.exists():
+        return target
+    parts = sorted(folder.parent.glob(f"{folder.name}_part*/data/{name}.part*"), key=lambda part: part.name)
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    digest = hashlib.sha256()
+    with staging.open("wb") as joined:
+        for part in parts:
+            with part.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+                    joined.write(block)
+    if digest.hexdigest() != expected:
+        staging.unlink()
+        raise DetoxError(f"the {len(parts)} parts of {name} do not add up to the file that the package names",
+                         place=str(folder),
+                         remedy=f"install the part packages: pip install {folder.name.replace('_', '-')}")
+    staging.rename(target)
+    return target
 
 
 def _convert_gguf(gguf: Path) -> Path:
