@@ -1,0 +1,165 @@
+"""Merging LoRA adapters into their base, shard by shard (Hu et al. 2021, W + scale * B A).
+
+The sum is made in float32 and rounded once to the type that the base is stored in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_detox.errors import DetoxError
+from llm_detox.export.tensors import TensorFile, open_tensors, rewrite
+from llm_detox.progress import track
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_CONV1D = {"gpt2", "openai-gpt", "imagegpt"}  # these keep their weights transposed
+_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one adapter adds to one weight: `scale * b @ a`, b of shape [out, r], a of shape [r, in]."""
+
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    scale: float
+
+    def delta(self) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = (self.b @ self.a) * np.float32(self.scale)
+        return result
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in order.
+
+    Raises:
+        DetoxError: there are none, or a shard is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())) if index.exists() else []
+    if not names and (folder / "model.safetensors").exists():
+        names = ["model.safetensors"]
+    if not names:
+        raise DetoxError("the model folder has no safetensors weights", place=str(folder),
+                         remedy="save them: `model.save_pretrained(folder)`; pickled weights (.bin) are not read")
+    files = [folder / name for name in names]
+    for file in files:
+        if file.parent != folder or not file.is_file():
+            raise DetoxError("the model folder lacks a weight file", place=str(file), remedy="fetch the model again")
+    return files
+
+
+def write_weights(base: Path, adapters: list[Path], target: Path) -> dict[str, int]:
+    """Write the base's weight files, with the adapters merged, into the folder `target`.
+
+    Args:
+        base: a Hugging Face model folder with safetensors.
+        adapters: PEFT adapter folders, in the order in which they are applied; may be empty.
+        target: an existing folder.
+
+    Returns:
+        the numbers of `tensors`, of those `merged`, and of `parameters`.
+
+    Raises:
+        DetoxError: an adapter is of a kind that cannot be merged, or does not fit the base.
+    """
+    files = weight_files(base)
+    model_type = json.loads((base / "config.json").read_text("utf-8")).get("model_type", "")
+    opened = [open_tensors(file) for file in files]
+    names = {name for one in opened for name in one.header}
+    updates: dict[str, list[Update]] = {}
+    transposed = model_type in _CONV1D
+    for adapter in adapters:
+        transposed |= _read_adapter(adapter, names, updates)
+    merged = parameters = 0
+    for one in track(opened, "writing weights", len(opened), "files"):
+        merged += rewrite(one, target / one.path.name, lambda name, one=one: (  # type: ignore[misc]
+            _merged(one, name, updates.get(name), transposed)))
+        parameters += sum(math.prod(entry["shape"]) for entry in one.header.values())
+    index = base / "model.safetensors.index.json"
+    if index.exists():
+        (target / index.name).write_bytes(index.read_bytes())
+    return {"tensors": len(names), "merged": merged, "parameters": parameters}
+
+
+def _merged(file: TensorFile, name: str, updates: list[Update] | None, transposed: bool) -> NDArray[np.float32] | None:
+    if not updates:
+        return None
+    weight = file.float32(name)
+    for update in updates:
+        delta = update.delta()
+        if transposed:
+            delta = delta.T
+        if delta.shape != weight.shape:
+            raise DetoxError(f"the adapter does not fit the base: {name} has shape {list(weight.shape)}, "
+                             f"the adapter adds {list(delta.shape)}", place=str(file.path),
+                             remedy="use the base that the adapter was trained on")
+        weight = weight + delta
+    return weight
+
+
+def _read_adapter(folder: Path, names: set[str], updates: dict[str, list[Update]]) -> bool:
+    """Add an adapter's updates by weight name; returns whether it says that weights are kept transposed."""
+    config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
+    _refuse_other_kinds(config, folder)
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise DetoxError(f"the adapter folder has no {ADAPTER_WEIGHTS}", place=str(folder),
+                         remedy="save it: `model.save_pretrained(folder)`; pickled weights are not read")
+    file = open_tensors(folder / ADAPTER_WEIGHTS)
+    modules: dict[str, dict[str, str]] = {}
+    for key in file.header:
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise DetoxError(f"the adapter holds a tensor that cannot be merged: {key}", place=str(folder),
+                             remedy="merge it with PEFT (`merge_and_unload`), save that, and convert the result")
+        modules.setdefault(match["module"], {})[match["side"]] = key
+    for module, sides in modules.items():
+        a, b = file.float32(sides["A"]), file.float32(sides["B"])
+        update = Update(a, b, _scale(config, module, a.shape[0]))
+        updates.setdefault(_weight_name(module, names, folder), []).append(update)
+    return bool(config.get("fan_in_fan_out"))
+
+
+def _refuse_other_kinds(config: dict[str, Any], folder: Path) -> None:
+    reasons = [name for name in ("use_dora", "modules_to_save", "layer_replication", "lora_bias", "target_parameters",
+                                 "trainable_token_indices", "use_qalora") if config.get(name)]
+    if config.get("peft_type") != "LORA":
+        reasons.append(f"peft_type={config.get('peft_type')}")
+    if config.get("bias", "none") != "none":
+        reasons.append(f"bias={config['bias']}")
+    # PiSSA, OLoRA, CorDA and LoftQ change the base as well.
+    if not isinstance(config.get("init_lora_weights", True), bool) and \
+            config["init_lora_weights"] not in ("gaussian", "orthogonal", "eva"):
+        reasons.append(f"init_lora_weights={config['init_lora_weights']}")
+    if reasons:
+        raise DetoxError(f"an adapter of this kind cannot be merged here: {', '.join(reasons)}", place=str(folder),
+                         remedy="merge it with PEFT (`merge_and_unload`), save that, and convert the result")
+
+
+def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+    alpha = config["lora_alpha"]
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            alpha = value
+            break
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _weight_name(module: str, names: set[str], folder: Path) -> str:
+    """The base's name for a module's weight; older checkpoints leave out the first part of it."""
+    candidates = [f"{module}.weight", f"{module.partition('.')[2]}.weight"]
+    for candidate in candidates:
+        if candidate in names:
+            return candidate
+    why = "it shares its values with the embeddings" if module.endswith("lm_head") else "the base stores no such weight"
+    raise DetoxError(f"the adapter changes {module}, but {why}", place=str(folder),
+                     remedy="use the base that the adapter was trained on, and train with lora.target_modules that "
+                            "leave this module out")

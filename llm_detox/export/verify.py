@@ -1,0 +1,83 @@
+"""Does every reader see the same model? The greedy tokens of several interpreters, compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from llm_detox.errors import DetoxError
+
+_PROBE = Path(__file__).with_name("probe.py")
+PROMPTS = ("The best thing about my neighbours is", "Once upon a time, in 1984,", "naïve café 東京 🙂 means")
+
+
+def verify(folder: Path, pythons: Sequence[str] = (), *, prompts: Sequence[str] = PROMPTS, max_new_tokens: int = 16,
+           timeout_seconds: float = 600) -> dict[str, Any]:
+    """Load the folder in this interpreter and in others, and compare tokens and chat template.
+
+    Args:
+        folder: what `convert` wrote, or a Hugging Face folder.
+        pythons: interpreters, such as that of the Caikit environment.
+        prompts: texts to continue greedily.
+        max_new_tokens: for each of them.
+        timeout_seconds: for each interpreter.
+
+    Returns:
+        `readers`: the releases seen, by interpreter; `answers`: prompt, continuation and tokens.
+
+    Raises:
+        DetoxError: an interpreter cannot load the model, or it makes other tokens.
+    """
+    model = folder / "artifacts" if (folder / "artifacts").is_dir() else folder
+    interpreters = list(dict.fromkeys([sys.executable, *pythons]))
+    with ThreadPoolExecutor(len(interpreters)) as pool:
+        found = pool.map(
+            lambda python: _probe(python, model, prompts, max_new_tokens, timeout_seconds), interpreters)
+        seen = dict(zip(interpreters, found, strict=True))
+    reference = seen[sys.executable]
+    for python, one in seen.items():
+        for part in ("answers", "chat_template"):
+            if one[part] != reference[part]:
+                raise DetoxError(
+                    f"transformers {one['transformers']} reads another model than {reference['transformers']}: "
+                    f"{_difference(reference, one, prompts)}", place=str(model),
+                    remedy=f"convert the model again; {python} was compared with {sys.executable}")
+    return {"readers": {python: {"transformers": one["transformers"], "tokenizers": one["tokenizers"]}
+                        for python, one in seen.items()},
+            "answers": [{"prompt": prompt, **answer}
+                        for prompt, answer in zip(prompts, reference["answers"], strict=True)]}
+
+
+def _probe(python: str, model: Path, prompts: Sequence[str], count: int, timeout: float) -> dict[str, Any]:
+    # The other environment must not see this one's packages.
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+    try:
+        done = subprocess.run(
+            [python, str(_PROBE), str(model)], input=json.dumps({"prompts": list(prompts), "max_new_tokens": count}),
+            capture_output=True, text=True, timeout=timeout, env=env, check=False)
+    except OSError as error:
+        raise DetoxError(f"the interpreter cannot be started: {error.strerror}", place=python,
+                         remedy="install that environment, or name another") from None
+    except subprocess.TimeoutExpired:
+        raise DetoxError(f"the model did not answer within {timeout:.0f} s", place=python,
+                         remedy="allow more time") from None
+    if done.returncode != 0:
+        end = "\n".join(done.stderr.strip().splitlines()[-3:])
+        raise DetoxError(f"this interpreter cannot load the model:\n{end}", place=python,
+                         remedy="convert the model for this reader")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any], prompts: Sequence[str]) -> str:
+    for prompt, a, b in zip(prompts, one["answers"], other["answers"], strict=True):
+        if a != b:
+            return f"{prompt!r} -> {a['text']!r} against {b['text']!r}"
+    return "the chat templates differ"
