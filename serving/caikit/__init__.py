@@ -1,0 +1,1 @@
+"""The Caikit side of serving: its configuration, and the program that starts it."""
