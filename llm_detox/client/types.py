@@ -1,0 +1,116 @@
+"""What requests take and answers hold, the same for every protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from llm_detox.errors import DetoxError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token's text, its log probability and its rank; None where it was not asked for."""
+
+    text: str
+    logprob: float | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A whole answer. `finish_reason`: MAX_TOKENS, EOS_TOKEN, STOP_SEQUENCE, TIME_LIMIT, TOKEN_LIMIT, CANCELLED."""
+
+    text: str
+    generated_tokens: int
+    finish_reason: str
+    input_token_count: int
+    seed: int | None = None
+    tokens: tuple[Token, ...] = ()
+    input_tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer; `finish_reason` is NOT_FINISHED in all but the last."""
+
+    text: str
+    generated_tokens: int
+    finish_reason: str
+    input_token_count: int = 0
+    seed: int | None = None
+    tokens: tuple[Token, ...] = ()
+    input_tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Generation parameters by their names in Caikit; None leaves a value to the server.
+
+    `exponential_decay_length_penalty` is (start index, decay factor). `max_time` is in seconds. GREEDY takes no
+    temperature, top_k, top_p, typical_p or seed.
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    truncate_input_tokens: int | None = None
+    decoding_method: Literal["GREEDY", "SAMPLING"] | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    typical_p: float | None = None
+    temperature: float | None = None
+    repetition_penalty: float | None = None
+    max_time: float | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    stop_sequences: Sequence[str] | None = None
+    seed: int | None = None
+    preserve_input_text: bool | None = None
+    input_tokens: bool | None = None
+    generated_tokens: bool | None = None
+    token_logprobs: bool | None = None
+    token_ranks: bool | None = None
+    include_stop_sequence: bool | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Parameters:
+        """From keyword arguments.
+
+        Raises:
+            UsageError: there is no such parameter.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UsageError(f"there is no generation parameter {name!r}",
+                                 remedy=f"one of {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def given(self) -> dict[str, Any]:
+        """The parameters that have a value."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class GenerationError(DetoxError):
+    """A request that did not bring an answer. `code` is the gRPC status name, whatever the protocol was."""
+
+    def __init__(self, code: str, message: str, *, place: str) -> None:
+        super().__init__(f"{code}: {message}", place=place, remedy=_REMEDIES.get(code, "look into the server's log"))
+        self.code = code
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether the same request can succeed a moment later."""
+        return self.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+
+
+_REMEDIES = {
+    "INVALID_ARGUMENT": "change the request as the message says",
+    "NOT_FOUND": "ask for the model that is served, by the name it was deployed with",
+    "UNAVAILABLE": "check the address, and that the server runs and has loaded the model",
+    "DEADLINE_EXCEEDED": "allow more time, or ask for fewer tokens",
+    "RESOURCE_EXHAUSTED": "send less at a time, or try again later",
+    "UNAUTHENTICATED": "give a token or a client certificate",
+    "PERMISSION_DENIED": "ask the server's owner for access",
+}
