@@ -106,7 +106,7 @@ class ScoringSection(Section):
 class CausalRewriteSection(Section):
     """Masking and filling with the causal model itself."""
 
-    proposals: Positive = Field(4, description="words proposed for a gap")
+    proposals: Positive = Field(3, description="words proposed for a gap")
     contrast: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the anti-expert: the model after `anti_prompt`; 0 reads the base alone")
     anti_prompt: str = "The following comment is rude, hateful and full of insults:\n"
@@ -123,7 +123,7 @@ class DetoxifySection(Section):
         1.5, description="perplexity relative to the original's, at most")
     candidates: Positive = 4
     largest_masked_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="of a text's words that may be masked or deleted")
+        0.34, description="of a text's words that may be masked or deleted")
     causal: CausalRewriteSection = CausalRewriteSection()
     fluency_model: Source | None = Field(None, description="reads the candidates; None takes the recipe's model")
     batch_tokens: Positive = Field(2048, description="tokens in flight a batch")
@@ -223,6 +223,8 @@ class DeploySection(Section):
     namespace: str | None = None
     prompt: str = Field("The best thing about my neighbours is", description="what the smoke request asks")
     max_new_tokens: Positive = 24
+    rest_port: Annotated[int, Field(ge=0, lt=65536)] = Field(0, description="local target; 0 takes a free one")
+    grpc_port: Annotated[int, Field(ge=0, lt=65536)] = Field(0, description="local target; 0 takes a free one")
 
 
 class Recipe(Section):

@@ -1,0 +1,30 @@
+"""The deploy step: one call, whatever the target is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_detox.errors import UsageError
+from llm_detox.recipe import Recipe
+
+
+def deploy(recipe: Recipe, *, address: str, output: Path) -> dict[str, Any]:
+    """Serve a published model as the recipe's `deploy` section says.
+
+    Args:
+        recipe: its `deploy` section counts.
+        address: what `publish` returned.
+        output: a new folder that describes the deployment.
+
+    Raises:
+        DetoxError: the model does not get ready.
+    """
+    settings = recipe.deploy
+    if settings.target == "local":
+        from llm_detox.deploy.local import deploy_local
+
+        return deploy_local(address, name=settings.name, output=output, rest_port=settings.rest_port,
+                            grpc_port=settings.grpc_port)
+    raise UsageError(f"this build deploys to the local target only, not to {settings.target!r}",
+                     place="deploy.target", remedy="--set deploy.target=local")
