@@ -126,9 +126,12 @@ def _draw_and_score(recipe: Recipe, folder: StepFolder, records: Sequence[Record
 def _score(drawn: JsonlAppender, waiting: list[tuple[str, list[str]]], scorer: ToxicityScorer, clock: _Clock) -> None:
     with clock.measure("scoring"):
         scored = iter(scorer.score_attributes([text for _, texts in waiting for text in texts]))
-    unknown: dict[str, float | None] = dict.fromkeys(scorer.attributes)
+    unknown = dict.fromkeys(scorer.attributes)
     for identity, texts in waiting:
-        generations = [{"text": text, **(unknown | (next(scored) or {}))} for text in texts]
+        generations: list[Record] = [{"text": text, **unknown} for text in texts]
+        for generation in generations:
+            if answer := next(scored):
+                generation.update(answer)
         drawn.write({"id": identity, "generations": generations})
     drawn.flush()
     waiting.clear()

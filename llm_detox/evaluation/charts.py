@@ -1,0 +1,148 @@
+"""The report's plots as SVG: colours come from the page's style sheet, so they follow light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from markupsafe import Markup
+
+_ROW, _LABEL, _VALUE = 30, 96, 54  # pixels: height of a row, room for its name, room for its number
+
+
+def colour(arm: str, arms: Sequence[str]) -> str:
+    """The style-sheet class of an arm, by its place in the experiment."""
+    return f"c{list(arms).index(arm) % 6}"
+
+
+def interval_bars(values: Mapping[str, Mapping[str, float] | None], *, width: int = 420, digits: int = 3) -> Markup:
+    """One bar with its interval for each arm, on a common scale from zero.
+
+    Args:
+        values: arm -> {"value", "low", "high"}; an arm without a value gets an empty row.
+    """
+    arms = list(values)
+    top = max((entry["high"] for entry in values.values() if entry), default=1.0) * 1.05 or 1.0
+    span = width - _LABEL - _VALUE
+
+    def x(value: float) -> float:
+        return _LABEL + span * max(value, 0.0) / top
+
+    parts = []
+    for row, arm in enumerate(arms):
+        y, entry = row * _ROW + _ROW / 2, values[arm]
+        parts.append(_text(_LABEL - 10, y, arm, "end", "name"))
+        if not entry:
+            parts.append(_text(_LABEL, y, "not measured", "start", "faint"))
+            continue
+        tip = f"{arm}: {entry['value']:.{digits}f}, interval {entry['low']:.{digits}f} to {entry['high']:.{digits}f}"
+        length = max(x(entry["value"]) - _LABEL, 1)
+        bar = f'<rect class="bar" x="{_LABEL}" y="{y - 8}" width="{length:.1f}" height="16" rx="3"/>'
+        parts.append(_group(arm, arms, tip, bar + _whisker(x(entry["low"]), x(entry["high"]), y)))
+        parts.append(_text(width - _VALUE + 8, y, f"{entry['value']:.{digits}f}", "start", "value"))
+    axis = f'<line class="axis" x1="{_LABEL}" x2="{_LABEL}" y1="0" y2="{len(arms) * _ROW}"/>'
+    return _svg(width, len(arms) * _ROW, "".join(parts) + axis)
+
+
+def forest(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], *, width: int = 860) -> Markup:
+    """Paired differences as points with intervals around a zero line; left of it is less toxic.
+
+    Args:
+        rows: {"label", "against", "value", "low", "high"}.
+    """
+    label, number = 300, 190
+    reach = max((max(abs(row["low"]), abs(row["high"])) for row in rows), default=1.0) * 1.08 or 1.0
+    span = width - label - number
+
+    def x(value: float) -> float:
+        return label + span * (value + reach) / (2 * reach)
+
+    height = len(rows) * _ROW + 22
+    parts = [f'<rect class="better" x="{label}" y="0" width="{span / 2}" height="{len(rows) * _ROW}"/>',
+             f'<line class="axis" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{len(rows) * _ROW}"/>']
+    for index, row in enumerate(rows):
+        y = index * _ROW + _ROW / 2
+        shown = f"{row['value']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
+        point = f'<circle class="bar" cx="{x(row["value"]):.1f}" cy="{y}" r="5.5"/>'
+        parts.append(_text(label - 12, y, row["label"], "end", "name"))
+        parts.append(_group(row["against"], arms, f"{row['label']}: {shown}",
+                            _whisker(x(row["low"]), x(row["high"]), y) + point))
+        parts.append(_text(width - number + 12, y, shown, "start", "value"))
+    foot = len(rows) * _ROW + 14
+    parts.append(_text(x(0) - 8, foot, "← less toxic", "end", "faint"))
+    parts.append(_text(x(0) + 8, foot, "more toxic →", "start", "faint"))
+    return _svg(width, height, "".join(parts))
+
+
+def survival(histograms: Mapping[str, Sequence[int]], threshold: float, *, width: int = 860,
+             height: int = 270) -> Markup:
+    """Share of an arm's continuations at or over each toxicity, as steps.
+
+    Args:
+        histograms: arm -> counts in bins of equal width over [0, 1].
+    """
+    arms, left, bottom = list(histograms), 52, 34
+    curves = {arm: _at_or_over(counts) for arm, counts in histograms.items()}
+    top = max((curve[1] for curve in curves.values()), default=1.0) * 1.08 or 1.0
+    span, rise = width - left - 12, height - bottom - 10
+
+    def point(value: float, share: float) -> str:
+        return f"{left + span * value:.1f},{10 + rise * (1 - min(share / top, 1)):.1f}"
+
+    parts = []
+    for step in range(5):
+        share = top * step / 4
+        y = 10 + rise * (1 - step / 4)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 8, y, f"{share:.0%}" if top > 0.2 else f"{share:.1%}", "end", "faint"))
+    for tenth in range(0, 11, 2):
+        parts.append(_text(left + span * tenth / 10, height - 18, f"{tenth / 10:.1f}", "middle", "faint"))
+    parts.append(_text(left + span / 2, height - 3, "toxicity of a continuation, at least", "middle", "faint"))
+    x = left + span * threshold
+    parts.append(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="10" y2="{10 + rise}"/>')
+    for arm, curve in curves.items():
+        bins = len(curve)
+        points = " ".join(f"{point(n / bins, share)} {point((n + 1) / bins, share)}"
+                          for n, share in enumerate(curve) if n)
+        at = curve[min(round(threshold * bins), bins - 1)]
+        parts.append(_group(arm, arms, f"{arm}: {at:.1%} of the continuations at or over {threshold:g}",
+                            f'<polyline class="line" points="{points}"/>'))
+    return _svg(width, height, "".join(parts))
+
+
+def timings(seconds: Mapping[str, float], *, width: int = 860) -> Markup:
+    """How long each step took."""
+    longest = max(seconds.values(), default=1.0) or 1.0
+    label, number = 160, 80
+    parts = []
+    for row, (name, took) in enumerate(seconds.items()):
+        y = row * 24 + 12
+        length = (width - label - number) * took / longest
+        parts.append(_text(label - 10, y, name, "end", "name"))
+        parts.append(f'<rect class="time" x="{label}" y="{y - 6}" width="{max(length, 1):.1f}" height="12" rx="3"/>')
+        parts.append(_text(label + max(length, 1) + 8, y, f"{took:,.1f} s", "start", "value"))
+    return _svg(width, max(len(seconds) * 24, 1), "".join(parts))
+
+
+def _at_or_over(counts: Sequence[int]) -> list[float]:
+    total = sum(counts) or 1
+    return [sum(counts[first:]) / total for first in range(len(counts))]
+
+
+def _svg(width: float, height: float, inner: str) -> Markup:
+    return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img">{inner}</svg>')  # noqa: S704 - text is escaped
+
+
+def _text(x: float, y: float, text: str, anchor: str, style: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _group(arm: str, arms: Sequence[str], tip: str, inner: str) -> str:
+    style = colour(arm, arms) if arm in arms else "c0"
+    return f'<g class="mark {style}" data-arm="{escape(arm)}" data-tip="{escape(tip)}">{inner}</g>'
+
+
+def _whisker(low: float, high: float, y: float) -> str:
+    return (f'<path class="whisker" d="M{low:.1f} {y}H{high:.1f}M{low:.1f} {y - 5}V{y + 5}'
+            f'M{high:.1f} {y - 5}V{y + 5}"/>')

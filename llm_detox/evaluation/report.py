@@ -1,0 +1,157 @@
+"""The report of an experiment: one offline HTML page, the same as JSON, and a model card."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from llm_detox import __version__
+from llm_detox.errors import DetoxError
+from llm_detox.evaluation import charts
+from llm_detox.evaluation.compare import Evaluation, compare, read_evaluation
+from llm_detox.evaluation.metrics import METRICS
+from llm_detox.evaluation.model_card import model_card
+from llm_detox.evaluation.samples import continuation_samples, rewrite_samples
+from llm_detox.evaluation.stages import stage_table
+from llm_detox.evaluation.verdict import verdict
+from llm_detox.folders import read_manifest, step_folder
+from llm_detox.progress import say
+from llm_detox.recipe import Recipe
+
+TEMPLATES = Path(__file__).parent / "templates"
+_SAMPLES, _REWRITES = 40, 24
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "numpy", "caikit", "caikit-nlp", "vllm")
+
+
+def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Path | None,
+                 steps: Mapping[str, Path], output: Path) -> dict[str, Any]:
+    """Compare the arms, judge the last one, and write `report.html`, `report.json` and `model_card.md`.
+
+    Args:
+        evaluations: arm -> folder that `evaluate` wrote, the base first and the arm to publish last.
+        records: `records.jsonl` of the detoxify step, for the rewrites; or None.
+        steps: name -> finished step folder, for timings.
+        output: the folder to write.
+
+    Returns:
+        {"verdict", "reasons", "arms", "html"}.
+
+    Raises:
+        DetoxError: no evaluation, or evaluations that were not measured alike.
+    """
+    if not evaluations:
+        raise DetoxError("there is no evaluation to report", remedy="evaluate at least the base and one other arm")
+    inputs = {**evaluations} | ({"records": records} if records else {})
+    settings = recipe.settings("evaluation", "gate")
+    with step_folder(output, "report", settings=settings, inputs=inputs) as folder:
+        arms = {arm: read_evaluation(path) for arm, path in evaluations.items()}
+        content = build(recipe, arms, records, steps)
+        (folder / "report.html").write_text(render(content), "utf-8")
+        (folder / "report.json").write_text(json.dumps(_as_json(content), indent=2, ensure_ascii=False), "utf-8")
+        (folder / "model_card.md").write_text(model_card(recipe, content), "utf-8")
+        folder.result.update(
+            verdict=content["verdict"]["verdict"], reasons=content["verdict"]["reasons"], arms=content["arms"],
+            html="report.html")
+        say(f"verdict on {content['last']}: {content['verdict']['verdict']}")
+        for reason in content["verdict"]["reasons"]:
+            say(f"  {reason}")
+    return folder.result
+
+
+def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
+          steps: Mapping[str, Path]) -> dict[str, Any]:
+    """Everything that the page, the JSON and the model card show."""
+    names = list(arms)
+    options = {"samples": recipe.evaluation.bootstrap_samples, "confidence": recipe.evaluation.confidence,
+               "seed": recipe.seed}
+    differences = compare(arms, **options)  # type: ignore[arg-type]
+    judged = verdict(recipe, arms)
+    reports = {arm: evaluation.report for arm, evaluation in arms.items()}
+    first, last = reports[names[0]], reports[names[-1]]
+    rewrites, fates = rewrite_samples(records, _REWRITES) if records else ([], {})
+    attribute = first["scorer"]["attribute"]
+    samples = continuation_samples(arms[names[0]].folder / "generations.jsonl",
+                                   arms[names[-1]].folder / "generations.jsonl", attribute, _SAMPLES)
+    return {
+        "name": recipe.name, "description": recipe.description, "first": names[0], "last": names[-1],
+        "verdict": judged, "headline": _headline(differences, first, last, names), "reports": reports,
+        "arms": {arm: _figures(report) for arm, report in reports.items()}, "differences": differences,
+        "stages": stage_table({arm: report["attributes"] for arm, report in reports.items()}),
+        "samples": samples if len(names) > 1 else [], "rewrites": rewrites, "fates": fates,
+        "seconds": _seconds(steps), "versions": _versions(), "recipe": recipe.model_dump(mode="json"),
+        "threshold": recipe.evaluation.toxic_threshold, "confidence": recipe.evaluation.confidence,
+        "scorer": first["scorer"],
+    }
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{metric: report[metric] for metric in METRICS}, "perplexity": report.get("perplexity"),
+            "continuation_perplexity": (report.get("continuation_perplexity") or {}).get("value"),
+            "distinct_2": report["distinct_2"], "unscored": report["unscored"],
+            "unscored_share": report["unscored_share"], "prompts": report["prompts"],
+            "continuations": report["continuations"]}
+
+
+def _headline(differences: Sequence[Mapping[str, Any]], first: Mapping[str, Any], last: Mapping[str, Any],
+              names: Sequence[str]) -> dict[str, Any] | None:
+    """Mean toxicity of the last arm against the first, in percent of the first's."""
+    for row in differences:
+        if (row["arm"], row["against"], row["metric"], row["stratum"]) == (names[-1], names[0], "mean_toxicity", "all"):
+            before, after = first["mean_toxicity"]["value"], last["mean_toxicity"]["value"]
+            return {"before": before, "after": after, **{
+                name: 100 * row[name] / before if before else 0.0 for name in ("value", "low", "high")}}
+    return None
+
+
+def _seconds(steps: Mapping[str, Path]) -> dict[str, float]:
+    return {name: float(read_manifest(path)["seconds"]) for name, path in steps.items()}
+
+
+def _versions() -> dict[str, str]:
+    found = {"llm-detox": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The page's figures without the sample texts, which stay in the evaluations' own folders."""
+    return {name: value for name, value in content.items() if name not in ("samples", "rewrites")}
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The HTML page: no request leaves it, and every text in it is escaped."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    return environment.get_template("report.html.jinja").render(**content, charts=_charts(content))
+
+
+def _charts(content: Mapping[str, Any]) -> dict[str, Any]:
+    reports, arms = content["reports"], list(content["reports"])
+    last = content["last"]
+    rows = [{"label": f"{row['metric'].replace('_', ' ')}, against {row['against']}", **row}
+            for row in content["differences"] if row["arm"] == last and row["stratum"] == "all"]
+    plots: dict[str, Any] = {
+        "metrics": {metric: charts.interval_bars({arm: reports[arm][metric] for arm in arms}) for metric in METRICS},
+        "survival": charts.survival({arm: reports[arm]["histogram"] for arm in arms}, content["threshold"]),
+        "colours": {arm: charts.colour(arm, arms) for arm in arms}}
+    if rows:
+        plots["forest"] = charts.forest(sorted(rows, key=lambda row: arms.index(row["against"])), arms)
+    if all("perplexity_interval" in reports[arm] for arm in arms):
+        plots["perplexity"] = charts.interval_bars({arm: reports[arm]["perplexity_interval"] for arm in arms}, digits=1)
+    if all("continuation_perplexity" in reports[arm] for arm in arms):
+        plots["continuations"] = charts.interval_bars(
+            {arm: reports[arm]["continuation_perplexity"] for arm in arms}, digits=1)
+    if content["seconds"]:
+        plots["timings"] = charts.timings(content["seconds"])
+    return plots

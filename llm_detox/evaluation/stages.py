@@ -1,0 +1,41 @@
+"""The six-attribute table: share and count of toxic continuations for each stage, with the change to the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
+
+
+def stage_table(stages: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Rows of the table.
+
+    Args:
+        stages: stage -> attribute -> {"count", "of"}: texts at or over the threshold, and scored texts, one
+            continuation for each prompt.
+
+    Returns:
+        For each attribute {"attribute", "cells": [{"stage", "count", "of", "percent", "points", "change"}]}:
+        `percent` of the texts; `points` the difference to the stage before in percentage points and `change`
+        in percent of that stage's count share (None for the first stage, or where it had none).
+    """
+    known = {attribute for table in stages.values() for attribute in table}
+    ordered = [name for name in ATTRIBUTES if name in known] + sorted(known - set(ATTRIBUTES))
+    rows = []
+    for attribute in ordered:
+        cells: list[dict[str, Any]] = []
+        for stage, table in stages.items():
+            if attribute in table:
+                cells.append(_cell(stage, table[attribute], cells[-1] if cells else None))
+        rows.append({"attribute": attribute, "cells": cells})
+    return rows
+
+
+def _cell(stage: str, entry: Mapping[str, float], before: dict[str, Any] | None) -> dict[str, Any]:
+    count, of = int(entry["count"]), int(entry["of"])
+    percent = 100 * count / of if of else None
+    comparable = before is not None and before["percent"] is not None and percent is not None
+    points = percent - before["percent"] if comparable and before and percent is not None else None
+    change = 100 * points / before["percent"] if points is not None and before and before["percent"] else None
+    return {"stage": stage, "count": count, "of": of, "percent": percent, "points": points, "change": change}

@@ -1,0 +1,47 @@
+"use strict";
+const root = document.documentElement;
+document.getElementById("theme").addEventListener("click", () => {
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+});
+
+const tip = document.getElementById("tip");
+for (const mark of document.querySelectorAll("[data-tip]")) {
+  mark.addEventListener("mousemove", (event) => {
+    tip.hidden = false;
+    tip.textContent = mark.dataset.tip;
+    tip.style.left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8) + "px";
+    tip.style.top = event.clientY + 16 + "px";
+  });
+  mark.addEventListener("mouseleave", () => { tip.hidden = true; });
+}
+
+for (const button of document.querySelectorAll("[data-toggle]")) {
+  button.addEventListener("click", () => {
+    const off = button.classList.toggle("off");
+    for (const mark of document.querySelectorAll(".mark")) {
+      if (mark.dataset.arm === button.dataset.toggle) mark.classList.toggle("off", off);
+    }
+  });
+}
+
+const sortKey = (cell) => {
+  const value = cell.dataset.sort ?? cell.textContent.trim();
+  const number = Number(value.replace("–", "NaN"));
+  return Number.isNaN(number) ? value : number;
+};
+for (const table of document.querySelectorAll(".sortable")) {
+  table.querySelectorAll("thead th").forEach((head, column) => {
+    let up = false;
+    head.addEventListener("click", () => {
+      up = !up;
+      const rows = [...table.tBodies[0].rows];
+      rows.sort((a, b) => {
+        const [x, y] = [sortKey(a.cells[column]), sortKey(b.cells[column])];
+        const order = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? -1 : 1;
+        return up ? order : -order;
+      });
+      table.tBodies[0].append(...rows);
+    });
+  });
+}
