@@ -10,7 +10,23 @@ from typing import Annotated
 import typer
 
 from llm_detox import __version__
-from llm_detox.cli import data, detoxify, dpo, evaluate, recipe, report, sft
+from llm_detox.cli import (
+    ask,
+    convert,
+    data,
+    deploy,
+    detoxify,
+    dpo,
+    evaluate,
+    models,
+    publish,
+    recipe,
+    report,
+    serve,
+    sft,
+    smoke,
+    stop,
+)
 from llm_detox.errors import DetoxError
 
 app = typer.Typer(
@@ -37,14 +53,20 @@ def _options(
 
 
 app.add_typer(recipe.app, name="recipe")
-for module in (data, detoxify, sft, dpo, evaluate, report):
+app.add_typer(models.app, name="models")
+for module in (data, detoxify, sft, dpo, evaluate, report, convert, publish, deploy, smoke, stop, serve, ask):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
 def main() -> None:
-    """Run the command line: an error that the user can act on is one message, without a traceback."""
+    """Run the command line."""
+    run_app(app)
+
+
+def run_app(command: typer.Typer) -> None:
+    """Run a command line: an error that the user can act on is one message, without a traceback."""
     try:
-        app()
+        command()
     except DetoxError as error:
         if os.environ.get("LLM_DETOX_DEBUG"):
             raise

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llm_detox import processes
+from llm_detox import __version__, processes
 from llm_detox.deploy.topology import Ports, start, wait_until_ready
 from llm_detox.errors import DetoxError
+from llm_detox.folders import MANIFEST
 from llm_detox.processes import Process
 from llm_detox.progress import say
 from llm_detox.storage import fetch_model
@@ -29,7 +30,8 @@ def deploy_local(address: str, *, name: str, output: Path, rest_port: int = 0, g
         rest_port, grpc_port: wanted ports; 0 takes free ones.
 
     Returns:
-        `name`, `address`, `digest`, `urls` (rest, grpc, fmaas, engine) and `model` (the folder served).
+        `model_id`, `address`, `digest`, `rest_url`, `grpc_address`, `urls` (rest, grpc, fmaas, engine) and `model`
+        (the folder served).
 
     Raises:
         DetoxError: the folder exists, a port is in use, the model cannot be fetched, or it does not get ready; then
@@ -48,7 +50,12 @@ def deploy_local(address: str, *, name: str, output: Path, rest_port: int = 0, g
         stop_local(output)
         shutil.rmtree(output, ignore_errors=True)
         raise
-    return {key: state[key] for key in ("name", "address", "digest", "urls", "model")}
+    urls = state["urls"]
+    result = {"model_id": name, "address": state["address"], "digest": state["digest"], "rest_url": urls["rest"],
+              "grpc_address": urls["grpc"].removeprefix("grpc://"), "urls": urls, "model": state["model"]}
+    manifest = {"schema": 1, "kind": "deployment", "code_version": __version__, "result": result}
+    (output / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+    return result
 
 
 def serve_folder(model: Path, *, name: str, ports: Ports, output: Path, about: dict[str, Any]) -> dict[str, Any]:

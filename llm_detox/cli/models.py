@@ -1,0 +1,53 @@
+"""`llm-detox models list|rollback|prune|fetch`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_detox.cli.common import AsJson
+
+app = typer.Typer(no_args_is_help=True, help="The versions of a published model.")
+Url = Annotated[str, typer.Argument(help="Where it was published to: s3://bucket/prefix", show_default=False)]
+
+
+@app.command("list")
+def list_versions(url: Url, as_json: AsJson = False) -> None:
+    """Show all versions, newest first; the current one has a star."""
+    from llm_detox.storage.versions import versions
+
+    found = versions(url)
+    if as_json:
+        print(json.dumps({"versions": found}))
+        return
+    for one in found:
+        print(f"{'*' if one['current'] else ' '} {one['digest']}  {one['published']}  {one['bytes'] / 2**20:8.1f} MiB")
+
+
+@app.command()
+def rollback(url: Url, digest: Annotated[str | None, typer.Argument(help="Else the version before.")] = None) -> None:
+    """Make an older version current."""
+    from llm_detox.storage.versions import rollback as run
+
+    print(run(url, digest)["address"])
+
+
+@app.command()
+def prune(url: Url, keep: Annotated[int, typer.Option(min=1, help="Newest versions to keep.")] = 3) -> None:
+    """Remove old versions; the current one stays."""
+    from llm_detox.storage.versions import prune as run
+
+    for digest in run(url, keep):
+        print(f"removed {digest}")
+
+
+@app.command()
+def fetch(url: Url, to: Annotated[Path, typer.Argument(help="The folder to make.")], as_json: AsJson = False) -> None:
+    """Fetch a published model, verified by its checksums."""
+    from llm_detox.storage import fetch_model
+
+    result = fetch_model(url, to)
+    print(json.dumps(result) if as_json else f"{result['address']} is in {to}")

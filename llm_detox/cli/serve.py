@@ -1,0 +1,42 @@
+"""`llm-detox serve`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llm_detox.cli.common import AsJson
+from llm_detox.errors import UsageError
+
+
+def command(
+    model: Annotated[str | None, typer.Argument(
+        help="s3:// address, converted folder, or any model; else the model that the last local run deployed.")] = None,
+    name: Annotated[str, typer.Option("--name", "--model-id", help="The id that requests give.")] = "llm-detox",
+    rest_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8085,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a model on this machine behind the Caikit API, until Ctrl-C."""
+    from llm_detox.deploy.serve import serve
+
+    def ready(state: dict[str, Any]) -> None:
+        if as_json:
+            print(json.dumps({"model_id": name, **state["urls"]}), flush=True)
+            return
+        address = state["urls"]["grpc"].removeprefix("grpc://")
+        print(f'llm-detox ask --url {state["urls"]["rest"]} --model {name} "The best thing about my neighbours is"')
+        print(f'llm-detox ask --grpc {address} --model {name} "The best thing about my neighbours is"', flush=True)
+
+    serve(model or _last_deployed(), name=name, rest_port=rest_port, grpc_port=grpc_port, on_ready=ready)
+
+
+def _last_deployed() -> str:
+    found = sorted(Path("runs").glob("*/artifacts/*/deploy/deployment/model"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UsageError("no model is given, and no local run has deployed one", place="runs/",
+                         remedy="llm-detox serve MODEL, or `make demo` first")
+    return str(found[-1])
