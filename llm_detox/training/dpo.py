@@ -22,6 +22,7 @@ from llm_detox.folders import StepFolder, step_folder
 from llm_detox.generation.models import load_model, load_tokenizer, read_base_source
 from llm_detox.progress import say, task
 from llm_detox.recipe import DpoSection, Recipe
+from llm_detox.training.batches import LikeLengthBatches
 from llm_detox.training.lora import adapters_in_float32, open_adapter, save_adapter
 from llm_detox.training.pairs import Pair, prompt_texts, rewrite_pairs, sampled_pairs
 from llm_detox.training.quiet import quiet_libraries
@@ -109,7 +110,7 @@ def _train(
 
 
 def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int) -> list[dict[str, Any]]:
-    """Token ids of each pair: `prompt_ids`, `chosen_ids`, `rejected_ids`.
+    """Token ids of each pair: `prompt_ids`, `chosen_ids`, `rejected_ids`, and the `length` of the longer side.
 
     No end-of-text token is put behind a completion, unlike TRL's own preparation: a sampled continuation is cut
     off at its 20 tokens, and a likelihood term would teach the model to stop there. A prompt keeps its last
@@ -125,11 +126,12 @@ def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_len
         prompt = alone[:shared][-(max_length // 2):]
         chosen, rejected = (ids[shared:][: max_length - len(prompt)] for ids in both)
         if prompt and chosen and rejected:
-            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected,
+                         "length": len(prompt) + max(len(chosen), len(rejected))})
     return rows
 
 
-class _PairTrainer(DPOTrainer):  # type: ignore[misc]
+class _PairTrainer(LikeLengthBatches, DPOTrainer):  # type: ignore[misc]
     """TRL's trainer on rows of `pair_rows`, with an optional likelihood term for clean text."""
 
     def __init__(self, *, clean: list[dict[str, Any]], clean_weight: float, **options: Any) -> None:

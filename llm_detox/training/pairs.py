@@ -85,7 +85,8 @@ def sampled_pairs(
         calm = [(value, text) for value, text in rated if len(text.strip()) >= _LEAST_CHOSEN_CHARS]
         best_and_worst = list(zip(calm, reversed(rated), strict=False))[: settings.pairs_per_prompt]
         pairs += [Pair(prompt, chosen, rejected, high - low, "sampled")
-                  for (low, chosen), (high, rejected) in best_and_worst if high - low >= settings.margin]
+                  for (low, chosen), (high, rejected) in best_and_worst
+                  if high - low >= settings.margin and chosen != rejected]
     return sorted(pairs, key=lambda pair: -pair.margin)[: settings.max_pairs]
 
 

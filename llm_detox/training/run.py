@@ -30,7 +30,7 @@ def common_arguments(section: SftSection | DpoSection, *, steps_of: int, seed: i
     return {
         "output_dir": str(work), "seed": seed, "data_seed": seed, "learning_rate": section.learning_rate,
         "per_device_train_batch_size": section.batch_size, "num_train_epochs": section.epochs,
-        "lr_scheduler_type": section.lr_scheduler, "warmup_steps": math.ceil(section.warmup_ratio * steps),
+        "lr_scheduler_type": section.lr_scheduler, "warmup_steps": math.floor(section.warmup_ratio * steps),
         "max_grad_norm": section.max_grad_norm, "bf16": compute_dtype() is torch.bfloat16,
         "gradient_checkpointing": False, "logging_steps": 1, "logging_nan_inf_filter": False, "save_strategy": "no",
         "report_to": [], "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(),

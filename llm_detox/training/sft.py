@@ -13,6 +13,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from llm_detox.folders import StepFolder, step_folder
 from llm_detox.recipe import Recipe, SftSection
+from llm_detox.training.batches import LikeLengthBatches
 from llm_detox.training.lora import adapters_in_float32, load_training_base, new_adapter, portable_base, save_adapter
 from llm_detox.training.quiet import quiet_libraries
 from llm_detox.training.run import common_arguments, run_training
@@ -57,12 +58,15 @@ def _train(recipe: Recipe, comments: list[str], passages: list[str], folder: Ste
     return outcome
 
 
+class _TextTrainer(LikeLengthBatches, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer with batches of like length."""
+
+
 def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], sft: SftSection, *,
                  seed: int, work: Path) -> SFTTrainer:
     """TRL's trainer for token rows (`tokenize`). Sequences of like length share a batch, so little is padding."""
     arguments = SFTConfig(
-        **common_arguments(sft, steps_of=len(rows), seed=seed, work=work), max_length=sft.max_length,
-        train_sampling_strategy="group_by_length", length_column_name="length")
+        **common_arguments(sft, steps_of=len(rows), seed=seed, work=work), max_length=sft.max_length)
     with adapters_in_float32(model):
-        return SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows),
-                          processing_class=tokenizer)
+        return _TextTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows),
+                            processing_class=tokenizer)
