@@ -39,11 +39,14 @@ class CaikitRest:
         if answer.status_code != 200:
             raise self._error(answer.status_code, answer.content)
         value = self._json(answer.content)
-        return Generation(
-            text=value["generated_text"], generated_tokens=value["generated_tokens"],
-            finish_reason=value["finish_reason"], input_token_count=value["input_token_count"],
-            seed=value.get("seed") or None, tokens=_tokens(value.get("tokens")),
-            input_tokens=_tokens(value.get("input_tokens")))
+        try:
+            return Generation(
+                text=str(value["generated_text"]), generated_tokens=int(value["generated_tokens"]),
+                finish_reason=str(value["finish_reason"]), input_token_count=int(value["input_token_count"]),
+                seed=value.get("seed") or None, tokens=_tokens(value.get("tokens")),
+                input_tokens=_tokens(value.get("input_tokens")))
+        except (KeyError, TypeError, ValueError):
+            raise self._foreign() from None
 
     def stream(self, model_id: str, text: str, parameters: Parameters, deadline: Deadline) -> Iterator[Chunk]:
         body = _body(model_id, text, parameters)
@@ -76,9 +79,12 @@ class CaikitRest:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise GenerationError("INTERNAL", "the answer is not JSON: is this a Caikit server?",
-                                  place=self._server.url)
+            raise self._foreign()
         return value
+
+    def _foreign(self) -> GenerationError:
+        return GenerationError("INTERNAL", "the answer has another form: is this a Caikit server?",
+                               place=self._server.url)
 
     def _error(self, status: int, body: bytes) -> GenerationError:
         try:
