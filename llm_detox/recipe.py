@@ -107,6 +107,8 @@ class CausalRewriteSection(Section):
     """Masking and filling with the causal model itself."""
 
     proposals: Positive = Field(3, description="words proposed for a gap")
+    fill_above: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="gaps are filled where leaving them empty makes the text so many times as perplexing")
     contrast: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the anti-expert: the model after `anti_prompt`; 0 reads the base alone")
     anti_prompt: str = "The following comment is rude, hateful and full of insults:\n"
@@ -217,14 +219,42 @@ class PublishSection(Section):
     url: str = Field("s3://llm-detox/models", pattern=r"^s3://[^/]+(/.*)?$")
 
 
+Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|[KMGTPE]i?|k)?$")]
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+
+
+class KserveSection(Section):
+    """How the model stands in a cluster. What is not said here stays as in `manifests/`."""
+
+    platform: Literal["openshift-ai", "kserve"] = "openshift-ai"
+    runtime: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")] = "llm-detox-caikit-tgis"
+    rollout: Literal["replace", "canary"] = Field(
+        "replace", description="canary: the new version comes up and answers beside the old one first (a second GPU)")
+    replicas: Positive = 1
+    gpus: int = Field(1, ge=0)
+    gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+    tolerations: list[Annotated[str, Field(
+        pattern=r"^[a-zA-Z0-9./_-]+(=[a-zA-Z0-9._-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$")]] | None = Field(
+        None, description="key, key=value or key:Effect, as kubectl writes taints")
+    node_selector: dict[str, str] = {}
+    rest_url: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
+        None, description="where REST answers; None: the address in the InferenceService's status")
+    grpc_url: Annotated[str, Field(pattern=r"^grpcs?://")] | None = None
+    ready_seconds: Positive = Field(1800, description="patience until the model answers")
+    pending_seconds: Positive = Field(600, description="patience with pods that no node or quota admits")
+
+
 class DeploySection(Section):
     target: Literal["local", "kserve"] = "local"
     name: str = Field("llm-detox", pattern=r"^[a-z]([-a-z0-9]{0,51}[a-z0-9])?$")
-    namespace: str | None = None
+    namespace: KubernetesName | None = None
     prompt: str = Field("The best thing about my neighbours is", description="what the smoke request asks")
     max_new_tokens: Positive = 24
     rest_port: Annotated[int, Field(ge=0, lt=65536)] = Field(0, description="local target; 0 takes a free one")
     grpc_port: Annotated[int, Field(ge=0, lt=65536)] = Field(0, description="local target; 0 takes a free one")
+    kserve: KserveSection = KserveSection()
 
 
 class Recipe(Section):

@@ -105,7 +105,7 @@ def _unpacked(archive: Path) -> Path:
         return target
     staging = target.with_name(f".{target.name}.{os.getpid()}")
     with zipfile.ZipFile(archive) as file:
-        file.extractall(staging)  # noqa: S202 - zipfile drops absolute paths and ".." itself
+        file.extractall(staging)  # absolute paths and ".." are dropped by zipfile
     with suppress(OSError):
         staging.rename(target)
     shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""What makes a rewrite acceptable: toxicity, similarity and fluency, each with an absolute bound of the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llm_detox.rephrase.engine import Loss
+from llm_detox.rephrase.methods import Scorer
+
+
+class Similarity(Protocol):
+    def cosine(self, a: Sequence[str], b: Sequence[str]) -> list[float]: ...
+
+
+class Fluency(Protocol):
+    def variant_losses(self, variants: Sequence[Sequence[str]]) -> list[list[Loss]]: ...
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A rewrite must score below `toxicity`, keep `similarity` in cosine, and read at most `fluency` times as hard."""
+
+    toxicity: float
+    similarity: float
+    fluency: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One candidate with what was measured before it was decided; None where an earlier bound failed."""
+
+    text: str
+    toxicity: float | None
+    similarity: float | None = None
+    perplexity: float | None = None
+    perplexity_before: float | None = None
+    refused: str | None = None
+
+    @property
+    def rank(self) -> float:
+        """Harmlessness times similarity times fluency in [0, 1], as the J of ParaDetox multiplies them."""
+        ratio = (self.perplexity or math.inf) / (self.perplexity_before or math.inf)
+        return (1 - (self.toxicity or 0.0)) * (self.similarity or 0.0) / (1 + ratio)
+
+
+def perplexity(loss: Loss) -> float:
+    """exp of the mean negative log-likelihood a token; infinite for a text without a predicted token."""
+    nll, tokens = loss
+    return math.exp(min(nll / tokens, 700.0)) if tokens else math.inf
+
+
+class Acceptance:
+    """Judges candidates, the cheap bounds first: a candidate that fails one costs nothing further.
+
+    Args:
+        similarity: None accepts any meaning.
+    """
+
+    def __init__(self, scorer: Scorer, similarity: Similarity | None, fluency: Fluency, bounds: Bounds) -> None:
+        self._scorer = scorer
+        self._similarity = similarity
+        self._fluency = fluency
+        self._bounds = bounds
+
+    def judge(self, originals: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[Judged]]:
+        """For each original its distinct candidates, the accepted ones first, by falling rank."""
+        groups = [[text for text in dict.fromkeys(group) if text.strip() and text != original]
+                  for original, group in zip(originals, candidates, strict=True)]
+        judged = self._by_toxicity(groups)
+        judged = self._by_similarity(originals, judged)
+        judged = self._by_fluency(originals, judged)
+        return [sorted(group, key=lambda one: (one.refused is not None, -one.rank)) for group in judged]
+
+    def _by_toxicity(self, groups: Sequence[Sequence[str]]) -> list[list[Judged]]:
+        scores = iter(self._scorer.score([text for group in groups for text in group]))
+
+        def decide(text: str) -> Judged:
+            score = next(scores)
+            if score is None:
+                return Judged(text, None, refused="unscored")
+            return Judged(text, score, refused=None if score < self._bounds.toxicity else "toxic")
+
+        return [[decide(text) for text in group] for group in groups]
+
+    def _by_similarity(self, originals: Sequence[str], groups: list[list[Judged]]) -> list[list[Judged]]:
+        pairs = [(original, one.text) for original, group in zip(originals, groups, strict=True)
+                 for one in group if not one.refused]
+        values = iter(self._similarity.cosine(*map(list, zip(*pairs, strict=True)))
+                      if self._similarity and pairs else [1.0] * len(pairs))
+
+        def decide(one: Judged) -> Judged:
+            if one.refused:
+                return one
+            value = next(values)
+            return Judged(one.text, one.toxicity, value,
+                          refused=None if value >= self._bounds.similarity else "not similar")
+
+        return [[decide(one) for one in group] for group in groups]
+
+    def _by_fluency(self, originals: Sequence[str], groups: list[list[Judged]]) -> list[list[Judged]]:
+        alive = [i for i, group in enumerate(groups) if any(not one.refused for one in group)]
+        variants = [[originals[i], *(one.text for one in groups[i] if not one.refused)] for i in alive]
+        read = dict(zip(alive, self._fluency.variant_losses(variants), strict=True))
+
+        def decide(one: Judged, before: float, loss: Loss) -> Judged:
+            value = perplexity(loss)
+            fits = value <= self._bounds.fluency * before
+            return Judged(one.text, one.toxicity, one.similarity, value, before,
+                          refused=None if fits else "not fluent")
+
+        decided = []
+        for i, group in enumerate(groups):
+            losses = iter(read.get(i, []))
+            before = perplexity(next(losses)) if i in read else math.inf
+            decided.append([one if one.refused else decide(one, before, next(losses)) for one in group])
+        return decided

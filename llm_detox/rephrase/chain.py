@@ -1,0 +1,90 @@
+"""The chain: a gate on absolute toxicity, then one method after the other until a candidate is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from llm_detox.data.records import Record
+from llm_detox.rephrase.acceptance import Acceptance, Judged
+from llm_detox.rephrase.methods import Method, Scorer
+
+
+class Chain:
+    """Gate, methods and acceptance.
+
+    Args:
+        scorer: its score decides what is rewritten; a clean text costs this one call and is never touched.
+        threshold: texts at or over it are toxic.
+        methods: name -> method, tried in this order.
+        acceptance: decides between candidates.
+        keep_refused: what no method can rewrite stays as it is, instead of being dropped.
+    """
+
+    def __init__(self, scorer: Scorer, threshold: float, methods: Iterable[Method], acceptance: Acceptance, *,
+                 keep_refused: bool = False) -> None:
+        self._scorer = scorer
+        self._threshold = threshold
+        self._methods = list(methods)
+        self._acceptance = acceptance
+        self._keep_refused = keep_refused
+
+    def run(self, records: Sequence[Record]) -> list[Record]:
+        """The audit trail of the records `{"id", "text"}`, one for each, in their order."""
+        texts = [str(record["text"]) for record in records]
+        scores = self._scorer.score(texts)
+        toxic = [i for i, score in enumerate(scores) if score is not None and score >= self._threshold]
+        chosen, tried = self._rewrite({i: texts[i] for i in toxic})
+        return [
+            {"id": record["id"], **self._outcome(texts[i], scores[i], chosen.get(i), tried.get(i))}
+            for i, record in enumerate(records)
+        ]
+
+    def _rewrite(self, texts: dict[int, str]) -> tuple[dict[int, tuple[str, Judged]], dict[int, list[Record]]]:
+        chosen: dict[int, tuple[str, Judged]] = {}
+        tried: dict[int, list[Record]] = {i: [] for i in texts}
+        for method in self._methods:
+            pending = [i for i in texts if i not in chosen]
+            if not pending:
+                break
+            originals = [texts[i] for i in pending]
+            judged = self._acceptance.judge(originals, method.candidates(originals))
+            for i, group in zip(pending, judged, strict=True):
+                accepted = [one for one in group if not one.refused]
+                tried[i].append(_attempt(method.name, group))
+                if accepted:
+                    chosen[i] = (method.name, accepted[0])
+        return chosen, tried
+
+    def _outcome(self, text: str, score: float | None, chosen: tuple[str, Judged] | None,
+                 tried: list[Record] | None) -> Record:
+        scores: dict[str, Any] = {"toxicity_before": score}
+        if tried is None and score is None:
+            return _record("", text, "dropped", None, scores, "it could not be scored")
+        if tried is None:
+            return _record(text, text, "kept", None, {**scores, "toxicity_after": score}, "not toxic")
+        if chosen:
+            method, one = chosen
+            scores |= {"toxicity_after": one.toxicity, "similarity": one.similarity,
+                       "perplexity_before": one.perplexity_before, "perplexity_after": one.perplexity}
+            return _record(one.text, text, "rewritten", method, scores, "accepted", tried)
+        if self._keep_refused:
+            return _record(text, text, "kept", None, {**scores, "toxicity_after": score},
+                           "no rewrite was accepted; the recipe keeps such text", tried)
+        return _record("", text, "dropped", None, scores, "no rewrite was accepted", tried)
+
+
+def _record(text: str, original: str, action: str, method: str | None, scores: dict[str, Any], reason: str,
+            tried: list[Record] | None = None) -> Record:
+    rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in scores.items()}
+    record = {"text": text, "original": original, "action": action, "method": method, "scores": rounded,
+              "reason": reason}
+    return {**record, "tried": tried} if tried else record
+
+
+def _attempt(method: str, group: Sequence[Judged]) -> Record:
+    refusals: dict[str, int] = {}
+    for one in group:
+        if one.refused:
+            refusals[one.refused] = refusals.get(one.refused, 0) + 1
+    return {"method": method, "candidates": len(group), "refused": refusals}

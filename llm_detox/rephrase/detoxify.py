@@ -1,0 +1,196 @@
+"""The step `detoxify`: toxic records are rewritten, kept or dropped, each with its audit trail.
+
+Records are worked on in chunks of a fixed size, and a run that goes on behind an interrupted one repeats the
+chunk in which it broke off. A batch therefore never depends on where an earlier run ended, nor on the shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llm_detox.data.records import JsonlAppender, Record, read_jsonl, record_id
+from llm_detox.errors import DetoxError
+from llm_detox.folders import step_folder
+from llm_detox.progress import task
+from llm_detox.recipe import Recipe
+from llm_detox.rephrase.acceptance import Acceptance, Bounds
+from llm_detox.rephrase.causal import CausalRewriter, Masking, Prompted
+from llm_detox.rephrase.chain import Chain
+from llm_detox.rephrase.delete import Delete
+from llm_detox.rephrase.engine import CausalEngine, Loss
+from llm_detox.rephrase.methods import Method, Scorer
+from llm_detox.rephrase.summary import Summary
+
+CHUNK = 128
+RECORDS = "records.jsonl"
+
+
+def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """Rewrite the toxic records of a JSON lines file.
+
+    Args:
+        texts: `{"id", "text"}` a line; a missing id is made from the text.
+        output: the folder to write, with `records.jsonl`: `{"id", "text", "original", "action", "method",
+            "scores", "reason", "tried"}`, one line for each input, in input order. `text` is empty where the
+            action is `dropped`.
+        shard: (i, n), the i-th of n runs that share the input, counted from 0; the files of the shards put one
+            behind the other are the file of an unsharded run.
+
+    Returns:
+        counts by action and method, and histograms of toxicity, similarity and perplexity ratio.
+
+    Raises:
+        DetoxError: the input is empty or malformed, or a model or scorer cannot be loaded.
+    """
+    records = read_records(texts)
+    settings = {**recipe.settings("detoxify", "scoring", "model"), "shard": list(shard)}
+    with step_folder(output, "rewritten", settings=settings, inputs={"texts": texts}, resumable=True) as folder:
+        summary = Summary()
+        chunks = shard_chunks(len(records), shard)
+        with JsonlAppender(folder / RECORDS) as out, task("detoxify", sum(map(len, chunks))) as work:
+            for record in out.existing:
+                summary.add(record)
+            work.skip(len(out.existing))
+            for outcome in _outcomes(Workshop(recipe), records, chunks, len(out.existing), out):
+                summary.add(outcome)
+                work.advance()
+        folder.counts = dict(summary.counts)
+        folder.result = summary.as_result()
+        return folder.result
+
+
+def _outcomes(
+    workshop: Workshop, records: Sequence[Record], chunks: Sequence[range], done: int, out: JsonlAppender
+) -> Iterator[Record]:
+    """What is still to do, written as it comes."""
+    for chunk in chunks:
+        if done >= len(chunk):
+            done -= len(chunk)
+            continue
+        workshop.start_afresh()
+        for outcome in workshop.chain.run([records[i] for i in chunk])[done:]:
+            out.write(outcome)
+            yield outcome
+        out.flush()
+        done = 0
+
+
+def read_records(texts: Path) -> list[Record]:
+    """The input records, each with an id and a text.
+
+    Raises:
+        DetoxError: there is none, or a text is no string.
+    """
+    records = []
+    for number, record in enumerate(read_jsonl(texts, required=("text",)), start=1):
+        if not isinstance(record["text"], str):
+            raise DetoxError(f"the text is a {type(record['text']).__name__}, not a string",
+                             place=f"{texts}, record {number}", remedy='write it as {"text": "..."}')
+        records.append({"id": record.get("id", record_id(record["text"])), "text": record["text"]})
+    if not records:
+        raise DetoxError("no records to detoxify", place=str(texts), remedy='give lines such as {"text": "..."}')
+    return records
+
+
+def shard_chunks(count: int, shard: tuple[int, int] = (0, 1)) -> list[range]:
+    """The chunks of a shard, as ranges of record numbers; neighbouring shards have neighbouring chunks.
+
+    Raises:
+        DetoxError: the shard is not one of its count.
+    """
+    index, total = shard
+    if not 0 <= index < total:
+        raise DetoxError(f"there is no shard {index} of {total}", remedy="shards count from 0: 0/4, 1/4, 2/4, 3/4")
+    chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
+    return chunks[len(chunks) * index // total: len(chunks) * (index + 1) // total]
+
+
+class Workshop:
+    """Builds what a recipe names; models are loaded when the first toxic text needs them."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._settings = recipe.detoxify
+
+    @cached_property
+    def chain(self) -> Chain:
+        settings = self._settings
+        bounds = Bounds(settings.accept_toxicity, settings.accept_similarity, settings.accept_fluency)
+        return Chain(
+            self.scorer, settings.toxic_threshold, [_Late(name, self) for name in settings.methods],
+            Acceptance(self.scorer, _LateSimilarity(self), _LateFluency(self), bounds),
+            keep_refused=settings.otherwise == "keep",
+        )
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        from llm_detox.scoring.toxicity import load_scorer
+
+        return load_scorer(self._recipe.scoring.training)
+
+    @cached_property
+    def engine(self) -> CausalEngine:
+        """The recipe's model: proposes words and judges fluency. The judge of the evaluation takes no part."""
+        from llm_detox.generation.models import load_model, load_tokenizer
+
+        source = self._settings.fluency_model or self._recipe.model.source
+        return CausalEngine(load_model(source), load_tokenizer(source), batch_tokens=self._settings.batch_tokens)
+
+    def start_afresh(self) -> None:
+        """Forget what earlier chunks left behind, so that a chunk's outcome is its own."""
+        if "engine" in self.__dict__:
+            self.engine.forget()
+
+    @cached_property
+    def similarity(self) -> Any:
+        from llm_detox.scoring.similarity import SentenceSimilarity
+
+        source = self._settings.similarity_model
+        return SentenceSimilarity(source) if source else None
+
+    def method(self, name: str) -> Method:
+        settings = self._settings
+        share = settings.largest_masked_share
+        if name == "delete":
+            return Delete(self.scorer, below=settings.accept_toxicity, largest_share=share)
+        causal = settings.causal
+        experts = [(-causal.contrast, Prompted(self.engine, causal.anti_prompt))] if causal.contrast else []
+        return CausalRewriter(
+            self.engine, self.scorer, Masking(settings.accept_toxicity, share), experts=experts,
+            proposals=causal.proposals, candidates=settings.candidates,
+            fill_above=causal.fill_above)
+
+
+class _Late:
+    """A method that is built when it is first asked."""
+
+    def __init__(self, name: str, workshop: Workshop) -> None:
+        self.name = name
+        self._workshop = workshop
+
+    @cached_property
+    def _method(self) -> Method:
+        return self._workshop.method(self.name)
+
+    def candidates(self, texts: Sequence[str]) -> list[list[str]]:
+        return self._method.candidates(texts)
+
+
+class _LateSimilarity:
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    def cosine(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
+        judge = self._workshop.similarity
+        return list(judge.cosine(a, b)) if judge else [1.0] * len(a)
+
+
+class _LateFluency:
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    def variant_losses(self, variants: Sequence[Sequence[str]]) -> list[list[Loss]]:
+        return self._workshop.engine.variant_losses(variants) if variants else []

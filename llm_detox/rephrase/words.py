@@ -1,0 +1,150 @@
+"""Words of a text: how toxic each is, which to mask, and a text without them that still reads well."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
+
+from llm_detox.rephrase.methods import Scorer
+
+_VOWEL = re.compile(r"[aeiou]", re.IGNORECASE)
+_LOOSE_PUNCTUATION = re.compile(r"\s+([,.!?;:)\]])")
+_LOOSE_CLITIC = re.compile(r"(\w) ?(?:' ?(s|t|re|ve|ll|d|m)|(n't))\b", re.IGNORECASE)
+_EDGE = re.compile(r"^(\W*)(.*?)(\W*)$", re.DOTALL)
+# What cannot stand alone before a full stop or at the end.
+_DANGLING = frozenset(re.findall(r"\w+", """
+    a an the and or but of to with in on at by for from as like this that these those my your his her its our their
+    such some any every is are was were be been being am very so too really
+"""))
+
+
+@runtime_checkable
+class _Attributing(Protocol):
+    def word_attributions(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[str, float]]]: ...
+
+
+def attribute_words(scorer: Scorer, texts: Sequence[str]) -> list[list[float]]:
+    """How much each whitespace word adds to the toxicity of its text.
+
+    A scorer with `word_attributions` answers itself; any other is asked for each text without each of its
+    words (occlusion), and a word's share is the fall of the score.
+    """
+    if isinstance(scorer, _Attributing):
+        return [[share for _, share in row] for row in scorer.word_attributions(texts)]
+    flat: list[str] = []
+    for text in texts:
+        words = text.split()
+        flat += [text, *(" ".join(words[:i] + words[i + 1:]) for i in range(len(words)))]
+    scores = iter([score or 0.0 for score in scorer.score(flat)])
+    rows: list[list[float]] = []
+    for text in texts:
+        whole = next(scores)
+        rows.append([whole - next(scores) for _ in text.split()])
+    return rows
+
+
+def smallest_masks(
+    scorer: Scorer, texts: Sequence[str], *, below: float, largest_share: float
+) -> list[frozenset[int] | None]:
+    """For each text the fewest words, most toxic first, without which it scores under `below`.
+
+    Args:
+        below: the toxicity to come under; absolute, so harmless text is left alone.
+        largest_share: of the words of a text that may go, in (0, 1]; one word always may.
+
+    Returns:
+        word positions for each text, None where even the largest allowed mask does not suffice.
+    """
+    ladders = [_ladder(row, largest_share) for row in attribute_words(scorer, texts)]
+    steps = [without(text, mask) for text, ladder in zip(texts, ladders, strict=True) for mask in ladder]
+    scores = iter(scorer.score(steps))
+    found: list[frozenset[int] | None] = []
+    for ladder in ladders:
+        rated = [(mask, next(scores)) for mask in ladder]
+        found.append(next((mask for mask, score in rated if score is not None and score < below), None))
+    return found
+
+
+def _ladder(attributions: Sequence[float], largest_share: float) -> list[frozenset[int]]:
+    most = max(1, int(largest_share * len(attributions)))
+    order = sorted(range(len(attributions)), key=lambda i: -attributions[i])
+    order = [i for i in order if attributions[i] > 0][:most]
+    return [frozenset(order[: size + 1]) for size in range(len(order))]
+
+
+def spans(mask: Collection[int]) -> list[tuple[int, int]]:
+    """Neighbouring positions as half-open spans, from left to right: {1, 2, 5} -> [(1, 3), (5, 6)]."""
+    if not mask:
+        return []
+    order = sorted(mask)
+    cuts = [0, *(i for i, (a, b) in enumerate(pairwise(order), 1) if b != a + 1), len(order)]
+    return [(order[a], order[b - 1] + 1) for a, b in pairwise(cuts)]
+
+
+def without(
+    text: str, mask: Collection[int], replacements: Mapping[int, str] | None = None, *, trim: bool = False
+) -> str:
+    """The text without the masked words.
+
+    Args:
+        mask: positions of whitespace words.
+        replacements: first position of a masked span -> word that takes its place.
+        trim: also drop articles and the like that would be left dangling before a stop.
+
+    Returns:
+        the text with tidy spaces, with the punctuation that ended a masked span kept, with `a`/`an` and the
+        first capital adjusted.
+    """
+    words = text.split()
+    out: list[str] = []
+    seams: list[int] = []
+    position = 0
+    for start, end in spans(mask):
+        out += words[position:start]
+        opening = _parts(words[start])[0]
+        closing = _parts(words[end - 1])[2]
+        _close_gap(out, opening, (replacements or {}).get(start, ""), closing, trim=trim)
+        seams.append(len(out) - 1 if (replacements or {}).get(start) else len(out))
+        position = end
+    out += words[position:]
+    for seam in seams:
+        _agree(out, seam)
+    rebuilt = tidy(" ".join(out))
+    if text[:1].isupper():
+        rebuilt = rebuilt[:1].upper() + rebuilt[1:]
+    return rebuilt
+
+
+def _close_gap(out: list[str], opening: str, word: str, closing: str, *, trim: bool) -> None:
+    if word:
+        out.append(opening + word + closing)
+        return
+    stop = re.sub(r"[^,.!?;:]", "", closing)[:1]
+    if trim:
+        while out and stop and out[-1].lower() in _DANGLING:
+            out.pop()
+    if stop and out and not out[-1].endswith((",", ".", "!", "?", ";", ":")):
+        out[-1] += stop
+
+
+def _agree(words: list[str], seam: int) -> None:
+    """Set the article before `words[seam]` to `a` or `an`, by the letter that follows."""
+    if not 0 < seam < len(words) or words[seam - 1].lower() not in ("a", "an") or not words[seam][:1].isalpha():
+        return
+    following = words[seam].lower()
+    article = "an" if _VOWEL.match(following) and not following.startswith(("uni", "use", "one", "eu")) else "a"
+    words[seam - 1] = article.capitalize() if words[seam - 1][:1].isupper() else article
+
+
+def _parts(word: str) -> tuple[str, str, str]:
+    match = _EDGE.match(word)
+    return (match[1], match[2], match[3]) if match else ("", word, "")
+
+
+def tidy(text: str) -> str:
+    """Spaces as in print: one between words, none before a stop or inside a contraction."""
+    text = re.sub(r"\s+", " ", text).strip()
+    text = _LOOSE_PUNCTUATION.sub(r"\1", text)
+    return _LOOSE_CLITIC.sub(lambda m: f"{m[1]}{chr(39) + m[2] if m[2] else m[3]}", text)
