@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,8 +72,8 @@ class BatchedRows:
             logits = _forward(self._model, ids.to(where), past_key_values=cache, logits_to_keep=0 if all_logits else 1,
                               attention_mask=(columns >= 0).long().to(where),
                               position_ids=columns.clamp(min=0).to(where))
-        except RuntimeError as error:
-            raise PromptFailed(str(error)) from error
+        except Exception as error:  # too little memory, or whatever a model's own code raises
+            raise PromptFailed(f"{type(error).__name__}: {error}") from error
         self._cache.add(cache, lengths.tolist())
         return logits if all_logits else logits[:, -1]
 
@@ -85,6 +86,7 @@ class BatchedRows:
         self._cache.stepped()
         return logits[:, -1]
 
+    @torch.inference_mode()
     def drop(self, row: int) -> None:
         self._cache.remove(row)
 
@@ -99,6 +101,9 @@ class SoloRows:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+        # State-space models name their state otherwise.
+        known = inspect.signature(model.forward).parameters
+        self._name = next((n for n in ("past_key_values", "cache_params", "state") if n in known), "past_key_values")
         self._cache: Any = None
 
     @torch.inference_mode()
@@ -117,8 +122,8 @@ class SoloRows:
         self._cache = None
 
     def _run(self, ids: Tensor) -> Tensor:
-        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
-        self._cache = output.past_key_values
+        output = self._model(input_ids=ids, use_cache=True, **{self._name: self._cache})
+        self._cache = output[self._name]
         logits: Tensor = output.logits
         return logits
 
@@ -151,8 +156,8 @@ class Model:
         self.bos = next((i for i in (self.tokenizer.bos_token_id, *sorted(self.eos)) if i is not None), 0)
         embeddings: Any = self.model.get_input_embeddings()
         self.vocabulary_size = int(embeddings.weight.shape[0])
-        self.rows = self._rows(settings.max_batch_size)
         self.max_sequence_length = self._length(settings)
+        self.rows = self._rows(settings.max_batch_size)
 
     def _length(self, settings: Settings) -> int:
         text: Any = self.model.config.get_text_config()
@@ -163,7 +168,10 @@ class Model:
         return settings.max_sequence_length or own or _DEFAULT_LENGTH
 
     def _rows(self, limit: int) -> Rows:
-        reason = "max_batch_size is 1" if limit == 1 else batching_trouble(self.model, self.vocabulary_size)
+        if limit == 1:
+            return SoloRows(self.model)
+        reason = (_stretching(self.model.config.get_text_config(), self.max_sequence_length)
+                  or batching_trouble(self.model, self.vocabulary_size))
         if reason is None:
             return BatchedRows(self.model, limit)
         log.warning("requests run one after the other, not in a batch: %s", reason)
@@ -196,6 +204,19 @@ def batching_trouble(model: PreTrainedModel, vocabulary_size: int) -> str | None
                 for a, b in zip([*seen, *both], alone, strict=True)) / max(spread, 1e-6)
     if worst > tolerance:
         return f"{type(model).__name__} gives other results in a padded batch (off by {worst:.2g} standard deviations)"
+    return None
+
+
+def _stretching(config: Any, longest: int) -> str | None:
+    """Some rope scalings look at the longest sequence of the batch, so that one request would change the others."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for scaling in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        kind = scaling.get("rope_type")
+        original = scaling.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None) or config.max_position_embeddings
+        if kind in ("dynamic", "longrope") and longest > original:
+            return (f"its {kind} rope scaling depends on the longest sequence of a batch; "
+                    f"--max-sequence-length {original} makes batches possible")
     return None
 
 

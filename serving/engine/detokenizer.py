@@ -1,6 +1,6 @@
 """Token ids to text, one token at a time, with no broken characters at the borders.
 
-What the pieces add up to is what decoding all ids at once gives (less an unfinished character at the very end).
+What the pieces add up to is what decoding all ids at once gives, less broken characters at the very end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Detokenizer(Protocol):
         """The text that this token completes; empty while a character is unfinished."""
 
     def flush(self) -> str:
-        """What is left at the end. Bytes of an unfinished character are dropped."""
+        """What is left at the end. Unfinished and broken characters are dropped, as TGIS does."""
 
 
 class Vocabulary:
@@ -68,14 +68,17 @@ class _ByteLevel:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._broken = ""  # kept until something whole follows, as at the end they are dropped
 
     def push(self, token: int) -> str:
         if self._vocabulary.hidden(token):
             return ""
-        return self._decoder.decode(self._vocabulary.token_bytes(token))
+        text = self._broken + self._decoder.decode(self._vocabulary.token_bytes(token))
+        whole = text.rstrip(_REPLACEMENT)
+        self._broken = text[len(whole):]
+        return whole
 
     def flush(self) -> str:
-        self._decoder.reset()
         return ""
 
 
@@ -93,7 +96,7 @@ class _Difference:
             return ""
         self._pending.append(token)
         text = self._decode(self._context + self._pending)
-        if text.endswith(_REPLACEMENT) and len(self._pending) < 8:
+        if text.endswith(_REPLACEMENT):
             return ""
         return self._take(text)
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = tuple(round(0.0001 * 1.5**power, 7) for power in range(1, 36))
 _TOKENS = tuple(float(1 << power) for power in range(0, 18))

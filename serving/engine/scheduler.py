@@ -163,7 +163,9 @@ class Scheduler:
                 self._running = []
                 self._rows.clear()
         self._fail([*self._running, *self._waiting], RuntimeError("the server is stopping"))
+        self._rows.clear()
 
+    @torch.inference_mode()
     def _turn(self) -> None:
         self._leave(lambda running: running.job.cancelled)
         for group in self._joining():
@@ -229,8 +231,12 @@ class Scheduler:
         wants_all = group[0].parameters.input_tokens
         try:
             logits = self._rows.add([running.job.ids for running in group], all_logits=wants_all)
-        except PromptFailed as error:  # the others are unharmed
-            self._fail(group, error)
+        except PromptFailed as error:  # the running ones are unharmed; which of these is to blame shows one by one
+            if len(group) == 1:
+                self._fail(group, error)
+            else:
+                for running in group:
+                    self._prefill([running])
             return
         self._running.extend(group)
         if wants_all:

@@ -19,7 +19,7 @@ from serving.engine import proto
 from serving.engine.http import HttpServer
 from serving.engine.jobs import Engine
 from serving.engine.metrics import Metrics
-from serving.engine.service import GenerationFailed, GenerationService, Overloaded, Tokenization
+from serving.engine.service import GenerationFailed, GenerationService, Overloaded, Tokenization, Undecodable
 from serving.engine.settings import Settings
 from serving.engine.validation import InvalidRequest, Limits
 
@@ -149,6 +149,8 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _unary(self, call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def guarded(request: Any, context: Any) -> Any:
             try:
+                if isinstance(request, Undecodable):
+                    raise request
                 return await call(request, context)
             except Exception as error:
                 await self._abort(context, error)
@@ -156,6 +158,8 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _stream(self, call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         async def guarded(request: Any, context: Any) -> Any:
+            if isinstance(request, Undecodable):
+                await self._abort(context, request)
             pieces = call(request, context)
             try:
                 async for piece in pieces:
@@ -172,6 +176,8 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if isinstance(error, Overloaded):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        if isinstance(error, Undecodable):
+            await context.abort(grpc.StatusCode.INTERNAL, str(error))
         if isinstance(error, GenerationFailed):
             self._metrics.failure.labels("generate").inc()
             await context.abort(grpc.StatusCode.UNKNOWN, str(error))

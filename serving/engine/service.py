@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from serving.engine import proto
 from serving.engine.detokenizer import Vocabulary
@@ -63,7 +65,7 @@ class GenerationService:
             "ModelInfo": (grpc.unary_unary_rpc_method_handler, self.model_info, pb.ModelInfoRequest),
         }
         return grpc.method_handlers_generic_handler(proto.SERVICE, {
-            name: make(call, request_deserializer=request.FromString,
+            name: make(call, request_deserializer=functools.partial(_decode, request),
                        response_serializer=lambda message: message.SerializeToString())
             for name, (make, call, request) in calls.items()
         })
@@ -213,6 +215,10 @@ class GenerationService:
         log.info("%s request: %d input tokens, %d generated, %s, %.3f s", kind, inputs, update.count, reason, seconds)
 
 
+class Undecodable(Exception):
+    """The bytes of a request are no message of its type."""
+
+
 class Overloaded(Exception):
     """More requests at once than the server takes."""
 
@@ -222,6 +228,14 @@ class GenerationFailed(Exception):
 
     def __str__(self) -> str:
         return f"Request failed during generation: {super().__str__()}"
+
+
+def _decode(kind: Any, data: bytes) -> Any:
+    """The message, or the reason why there is none: gRPC's own answer to an exception here is UNKNOWN."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        return Undecodable(f"failed to decode Protobuf message: {error}")
 
 
 def _to(queue: asyncio.Queue[Update], loop: asyncio.AbstractEventLoop) -> Callable[[Update], None]:
