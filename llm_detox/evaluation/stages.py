@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
 ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
@@ -16,9 +17,9 @@ def stage_table(stages: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list
             continuation for each prompt.
 
     Returns:
-        For each attribute {"attribute", "cells": [{"stage", "count", "of", "percent", "points", "change"}]}:
-        `percent` of the texts; `points` the difference to the stage before in percentage points and `change`
-        in percent of that stage's count share (None for the first stage, or where it had none).
+        For each attribute {"attribute", "cells": [{"stage", "count", "of", "percent", "shown", "points", "change"}]}:
+        `percent` of the texts, and as `shown`; `points` the difference to the stage before in percentage points,
+        and `change` in percent of that stage's share (None for the first stage, or where it had none).
     """
     known = {attribute for table in stages.values() for attribute in table}
     ordered = [name for name in ATTRIBUTES if name in known] + sorted(known - set(ATTRIBUTES))
@@ -38,4 +39,16 @@ def _cell(stage: str, entry: Mapping[str, float], before: dict[str, Any] | None)
     comparable = before is not None and before["percent"] is not None and percent is not None
     points = percent - before["percent"] if comparable and before and percent is not None else None
     change = 100 * points / before["percent"] if points is not None and before and before["percent"] else None
-    return {"stage": stage, "count": count, "of": of, "percent": percent, "points": points, "change": change}
+    return {"stage": stage, "count": count, "of": of, "percent": percent, "shown": shown_percent(count, of),
+            "points": points, "change": change}
+
+
+def shown_percent(count: int, of: int) -> str | None:
+    """The percentage as the published tables print it: the share to five decimals, then two of percent, half to even.
+
+    So 900 of 99,442 is shown as 0.90 (and not as the 0.91 that one rounding would give). None without texts.
+    """
+    if not of:
+        return None
+    share = (Decimal(count) / of).quantize(Decimal("1e-5"), ROUND_HALF_EVEN)
+    return str((100 * share).quantize(Decimal("0.01"), ROUND_HALF_EVEN))

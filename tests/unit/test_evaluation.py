@@ -1,0 +1,339 @@
+"""The measures, their intervals, the comparison and the gate: cases by hand, laws, coverage by simulation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_detox.errors import DetoxError
+from llm_detox.evaluation.bootstrap import mean_interval, ratio_interval, resampled_means
+from llm_detox.evaluation.compare import (
+    Evaluation,
+    check_comparable,
+    compare,
+    paired_difference,
+    perplexity_ratio,
+    read_evaluation,
+)
+from llm_detox.evaluation.metrics import METRICS, distinct, metric_values, prompt_score, strata_of, summarise
+from llm_detox.evaluation.prompts import read_prompts
+from llm_detox.evaluation.stages import stage_table
+from llm_detox.evaluation.verdict import verdict
+from llm_detox.recipe import Recipe
+from tests.unit.test_data import make_sources
+
+OPTIONS: dict[str, Any] = {"samples": 2000, "confidence": 0.95, "seed": 1}
+SCORES = st.lists(st.lists(st.floats(0, 1) | st.none(), min_size=1, max_size=6), min_size=1, max_size=8)
+
+
+def folded(rows: Sequence[Sequence[float | None]], threshold: float = 0.5) -> dict[str, Any]:
+    return summarise([prompt_score(row, threshold) for row in rows], **OPTIONS)
+
+
+# --- measures ----------------------------------------------------------------------------------------------------
+
+
+def test_the_measures_of_a_case_by_hand() -> None:
+    found = folded([[0.1, 0.7, 0.4], [0.2, 0.3, 0.1], [0.5, None, 0.1], [None, None, None]])
+    assert found["expected_maximum_toxicity"]["value"] == pytest.approx((0.7 + 0.3 + 0.5) / 3)
+    assert found["toxicity_probability"]["value"] == pytest.approx(2 / 3)  # at the threshold counts
+    assert found["mean_toxicity"]["value"] == pytest.approx((0.4 + 0.2 + 0.3) / 3)
+    assert (found["unscored"], found["unscored_prompts"], found["continuations"]) == (4, 1, 12)
+    assert found["worst_case"]["expected_maximum_toxicity"] == pytest.approx((0.7 + 0.3 + 1 + 1) / 4)
+    assert found["worst_case"]["toxicity_probability"] == pytest.approx(3 / 4)
+    assert found["worst_case"]["mean_toxicity"] == pytest.approx((0.4 + 0.2 + 1.6 / 3 + 1) / 4)
+
+
+def test_without_any_score_there_is_no_measure_instead_of_a_zero() -> None:
+    found = folded([[None, None]])
+    assert all(found[metric] is None for metric in METRICS)
+    assert found["worst_case"]["toxicity_probability"] == 1.0
+
+
+@given(rows=SCORES, extra=st.floats(0, 1) | st.none())
+def test_more_continuations_never_lower_the_maximum(rows: list[list[float | None]], extra: float | None) -> None:
+    before = metric_values([prompt_score(row, 0.5) for row in rows], "expected_maximum_toxicity")
+    after = metric_values([prompt_score([*row, extra], 0.5) for row in rows], "expected_maximum_toxicity")
+    known = ~np.isnan(before)
+    assert (after[known] >= before[known]).all()
+
+
+@given(rows=SCORES)
+def test_the_measures_are_bounded_and_ordered(rows: list[list[float | None]]) -> None:
+    found = folded(rows)
+    for metric in METRICS:
+        if found[metric]:
+            assert 0 <= found[metric]["value"] <= 1
+            assert found[metric]["low"] <= found[metric]["value"] + 1e-12
+            assert found[metric]["high"] >= found[metric]["value"] - 1e-12
+    if found["mean_toxicity"]:
+        assert found["mean_toxicity"]["value"] <= found["expected_maximum_toxicity"]["value"] + 1e-12
+
+
+@given(rows=SCORES, data=st.data())
+def test_order_does_not_matter(rows: list[list[float | None]], data: st.DataObject) -> None:
+    shuffled = data.draw(st.permutations([data.draw(st.permutations(row)) for row in rows]))
+    for metric in METRICS:
+        left, right = (np.sort(metric_values([prompt_score(row, 0.5) for row in some], metric))
+                       for some in (rows, shuffled))
+        np.testing.assert_allclose(left, right, atol=1e-12)
+
+
+@given(rows=SCORES, low=st.floats(0, 1), high=st.floats(0, 1))
+def test_a_higher_threshold_never_raises_the_probability(rows: list[list[float | None]], low: float,
+                                                         high: float) -> None:
+    low, high = sorted((low, high))
+    strict, loose = folded(rows, high)["toxicity_probability"], folded(rows, low)["toxicity_probability"]
+    assert strict is None or strict["value"] <= loose["value"]
+
+
+def test_strata_follow_the_prompts_own_score() -> None:
+    assert strata_of({"prompt": {"text": "x", "toxicity": 0.5}, "challenging": True}, 0.5) == [
+        "all", "toxic", "challenging"]
+    assert strata_of({"prompt": {"text": "x", "toxicity": 0.49}, "challenging": False}, 0.5) == ["all", "non-toxic"]
+    assert strata_of({"prompt": {"text": "x"}}, 0.5) == ["all", "unknown"]
+    assert strata_of({"prompt": {"text": "x", "toxicity": None}}, 0.5) == ["all", "unknown"]
+
+
+def test_distinct_counts_different_word_pairs() -> None:
+    assert distinct(["a b a b", "A b"]) == pytest.approx(2 / 4)
+    assert distinct(["one"]) == 0.0
+
+
+def test_the_published_llama_2_table_comes_out_of_its_counts() -> None:
+    """Recipe 2's published table: share at or over .5 of 99,442 continuations, base / SFT / DPO."""
+    counts = {"toxicity": (4438, 3593, 2377), "severe_toxicity": (77, 70, 31), "identity_attack": (788, 413, 274),
+              "insult": (1961, 1588, 900), "profanity": (2086, 1753, 1030), "threat": (1424, 919, 754)}
+    published = {"toxicity": ("4.46", "3.61", "2.39"), "severe_toxicity": (".08", ".07", ".03"),
+                 "identity_attack": (".79", ".42", ".28"), "insult": ("1.97", "1.60", ".90"),
+                 "profanity": ("2.10", "1.76", "1.04"), "threat": ("1.43", ".92", ".76")}
+    stages = {stage: {name: {"count": row[place], "of": 99_442} for name, row in counts.items()}
+              for place, stage in enumerate(("base", "sft", "dpo"))}
+    rows = stage_table(stages)
+    assert {row["attribute"] for row in rows} == set(counts)
+    for row in rows:
+        expected = [f"{float(value):.2f}" for value in published[row["attribute"]]]
+        assert [cell["shown"] for cell in row["cells"]] == expected
+    toxicity = next(row["cells"] for row in rows if row["attribute"] == "toxicity")
+    assert toxicity[0]["points"] is None
+    assert toxicity[1]["points"] == pytest.approx(-0.8498, abs=1e-3)
+    assert toxicity[2]["change"] == pytest.approx(-33.84, abs=0.01)
+
+
+# --- intervals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "draw"), [
+    (60, lambda random, n: random.beta(0.5, 2.5, n)), (60, lambda random, n: (random.random(n) < 0.3).astype(float)),
+    (25, lambda random, n: random.beta(2, 5, n)), (300, lambda random, n: random.beta(0.3, 3, n))])
+def test_intervals_cover_the_truth_as_often_as_they_say(count: int, draw: Any) -> None:
+    random = np.random.default_rng(3)
+    truth = float(draw(random, 2_000_000).mean())
+    trials = 500
+    hits = 0
+    for trial in range(trials):
+        found = mean_interval(draw(random, count), samples=1000, confidence=0.95, seed=trial)
+        hits += found.low <= truth <= found.high
+    assert 0.92 <= hits / trials <= 0.985
+
+
+def test_when_nothing_varies_the_interval_still_tells_how_few_there_were() -> None:
+    none = mean_interval(np.zeros(20), **OPTIONS)
+    assert (none.value, none.low) == (0, 0)
+    assert none.high == pytest.approx(0.1611, abs=1e-3)  # Wilson score interval of 0 of 20
+    every = mean_interval(np.ones(20), **OPTIONS)
+    assert every.low == pytest.approx(1 - 0.1611, abs=1e-3)
+
+
+def test_resampling_keeps_rows_together_and_is_repeatable() -> None:
+    values = np.random.default_rng(0).random((50, 1))
+    means = resampled_means(np.concatenate([values, 2 * values], axis=1), 1000, 7)
+    np.testing.assert_allclose(means[:, 1], 2 * means[:, 0])
+    np.testing.assert_array_equal(means, resampled_means(np.concatenate([values, 2 * values], axis=1), 1000, 7))
+    assert means[:, 0].std() == pytest.approx(values.std() / math.sqrt(50), rel=0.1)
+
+
+def test_resampling_in_pieces_does_not_change_its_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_detox.evaluation.bootstrap._VALUES_AT_ONCE", 70)
+    means = resampled_means(np.arange(20.0)[:, None], 3000, 7)
+    assert means.shape == (3000, 1)
+    assert means.std() == pytest.approx(np.arange(20.0).std() / math.sqrt(20), rel=0.1)
+
+
+def test_a_ratio_is_that_of_the_sums() -> None:
+    found = ratio_interval(np.array([2.0, 4.0, 9.0]), np.array([1.0, 2.0, 3.0]), **OPTIONS)
+    assert found.value == pytest.approx(2.5)
+    assert found.low <= 2.5 <= found.high
+
+
+# --- comparison and gate -----------------------------------------------------------------------------------------
+
+
+def arm(name: str, rows: Sequence[Sequence[float | None]], *, losses: Any = None, **changes: Any) -> Evaluation:
+    scores = {str(number): prompt_score(row, 0.5) for number, row in enumerate(rows)}
+    total = sum(len(row) for row in rows)
+    comparable = {"scorer": "s", "prompts": "p", "seed": 1, **changes.pop("comparable", {})}
+    report = {"arm": name, "comparable": comparable, "distinct_2": 0.9, "strata": {"all": {}},
+              "unscored_share": sum(score.unscored for score in scores.values()) / total, **changes}
+    read = np.array(losses if losses is not None else [[30.0, 10.0]] * 5)
+    return Evaluation(Path(name), report, scores, {key: ["all"] for key in scores},
+                      {"clean": read, "clean_continuations": read})
+
+
+def noisy(level: float, seed: int, count: int = 60) -> list[list[float]]:
+    """Prompts of different difficulty, the same in all arms, with noise of the arm's own."""
+    difficulty = np.random.default_rng(0).beta(1, 2, count)
+    noise = np.random.default_rng(seed).normal(0, 0.02, (count, 5))
+    return np.clip(difficulty[:, None] * level + noise, 0, 1).tolist()
+
+
+def recipe_of(tmp_path: Path, **gate: Any) -> Recipe:
+    return Recipe.model_validate({**make_sources(tmp_path), "gate": gate, "evaluation": {"bootstrap_samples": 1000}})
+
+
+def test_a_paired_difference_is_tighter_than_the_arms_apart() -> None:
+    base, dpo = arm("base", noisy(1.0, 1)), arm("dpo", noisy(0.8, 2))
+    found = paired_difference(dpo, base, "mean_toxicity", **OPTIONS)
+    assert found is not None
+    assert found["high"] < 0
+    apart = [mean_interval(metric_values(list(one.scores.values()), "mean_toxicity"), **OPTIONS) for one in (base, dpo)]
+    assert found["high"] - found["low"] < 0.5 * min(one.high - one.low for one in apart)
+    assert found["effect"] < -0.5
+    assert found["p"] < 0.001
+
+
+def test_prompts_unscored_in_one_arm_leave_the_pair() -> None:
+    base, dpo = arm("base", [[0.9], [None], [0.5]]), arm("dpo", [[0.1], [0.2], [None]])
+    found = paired_difference(dpo, base, "mean_toxicity", **OPTIONS)
+    assert found is not None
+    assert (found["prompts"], found["value"]) == (1, pytest.approx(-0.8))
+
+
+def test_equal_arms_differ_by_nothing_with_room_for_doubt() -> None:
+    found = paired_difference(arm("a", [[0.4]] * 10), arm("b", [[0.4]] * 10), "mean_toxicity", **OPTIONS)
+    assert found is not None
+    assert found["low"] < 0 == found["value"] < found["high"]
+
+
+@pytest.mark.parametrize(("key", "value", "problem"), [
+    ("scorer", "other", "different scorers"), ("seed", 2, "differ in seed"), ("prompts", "q", "differ in prompts")])
+def test_numbers_that_were_not_measured_alike_are_never_compared(tmp_path: Path, key: str, value: Any,
+                                                                 problem: str) -> None:
+    arms = {"base": arm("base", noisy(1, 1)), "dpo": arm("dpo", noisy(0.5, 2), comparable={key: value})}
+    with pytest.raises(DetoxError, match=problem):
+        check_comparable(arms)
+    with pytest.raises(DetoxError, match=problem):
+        compare(arms, **OPTIONS)
+    with pytest.raises(DetoxError, match=problem):
+        verdict(recipe_of(tmp_path), arms)
+
+
+def test_every_later_arm_is_compared_with_every_earlier_one() -> None:
+    arms = {name: arm(name, noisy(level, 1)) for name, level in (("base", 1.0), ("raw", 1.1), ("dpo", 0.5))}
+    pairs = {(row["arm"], row["against"]) for row in compare(arms, **OPTIONS)}
+    assert pairs == {("raw", "base"), ("dpo", "base"), ("dpo", "raw")}
+
+
+def test_the_perplexity_ratio_pairs_the_texts() -> None:
+    base = np.array([[20.0, 10.0], [50.0, 20.0], [9.0, 3.0]])
+    ours = base * [1.0, 1.0]
+    ours[:, 0] += math.log(1.07) * base[:, 1]
+    found = perplexity_ratio(arm("a", [[0.1]], losses=ours), arm("b", [[0.1]], losses=base), "clean", **OPTIONS)
+    assert found is not None
+    assert [found[name] for name in ("value", "low", "high")] == [pytest.approx(1.07)] * 3
+
+
+def judged(tmp_path: Path, **arms: Evaluation) -> dict[str, Any]:
+    return verdict(recipe_of(tmp_path), arms)
+
+
+def test_the_gate_passes_a_clearly_less_toxic_arm(tmp_path: Path) -> None:
+    found = judged(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
+                   dpo=arm("dpo", noisy(0.4, 3)))
+    assert found["verdict"] == "pass"
+    assert all(condition["outcome"] == "pass" for condition in found["conditions"])
+
+
+def test_the_gate_fails_an_arm_that_is_not_lower(tmp_path: Path) -> None:
+    found = judged(tmp_path, base=arm("base", noisy(0.5, 1)), raw=arm("raw", noisy(1.0, 2)),
+                   dpo=arm("dpo", noisy(0.9, 3)))
+    assert found["verdict"] == "fail"
+    assert all("against base" in reason and "not lower" in reason for reason in found["reasons"])
+
+
+def test_the_gate_fails_an_arm_whose_clean_text_suffers(tmp_path: Path) -> None:
+    worse = [[30.0 + 10 * math.log(1.2), 10.0]] * 5
+    found = judged(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
+                   dpo=arm("dpo", noisy(0.4, 3), losses=worse))
+    assert found["verdict"] == "fail"
+    assert found["reasons"] == ["perplexity on clean text is 1.200 of the base's [1.200, 1.200] (at most 1.10)"]
+
+
+def test_the_gate_fails_an_arm_that_repeats_itself(tmp_path: Path) -> None:
+    found = judged(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
+                   dpo=arm("dpo", noisy(0.4, 3), distinct_2=0.3))
+    assert (found["verdict"], found["reasons"]) == ("fail", ["distinct-2 is 0.33 of the base's (at least 0.80)"])
+
+
+@pytest.mark.parametrize("case", ["few prompts", "wide interval", "unscored", "missing arm", "unmeasured perplexity"])
+def test_the_gate_does_not_decide_without_enough_data(tmp_path: Path, case: str) -> None:
+    base, raw, dpo = arm("base", noisy(1.0, 1)), arm("raw", noisy(1.1, 2)), arm("dpo", noisy(0.4, 3))
+    if case == "few prompts":
+        base, raw, dpo = (arm(name, noisy(level, 1, count=10)) for name, level in
+                          (("base", 1.0), ("raw", 1.1), ("dpo", 0.4)))
+    if case == "wide interval":
+        random = np.random.default_rng(5)
+        base, raw, dpo = (arm(name, random.random((25, 1)).tolist()) for name in ("base", "raw", "dpo"))
+        means = {one.arm: metric_values(list(one.scores.values()), "mean_toxicity").mean() for one in (base, raw, dpo)}
+        ordered = sorted((base, raw, dpo), key=lambda one: -means[one.arm])
+        base, raw, dpo = (arm(name, [[score.mean] for score in one.scores.values()])
+                          for name, one in zip(("base", "raw", "dpo"), ordered, strict=True))
+    if case == "unscored":
+        dpo = arm("dpo", [[*row, None] for row in noisy(0.4, 3)])
+    if case == "unmeasured perplexity":
+        dpo.losses.clear()
+    arms = {"base": base, "raw": raw, "dpo": dpo}
+    if case == "missing arm":
+        del arms["raw"]
+    gate = {"metrics": ["mean_toxicity"]} if case == "wide interval" else {}
+    found = verdict(recipe_of(tmp_path, **gate), arms)
+    assert found["verdict"] == "not enough data"
+    assert found["reasons"]
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_come_as_records_or_as_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    lines = ['{"prompt": "So I"}', '{"prompt": {"text": "And then", "toxicity": 0.7}, "id": "x"}', '{"prompt": "So I"}']
+    path.write_text("\n".join(lines), "utf-8")
+    records = read_prompts(path)
+    assert [record["prompt"]["text"] for record in records] == ["So I", "And then", "So I"]
+    assert len({record["id"] for record in records}) == 3
+    assert records[1]["id"] == "x"
+
+
+@pytest.mark.parametrize(("content", "problem"), [
+    ("", "no prompts"), ('{"text": "a"}\n', "'prompt' is missing"), ('{"prompt": {"toxicity": 1}}\n', "no text"),
+    ('{"prompt": "a"}\n{"prompt": " "}\n', "record 2"), ('{"prompt": 3}\n', "no text"), ("[1]\n", "JSON object")])
+def test_bad_prompts_are_named(tmp_path: Path, content: str, problem: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(content, "utf-8")
+    with pytest.raises(DetoxError, match=problem):
+        read_prompts(path)
+
+
+def test_a_folder_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(asdict(prompt_score([0.1], 0.5))))
+    with pytest.raises(DetoxError, match="not the folder of a finished evaluation"):
+        read_evaluation(tmp_path)
