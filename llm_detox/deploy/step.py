@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm_detox.errors import UsageError
 from llm_detox.recipe import Recipe
 
 
@@ -26,5 +25,6 @@ def deploy(recipe: Recipe, *, address: str, output: Path) -> dict[str, Any]:
 
         return deploy_local(address, name=settings.name, output=output, rest_port=settings.rest_port,
                             grpc_port=settings.grpc_port)
-    raise UsageError(f"this build deploys to the local target only, not to {settings.target!r}",
-                     place="deploy.target", remedy="--set deploy.target=local")
+    from llm_detox.deploy.kserve import deploy_kserve
+
+    return deploy_kserve(recipe, address=address, output=output)

@@ -1,0 +1,200 @@
+"""The few calls to a cluster that a deployment needs: repeated while the API server is away, and clear when refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llm_detox.errors import DetoxError
+from llm_detox.progress import say
+
+GROUP = "serving.kserve.io"
+_SERVICES, _RUNTIMES = (GROUP, "v1beta1", "inferenceservices"), (GROUP, "v1alpha1", "servingruntimes")
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_TIMEOUT = (5, 30)
+_AWAY = {429, 500, 502, 503, 504}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+
+Object = dict[str, Any]
+T = TypeVar("T")
+
+
+class Conflict(Exception):
+    """Somebody else changed or made the object meanwhile; read it again."""
+
+
+class Cluster:
+    """One namespace of a cluster.
+
+    Args:
+        api: a `kubernetes.client.ApiClient`.
+        namespace: the project.
+        away_seconds: how long the API server may be away (a restart, an upgrade) before a call is given up.
+    """
+
+    def __init__(self, api: Any, namespace: str, *, away_seconds: float = 180.0) -> None:
+        from kubernetes import client
+
+        self._core, self._custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
+        self._api, self._errors = api, client.exceptions.ApiException
+        self.namespace, self._away_seconds = namespace, away_seconds
+
+    @classmethod
+    def connect(cls, namespace: str | None = None) -> Cluster:
+        """From inside a pod by its account, else by the kubeconfig.
+
+        Args:
+            namespace: the project; None takes the pod's own or that of the kubeconfig's context.
+
+        Raises:
+            DetoxError: no cluster is configured, or no namespace is known.
+        """
+        try:
+            from kubernetes import client, config
+        except ImportError:
+            raise DetoxError("the Kubernetes client is not installed",
+                             remedy="pip install 'llm-detox[deploy]'") from None
+        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            config.load_incluster_config()
+            own = _ACCOUNT / "namespace"
+            return cls(client.ApiClient(), _known(namespace or (own.read_text("utf-8") if own.exists() else None)))
+        try:
+            config.load_kube_config()
+            context = config.list_kube_config_contexts()[1]["context"]
+        except (config.ConfigException, OSError) as error:
+            raise DetoxError(f"no cluster is configured: {error}", place=os.environ.get("KUBECONFIG", "~/.kube/config"),
+                             remedy="log in (oc login), or set KUBECONFIG; --set deploy.target=local needs no cluster"
+                             ) from None
+        return cls(client.ApiClient(), _known(namespace or context.get("namespace")))
+
+    def service(self, name: str) -> Object | None:
+        """An InferenceService, or None."""
+        return self._get(_SERVICES, name)
+
+    def runtime(self, name: str) -> Object | None:
+        """A ServingRuntime, or None."""
+        return self._get(_RUNTIMES, name)
+
+    def create(self, service: Object, *, dry_run: bool = False) -> Object:
+        """Make an InferenceService.
+
+        Raises:
+            Conflict: it is there already.
+        """
+        group, version, plural = _SERVICES
+        made: Object = self._call("create", plural, lambda **options: self._custom.create_namespaced_custom_object(
+            group, version, self.namespace, plural, service, **options), dry_run=dry_run)
+        return made
+
+    def patch(self, name: str, patch: Object, *, dry_run: bool = False) -> Object:
+        """Send a merge patch.
+
+        Raises:
+            Conflict: the patch names a `resourceVersion` that is no longer the live one.
+        """
+        group, version, plural = _SERVICES
+        patched: Object = self._call("patch", plural, lambda **options: self._custom.patch_namespaced_custom_object(
+            group, version, self.namespace, plural, name, patch, **options), dry_run=dry_run)
+        return patched
+
+    def delete(self, name: str) -> None:
+        """Remove an InferenceService; it is fine if it is not there."""
+        group, version, plural = _SERVICES
+        self._call("delete", plural, lambda **options: self._custom.delete_namespaced_custom_object(
+            group, version, self.namespace, plural, name, propagation_policy="Foreground", **options), missing=None)
+
+    def pods(self, name: str) -> list[Object]:
+        """The pods of an InferenceService as plain values."""
+        found = self._call("list", "pods", lambda **options: self._core.list_namespaced_pod(
+            self.namespace, label_selector=f"{GROUP}/inferenceservice={name}", **options))
+        return list(self._plain(found)["items"])
+
+    def warnings(self, name: str) -> list[Object]:
+        """Events of kind Warning about an InferenceService and what was made for it."""
+        found = self._call("list", "events", lambda **options: self._core.list_namespaced_event(
+            self.namespace, field_selector="type=Warning", **options))
+        owned = (f"{name}-predictor", f"{name}-transformer")
+        return [event for event in self._plain(found)["items"]
+                if event["involvedObject"].get("name") == name
+                or str(event["involvedObject"].get("name", "")).startswith(owned)]
+
+    def _plain(self, thing: Any) -> Object:
+        plain: Object = self._api.sanitize_for_serialization(thing)
+        return plain
+
+    def _get(self, kind: tuple[str, str, str], name: str) -> Object | None:
+        group, version, plural = kind
+        found: Object | None = self._call("get", plural, lambda **options: self._custom.get_namespaced_custom_object(
+            group, version, self.namespace, plural, name, **options), missing=None)
+        return found
+
+    def _call(self, verb: str, plural: str, call: Callable[..., Any], *, dry_run: bool = False,
+              missing: Any = Ellipsis) -> Any:
+        from urllib3.exceptions import HTTPError
+
+        options = {"_request_timeout": _TIMEOUT, **({"dry_run": "All"} if dry_run else {})}
+        until, pause, told = time.monotonic() + self._away_seconds, _FIRST_PAUSE, False
+        while True:
+            try:
+                return call(**options)
+            except self._errors as error:
+                if error.status == 404 and missing is not Ellipsis and not _is_unknown_kind(error):
+                    return missing
+                if error.status == 409:
+                    raise Conflict(_message(error)) from None
+                if error.status not in _AWAY or time.monotonic() >= until:
+                    raise self._explain(verb, plural, error) from None
+            except HTTPError as error:
+                if "certificate" in str(error).lower() or time.monotonic() >= until:
+                    raise self._unreachable(error) from None
+            if not told:
+                say("the cluster does not answer; trying again")
+                told = True
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _unreachable(self, error: Exception) -> DetoxError:
+        host = self._api.configuration.host
+        if "certificate" in str(error).lower():
+            return DetoxError("the cluster's certificate is not trusted", place=host,
+                              remedy="log in again with the right CA (oc login --certificate-authority)")
+        return DetoxError(f"the cluster does not answer ({type(error).__name__})", place=host,
+                          remedy="check the network and the login")
+
+    def _explain(self, verb: str, plural: str, error: Any) -> DetoxError:
+        place, message = f"namespace {self.namespace}", _message(error)
+        if error.status == 401:
+            return DetoxError("the cluster does not know this login", place=self._api.configuration.host,
+                              remedy="log in again (oc login); tokens expire")
+        if error.status == 403 and "exceeded quota" not in message:
+            return DetoxError(f"no right to {verb} {plural}", place=place,
+                              remedy="an administrator of the project runs: kubectl apply -k "
+                                     "manifests/overlays/openshift-ai (or overlays/kserve), and binds the Role "
+                                     f"llm-detox-deploy to this account. The cluster said: {message}")
+        if error.status == 404 and plural in ("inferenceservices", "servingruntimes"):
+            return DetoxError("KServe is not installed in this cluster", place=self._api.configuration.host,
+                              remedy="install it, or enable it in OpenShift AI (DataScienceCluster, kserve: Managed)")
+        return DetoxError(f"the cluster refuses to {verb} {plural}: {message}", place=place,
+                          remedy="correct what it names" if error.status < 500 else "try again later")
+
+
+def _is_unknown_kind(error: Any) -> bool:
+    """A 404 for the whole kind, not for one object, is plain text."""
+    return "page not found" in str(error.body)
+
+
+def _message(error: Any) -> str:
+    try:
+        return str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(error.reason)
+
+
+def _known(namespace: str | None) -> str:
+    if not namespace:
+        raise DetoxError("no namespace is given", remedy="--set deploy.namespace=<project>, or oc project <project>")
+    return namespace.strip()
