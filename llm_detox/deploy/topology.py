@@ -92,7 +92,8 @@ def start(model: Path, name: str, ports: Ports, work: Path) -> list[Process]:
         runtime = processes.spawn("caikit", [
             caikit, str(serving / "caikit" / "runtime.py"), "--model-dir", str(model.absolute()), "--model-id", name,
             "--engine", f"127.0.0.1:{ports.engine_grpc}", "--host", "127.0.0.1", "--http-port", str(ports.rest),
-            "--grpc-port", str(ports.grpc), "--metrics-port", "0", "--work-dir", str(work / "caikit"),
+            "--grpc-port", str(ports.grpc), "--metrics-port", "0", "--grace-seconds", "2",
+            "--work-dir", str(work / "caikit"),
         ], log=work / "caikit.log", env=_environment(without=("PYTHONPATH", "PYTHONHOME")))
     except DetoxError:
         processes.stop(engine)

@@ -61,8 +61,10 @@ def overlay(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "model_management": {"initializers": {"default": {"type": "LOCAL", "config": {"backend_priority": [backend]}}}},
         "runtime": {
             "local_models_dir": str(models),
-            "http": {"enabled": options.http_port > 0, "port": options.http_port},
+            "http": {"enabled": options.http_port > 0, "port": options.http_port,
+                     "server_shutdown_grace_period_seconds": options.grace_seconds},
             "grpc": {"enabled": options.grpc_port > 0, "port": options.grpc_port,
+                     "server_shutdown_grace_period_seconds": options.grace_seconds,
                      "options": {"grpc.max_receive_message_length": limit}},
             "metrics": {"enabled": options.metrics_port > 0, "port": options.metrics_port},
             "tls": {"server": {"cert": options.tls_cert or "", "key": options.tls_key or ""},
@@ -142,7 +144,11 @@ class BodyLimit:
             if not answered:
                 await send(message)
 
-        await self._app(scope, limited, once)
+        try:
+            await self._app(scope, limited, once)
+        except Exception:
+            if not answered:  # else it only learned that its request is over
+                raise
 
     async def _refuse(self, send: Send) -> None:
         body = json.dumps({"details": f"the request is larger than {self._max} bytes", "code": 413}).encode()
@@ -175,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     option("tls-key", None, "its key")
     option("tls-client-ca", None, "clients must show a certificate of this CA")
     option("max-message-mib", 16, "largest request in MiB")
+    option("grace-seconds", 20, "how long open requests may go on after SIGTERM")
     option("work-dir", None, "for the configuration; a temporary folder by default")
     return parser
 
