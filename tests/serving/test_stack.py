@@ -267,3 +267,31 @@ def test_reflection_and_health_are_there(stack: Stack) -> None:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert httpx.get(f"{stack.urls['rest']}/health", timeout=10, trust_env=False).text == "OK"
+
+
+class _Scorer:
+    """Gives every text the same score."""
+
+    def score(self, texts: list[str]) -> list[float]:
+        return [0.5 for _ in texts]
+
+
+def test_smoke_asks_on_every_way_and_scores_the_answer(
+    stack: Stack, expected: dict[str, tuple[list[str], str]], tmp_path: Path, repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from llm_detox.deploy.smoke import smoke
+    from llm_detox.folders import read_manifest
+    from llm_detox.recipe_file import load_recipe
+    from llm_detox.scoring import toxicity
+
+    monkeypatch.setattr(toxicity, "load_scorer", lambda spec: _Scorer())
+    prompt = PROMPTS[0]
+    recipe = load_recipe(repository / "recipes/smollm2-demo.yaml",
+                         [f"deploy.prompt={prompt}", "deploy.max_new_tokens=24", f"deploy.name={NAME}"])
+    result = smoke(recipe, deployment=stack.folder, output=tmp_path / "smoke")
+    assert result["text"] == expected[prompt][1]
+    assert result["toxicity"] == 0.5
+    assert [(one["protocol"], one["mode"]) for one in result["answers"]] == [
+        ("rest", "unary"), ("rest", "stream"), ("grpc", "unary"), ("grpc", "stream")]
+    assert read_manifest(tmp_path / "smoke")["result"] == result
