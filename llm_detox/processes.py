@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,6 +82,13 @@ def stop(process: Process, grace_seconds: float = 15.0) -> bool:
             time.sleep(0.05)
     _children.pop(process.pid, None)
     return True
+
+
+def stop_all(running: Sequence[Process], grace_seconds: float = 15.0) -> list[Process]:
+    """End several processes at the same time; returns those that were running, in the order given."""
+    with ThreadPoolExecutor(max(len(running), 1)) as pool:
+        ended = pool.map(lambda process: stop(process, grace_seconds), running)
+        return [process for process, was_running in zip(running, ended, strict=True) if was_running]
 
 
 def last_lines(log: str | Path, count: int = 12) -> str:

@@ -73,8 +73,7 @@ def serve_folder(model: Path, *, name: str, ports: Ports, output: Path, about: d
         _write_private(output / STATE, state)  # first of all, so that an interrupted start can be cleaned up
         wait_until_ready(started, ports, name)
     except BaseException:
-        for process in reversed(started):
-            processes.stop(process)
+        processes.stop_all(started)
         raise
     say(f"{name} answers at {state['urls']['rest']} (REST) and {state['urls']['grpc']} (gRPC)")
     return state
@@ -104,8 +103,8 @@ def stop_local(deployment: Path) -> list[str]:
         state = read_state(deployment)
     except DetoxError:
         return []
-    # The runtime first: it would answer with errors once the engine is gone.
-    return [one["name"] for one in reversed(state.get("processes", ())) if processes.stop(Process(**one))]
+    ours = [Process(**one) for one in reversed(state.get("processes", ()))]
+    return [process.name for process in processes.stop_all(ours)]
 
 
 def is_serving(deployment: Path) -> bool:
