@@ -122,7 +122,7 @@ class DetoxifySection(Section):
     accept_toxicity: Share = Field(0.3, description="a rewrite must score below it")
     accept_similarity: Share = Field(0.6, description="cosine to the original, at least")
     accept_fluency: Annotated[float, Field(gt=0)] = Field(
-        1.5, description="perplexity relative to the original's, at most")
+        2.0, description="perplexity relative to the original's, at most")
     candidates: Positive = 4
     largest_masked_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.34, description="of a text's words that may be masked or deleted")

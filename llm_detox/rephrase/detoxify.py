@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_detox.data.records import JsonlAppender, Record, read_jsonl, record_id
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, UsageError
 from llm_detox.folders import step_folder
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
@@ -93,6 +93,18 @@ def read_records(texts: Path) -> list[Record]:
     if not records:
         raise DetoxError("no records to detoxify", place=str(texts), remedy='give lines such as {"text": "..."}')
     return records
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """`2/8` -> (2, 8).
+
+    Raises:
+        UsageError: it is written otherwise, or there is no such shard.
+    """
+    index, slash, total = text.partition("/")
+    if not (slash and index.isdecimal() and total.isdecimal() and int(index) < int(total)):
+        raise UsageError(f"{text!r} is no shard", place="--shard", remedy="write i/n with i from 0 to n - 1, as in 0/4")
+    return int(index), int(total)
 
 
 def shard_chunks(count: int, shard: tuple[int, int] = (0, 1)) -> list[range]:

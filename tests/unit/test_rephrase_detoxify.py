@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, UsageError
 from llm_detox.recipe import Recipe
 from llm_detox.rephrase import detoxify as step
 from tests.unit import rephrase_tiny as tiny
@@ -114,6 +114,13 @@ def test_the_same_mistake_in_every_text_is_named_with_its_place(place: Path, tmp
     with pytest.raises(DetoxError, match="record 2"):
         step.detoxify(recipe(place), texts=texts, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_that_does_not_exist_is_refused() -> None:
+    assert step.read_shard("2/8") == (2, 8)
+    for wrong in ("4/4", "1", "a/b", "-1/2", ""):
+        with pytest.raises(UsageError, match="no shard"):
+            step.read_shard(wrong)
 
 
 def test_shards_put_together_equal_the_whole(place: Path, tmp_path: Path, unbroken: bytes) -> None:
