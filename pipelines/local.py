@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llm_detox.deploy.local import stop_local
-
 import llm_detox
+from llm_detox.deploy.local import stop_local
 from llm_detox.errors import DetoxError
 from llm_detox.pipeline_step import ERROR_FILE_VARIABLE
 from llm_detox.recipe import Recipe
 from llm_detox.storage.seaweed import Seaweed
+from pipelines.console import step_console
 from pipelines.detox_and_serve import detox_and_serve
 
 
@@ -95,7 +96,8 @@ def _run(recipe: Recipe, home: Path, fresh: bool) -> Any:
         enable_caching=not fresh,
         cache_root=str(home / "cache" / code_digest()),
     )
-    return detox_and_serve(recipe=recipe.model_dump_json())
+    with step_console(sys.stderr, home / "run.log"):
+        return detox_and_serve(recipe=recipe.model_dump_json())
 
 
 def _collect(recipe: Recipe, task: Any, home: Path, seconds: float) -> LocalRun:
@@ -137,7 +139,7 @@ def _errors_of_steps(note: Path) -> Iterator[None]:
             told = json.loads(note.read_text("utf-8"))
             place = f"step {told['step']}" + (f", {told['place']}" if told["place"] else "")
             raise DetoxError(told["message"], place=place, remedy=told["remedy"]) from None
-        raise DetoxError(f"a step failed: {error}",
-                         remedy="its output above tells why; --fresh runs every step anew") from None
+        raise DetoxError(f"a step failed: {error}", place=str(note.parent / "run.log"),
+                         remedy="its output above tells why") from None
     finally:
         note.unlink(missing_ok=True)

@@ -48,7 +48,7 @@ def _arms_table(report: dict[str, Any]) -> Table:
         table.add_column(title, justify="right")
     for name, arm in report["arms"].items():
         cells = [f"{arm[key]['value']:.3f} [{arm[key]['low']:.3f}, {arm[key]['high']:.3f}]" for key in _COLUMNS]
-        perplexity = arm["perplexity"]["value"]
+        perplexity = arm.get("perplexity")
         table.add_row(name, *(cell.replace("[", "\\[") for cell in cells), f"{perplexity:.2f}" if perplexity else "-")
     return table
 

@@ -1,0 +1,43 @@
+"""The local run's screen: the steps' own lines, all of a crash, nothing of the runner's noise."""
+
+from __future__ import annotations
+
+import io
+
+from pipelines.console import StepConsole
+
+NOISE = '12:00:00.1 - INFO - Executing task \x1b[96m\'data\'\x1b[0m\n    {\n      "inputs": {"recipe": "..."}\n    }\n'
+
+
+def shown(*pieces: str) -> tuple[str, str]:
+    screen, log = io.StringIO(), io.StringIO()
+    console = StepConsole(screen, log)
+    for piece in pieces:
+        console.write(piece)
+    return screen.getvalue(), log.getvalue()
+
+
+def test_only_the_lines_of_steps_are_shown_and_everything_is_logged() -> None:
+    text = NOISE + "    == data ==\n    reading: 5 records\n    == data done in 2.0s ==\n" + NOISE
+    screen, log = shown(text)
+    assert screen == "== data ==\nreading: 5 records\n== data done in 2.0s ==\n"
+    assert log == text
+
+
+def test_the_traceback_of_a_crash_is_shown() -> None:
+    screen, _ = shown("    == dpo ==\n    Traceback (most recent call last):\n    KeyError: 'x'\n")
+    assert "KeyError: 'x'" in screen
+
+
+def test_lines_may_arrive_in_pieces() -> None:
+    assert shown("    == da", "ta ==", "\n", "    a\n")[0] == "== data ==\na\n"
+
+
+def test_nothing_is_shown_behind_an_error_of_a_step() -> None:
+    screen, _ = shown("    == data ==\n    error in data: no text\n", NOISE)
+    assert screen.endswith("error in data: no text\n")
+
+
+def test_a_step_found_in_the_cache_is_named() -> None:
+    screen, _ = shown("12:00:00.1 - INFO - Task sft-2 cache hit (key=0123456789ab); skipping\n")
+    assert screen == "== sft-2: found from an earlier run ==\n"
