@@ -10,7 +10,6 @@ def deploy(recipe: str, address: str, deployment: dsl.Output[dsl.Artifact]):
     from pathlib import Path
 
     from llm_detox.deploy.step import deploy
-
     from llm_detox.pipeline_step import pipeline_step
 
     with pipeline_step("deploy", recipe) as settings:

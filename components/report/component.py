@@ -24,7 +24,6 @@ def report(
     from pathlib import Path
 
     from llm_detox.evaluation.report import write_report
-
     from llm_detox.pipeline_step import pipeline_step
 
     with pipeline_step("report", recipe) as settings:

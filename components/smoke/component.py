@@ -15,7 +15,6 @@ def smoke(
     from pathlib import Path
 
     from llm_detox.deploy.smoke import smoke
-
     from llm_detox.pipeline_step import log_metrics, pipeline_step
 
     with pipeline_step("smoke", recipe) as settings:
