@@ -28,6 +28,7 @@ STATE = "deployment.json"
 _OURS = ("app.kubernetes.io/part-of", "llm-detox")
 _CONFLICTS = 8
 _ANSWER_SECONDS = 180.0
+_GONE_SECONDS = 120.0
 
 Object = dict[str, Any]
 Probe = Callable[[dict[str, str], str, DeploySection], None]
@@ -172,14 +173,23 @@ class _Deployment:
             if before is None or condition(before, "Ready").get("status") != "True":
                 raise
             say(f"{self._name}: putting back what was served before")
+            outcome = self._put_back(before, wait=isinstance(error, DetoxError))
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise DetoxError(f"{error.message}\n  {self._name} {outcome}", place=error.place,
+                             remedy=error.remedy) from error
+
+    def _put_back(self, before: Object, *, wait: bool) -> str:
+        """What came of it, in words: the failure that led here is the one to report."""
+        try:
             known = noted_warnings(self._cluster, self._name)
             _apply(self._cluster, _as_it_was(before))
             version = before["spec"]["predictor"].get("annotations", {}).get(VERSION)
-            if isinstance(error, KeyboardInterrupt) or version is None:
-                raise
-            wait_until_ready(self._cluster, self._name, version, self._patience, known)
-            raise DetoxError(f"{error.message}\n  {self._name} serves again what it served before", place=error.place,
-                             remedy=error.remedy) from error
+            if wait and version is not None:
+                wait_until_ready(self._cluster, self._name, version, self._patience, known)
+        except DetoxError as error:
+            return f"was put back to what it served before, but that is not ready: {error.message}"
+        return "serves again what it served before"
 
     @contextmanager
     def _taking_back_the_pointer(self, previous: str | None) -> Iterator[None]:
@@ -203,7 +213,7 @@ def _apply(cluster: Cluster, wanted: Object, *, dry: bool = False) -> bool:
     """Create or patch, again when somebody else was faster; whether anything was sent."""
     name, wanted = wanted["metadata"]["name"], with_last_applied(wanted)
     for _ in range(_CONFLICTS):
-        live = cluster.service(name)
+        live = _settled(cluster, name)
         try:
             if live is None:
                 cluster.create(wanted, dry_run=dry)
@@ -218,6 +228,19 @@ def _apply(cluster: Cluster, wanted: Object, *, dry: bool = False) -> bool:
             say(f"{name}: somebody else changed it at the same time; reading it again")
     raise DetoxError("others keep changing the InferenceService", place=name,
                      remedy="see who does: oc get inferenceservice --show-managed-fields -o yaml")
+
+
+def _settled(cluster: Cluster, name: str) -> Object | None:
+    """The live object; one that is being removed is waited for, because a change to it would go with it."""
+    until = time.monotonic() + _GONE_SECONDS
+    while True:
+        live = cluster.service(name)
+        if live is None or "deletionTimestamp" not in live["metadata"]:
+            return live
+        if time.monotonic() >= until:
+            raise DetoxError("the InferenceService is being removed, and does not go", place=name,
+                             remedy="see its finalizers: oc get inferenceservice -o yaml")
+        time.sleep(0.5)
 
 
 def _as_it_was(before: Object) -> Object:

@@ -17,6 +17,8 @@ _SERVICES, _RUNTIMES = (GROUP, "v1beta1", "inferenceservices"), (GROUP, "v1alpha
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = (5, 30)
 _AWAY = {429, 500, 502, 503, 504}
+# An API server that has just come back knows neither its roles nor its custom kinds for a moment.
+_WAKING, _WAKING_SECONDS = {401, 403, 404}, 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 Object = dict[str, Any]
@@ -41,7 +43,7 @@ class Cluster:
 
         self._core, self._custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
         self._api, self._errors = api, client.exceptions.ApiException
-        self.namespace, self._away_seconds = namespace, away_seconds
+        self.namespace, self._away_seconds, self._awake_at = namespace, away_seconds, 0.0
 
     @classmethod
     def connect(cls, namespace: str | None = None) -> Cluster:
@@ -105,7 +107,7 @@ class Cluster:
         """Remove an InferenceService; it is fine if it is not there."""
         group, version, plural = _SERVICES
         self._call("delete", plural, lambda **options: self._custom.delete_namespaced_custom_object(
-            group, version, self.namespace, plural, name, propagation_policy="Foreground", **options), missing=None)
+            group, version, self.namespace, plural, name, **options), missing=None)
 
     def pods(self, name: str) -> list[Object]:
         """The pods of an InferenceService as plain values."""
@@ -146,11 +148,13 @@ class Cluster:
                     return missing
                 if error.status == 409:
                     raise Conflict(_message(error)) from None
-                if error.status not in _AWAY or time.monotonic() >= until:
+                waking = error.status in _WAKING and time.monotonic() < self._awake_at
+                if (error.status not in _AWAY and not waking) or time.monotonic() >= until:
                     raise self._explain(verb, plural, error) from None
             except HTTPError as error:
                 if "certificate" in str(error).lower() or time.monotonic() >= until:
                     raise self._unreachable(error) from None
+                self._awake_at = time.monotonic() + _WAKING_SECONDS
             if not told:
                 say("the cluster does not answer; trying again")
                 told = True

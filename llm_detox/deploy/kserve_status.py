@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from llm_detox.deploy.kserve_render import VERSION
 
 Object = dict[str, Any]
-Patience = Literal["settle", "pending", "none"]
+Patience = Literal["settle", "pending", "start", "none"]
 
 _BLOCKED = {
     "BlockedByFailedLoad": "read the logs: oc logs <pod> -c storage-initializer, then -c kserve-container",
@@ -28,7 +28,7 @@ class Reason:
         key: what stays the same while the reason stays.
         text: for people.
         patience: how long it may last: "settle" (it does not heal; a moment for stale news), "pending" (others may
-            make room), "none" (it is part of coming up).
+            make room), "start" (the controllers have to begin), "none" (it is part of coming up).
         remedy: what helps.
     """
 
@@ -67,7 +67,7 @@ def condition(service: Object, kind: str) -> Object:
 def reasons(service: Object, pods: Sequence[Object], warnings: Sequence[Object], version: str) -> list[Reason]:
     """All that stands between the service and being ready, the most telling first."""
     if not seen(service):
-        return [Reason("unseen", "the KServe controller has not seen the change yet", "pending",
+        return [Reason("unseen", "the KServe controller has not seen the change yet", "start",
                        "check that the controller runs: oc get pods -A -l control-plane=kserve-controller-manager")]
     found = [*_model(service)]
     for pod in pods:
@@ -135,7 +135,7 @@ def _event(event: Object) -> Iterator[Reason]:
 def _waiting(service: Object, pods: Sequence[Object], version: str) -> Iterator[Reason]:
     of_version = [pod for pod in pods if _version(pod) == version]
     if not of_version:
-        yield Reason("no pod", "no pod of this version yet", "pending")
+        yield Reason("no pod", "no pod of this version yet", "start")
     elif any(_pod_ready(pod) and _version(pod) != version for pod in pods):
         yield Reason("old pod", "a pod of the version before still takes requests")
     else:

@@ -17,9 +17,11 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: for all, for pods that nobody admits, for a failure to turn out stale, and between two looks."""
+    """Seconds: for all, for the controllers to begin, for pods that nobody admits, for a failure to turn out stale, and
+    between two looks."""
 
     ready: float = 1800.0
+    start: float = 300.0
     pending: float = 600.0
     settle: float = 20.0
     poll: float = 2.0
@@ -87,7 +89,7 @@ def _give_up_where_it_cannot_heal(
     name: str, found: list[Reason], since: dict[str, float], patience: Patience, started: float
 ) -> None:
     now = time.monotonic()
-    limits = {"settle": patience.settle, "pending": patience.pending}
+    limits = {"settle": patience.settle, "pending": patience.pending, "start": patience.start}
     for reason in found:
         if reason.patience in limits and now - since[reason.key] >= limits[reason.patience]:
             raise DetoxError(reason.text, place=f"InferenceService {name}", remedy=reason.remedy)
