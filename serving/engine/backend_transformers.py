@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,10 @@ _DEFAULT_LENGTH = 2048
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+Watch = Callable[[Tensor], None]
+_WATCHED_TOKENS = 256
+
+
 class PromptFailed(RuntimeError):
     """New prompts could not be run; the rows that were there are as before."""
 
@@ -36,8 +40,12 @@ class Rows(Protocol):
 
     limit: int
 
-    def add(self, prompts: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
-        """Run the prompts and append them as rows: logits [n, v] of the next token, or [n, t, v] of every position.
+    def add(self, prompts: Sequence[Sequence[int]], *, watch: Watch | None = None) -> Tensor:
+        """Run the prompts and append them as rows: logits [n, v] of the next token.
+
+        Args:
+            prompts: ids of each; a single one where it is watched.
+            watch: called with the logits [t, v] of the prompt's positions, some at a time.
 
         Raises:
             PromptFailed: the forward pass failed, for want of memory for example.
@@ -62,20 +70,33 @@ class BatchedRows:
         self._cache = BatchCache()
 
     @torch.inference_mode()
-    def add(self, prompts: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
-        longest = max(map(len, prompts))
+    def add(self, prompts: Sequence[Sequence[int]], *, watch: Watch | None = None) -> Tensor:
+        cache = DynamicCache()
+        try:
+            logits = self._padded(cache, prompts) if watch is None else self._watched(cache, prompts[0], watch)
+        except Exception as error:  # too little memory, or whatever a model's own code raises
+            raise PromptFailed(f"{type(error).__name__}: {error}") from error
+        self._cache.add(cache, [len(prompt) for prompt in prompts])
+        return logits
+
+    def _padded(self, cache: DynamicCache, prompts: Sequence[Sequence[int]]) -> Tensor:
+        longest, where = max(map(len, prompts)), self._model.device
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         columns = torch.arange(longest) - (longest - lengths)[:, None]
-        where, cache = self._model.device, DynamicCache()
-        try:
-            logits = _forward(self._model, ids.to(where), past_key_values=cache, logits_to_keep=0 if all_logits else 1,
-                              attention_mask=(columns >= 0).long().to(where),
-                              position_ids=columns.clamp(min=0).to(where))
-        except Exception as error:  # too little memory, or whatever a model's own code raises
-            raise PromptFailed(f"{type(error).__name__}: {error}") from error
-        self._cache.add(cache, lengths.tolist())
-        return logits if all_logits else logits[:, -1]
+        return _forward(self._model, ids.to(where), past_key_values=cache, logits_to_keep=1,
+                        attention_mask=(columns >= 0).long().to(where),
+                        position_ids=columns.clamp(min=0).to(where))[:, -1]
+
+    def _watched(self, cache: DynamicCache, prompt: Sequence[int], watch: Watch) -> Tensor:
+        # The logits of a long prompt at once would take gigabytes.
+        for start in range(0, len(prompt), _WATCHED_TOKENS):
+            part = torch.tensor([prompt[start : start + _WATCHED_TOKENS]], device=self._model.device)
+            positions = torch.arange(start, start + part.shape[1], device=part.device)[None]
+            logits = _forward(self._model, part, past_key_values=cache, position_ids=positions,
+                              attention_mask=positions.new_ones(1, start + part.shape[1]))
+            watch(logits[0])
+        return logits[:, -1]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -107,9 +128,14 @@ class SoloRows:
         self._cache: Any = None
 
     @torch.inference_mode()
-    def add(self, prompts: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
-        logits = self._run(torch.tensor([list(prompts[0])], device=self._model.device))
-        return logits if all_logits else logits[:, -1]
+    def add(self, prompts: Sequence[Sequence[int]], *, watch: Watch | None = None) -> Tensor:
+        try:
+            logits = self._run(torch.tensor([list(prompts[0])], device=self._model.device))
+        except Exception as error:
+            raise PromptFailed(f"{type(error).__name__}: {error}") from error
+        if watch is not None:
+            watch(logits[0])
+        return logits[:, -1]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:

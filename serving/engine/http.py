@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,8 +30,11 @@ class HttpServer:
             trouble = staticmethod(healthy)
             text = staticmethod(metrics)
 
+        class Listener(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = Listener((host, port), Handler)
         except OSError as error:
             raise DetoxError(f"cannot listen: {error.strerror}", place=f"{host}:{port}",
                              remedy="choose another --port") from None

@@ -52,7 +52,9 @@ class Job:
 class Engine(Protocol):
     """Generates text for jobs."""
 
-    healthy: bool
+    @property
+    def healthy(self) -> bool:
+        """Whether the last step worked; False before the first."""
 
     def start(self) -> None:
         """Begin to work."""

@@ -130,10 +130,26 @@ def detail(parameters: Parameters, token: int, scores: Tensor) -> TokenDetail:
     return found
 
 
-def prompt_details(parameters: Parameters, tokens: Sequence[int], logits: Tensor) -> list[TokenDetail]:
-    """The same for the input tokens [t], by the logits [t, v] of the input; the first token has no prediction."""
-    first = TokenDetail(tokens[0], logprob=math.nan if parameters.logprobs else 0.0)
-    return [first, *(detail(parameters, token, logits[index].float()) for index, token in enumerate(tokens[1:]))]
+class PromptDetails:
+    """The same for the input tokens; the first one has no prediction."""
+
+    def __init__(self, parameters: Parameters, tokens: Sequence[int]) -> None:
+        self._parameters, self._tokens = parameters, tokens
+        self.found = [TokenDetail(tokens[0], logprob=math.nan if parameters.logprobs else 0.0)]
+
+    def watch(self, logits: Tensor) -> None:
+        """Take the logits [t, v] of the next t positions."""
+        p, start = self._parameters, len(self.found)
+        tokens = self._tokens[start : start + len(logits)]
+        scores = logits[: len(tokens)].float()
+        chosen = torch.tensor(tokens, device=scores.device, dtype=torch.long)[:, None]
+        own = scores.gather(1, chosen)
+        logprobs = (own - scores.logsumexp(-1, keepdim=True))[:, 0].tolist() if p.logprobs else [0.0] * len(tokens)
+        ranks = ((scores > own).sum(-1) + 1).tolist() if p.ranks else [0] * len(tokens)
+        for index, token in enumerate(tokens):
+            row = scores[index]
+            top = _best(row, row.log_softmax(-1) if p.logprobs else None, p.top_n) if p.top_n else []
+            self.found.append(TokenDetail(token, logprobs[index], ranks[index], top))
 
 
 def _best(scores: Tensor, logprobs: Tensor | None, count: int) -> list[tuple[int, float]]:

@@ -27,10 +27,12 @@ from serving.engine.jobs import (
     Update,
 )
 from serving.engine.metrics import Metrics
-from serving.engine.sampling import Sampler, detail, prompt_details
+from serving.engine.sampling import PromptDetails, Sampler, detail
 from serving.engine.stopping import StopText
 
 log = logging.getLogger(__name__)
+
+_STUCK_SECONDS = 300.0
 
 class Running:
     """A request in the batch: what it has generated so far, and whether it is done."""
@@ -52,9 +54,9 @@ class Running:
     def final_length(self) -> int:
         return len(self.job.ids) + self.parameters.max_new_tokens
 
-    def read_prompt(self, logits: Tensor) -> None:
-        """Note the details of the input tokens, by logits [t, v]."""
-        self._input_tokens = prompt_details(self.parameters, self.job.ids, logits)
+    def read_prompt(self, details: list[TokenDetail]) -> None:
+        """Note the details of the input tokens."""
+        self._input_tokens = details
         if self.job.stream:
             self.job.deliver(Update(input_tokens=self._input_tokens))
             self._input_tokens = None
@@ -122,8 +124,15 @@ class Scheduler:
         self._running: list[Running] = []
         self._wake = threading.Condition()
         self._stopping = False
-        self.healthy = False
+        self._generates = False
+        self._turned = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last step worked and none is stuck."""
+        stuck = self._running and time.monotonic() - self._turned > _STUCK_SECONDS
+        return self._generates and self._thread.is_alive() and not stuck
 
     def start(self) -> None:
         self._thread.start()
@@ -155,6 +164,7 @@ class Scheduler:
                     self._wake.wait()
                 if self._stopping:
                     break
+            self._turned = time.monotonic()
             try:
                 self._turn()
             except Exception as error:  # the engine outlives any one batch
@@ -176,7 +186,7 @@ class Scheduler:
             self._take(self._running, self._rows.step([running.token for running in self._running]))
             self._metrics.stepped("next_token", len(self._running), time.monotonic() - started)
             self._leave(lambda running: running.reason != NOT_FINISHED)
-        self.healthy = True
+        self._generates = True
         self._metrics.batch(len(self._running), sum(len(r.job.ids) + r.count for r in self._running),
                             len(self._waiting))
 
@@ -228,9 +238,10 @@ class Scheduler:
 
     def _prefill(self, group: list[Running]) -> None:
         started = time.monotonic()
-        wants_all = group[0].parameters.input_tokens
+        first = group[0]
+        details = PromptDetails(first.parameters, first.job.ids) if first.parameters.input_tokens else None
         try:
-            logits = self._rows.add([running.job.ids for running in group], all_logits=wants_all)
+            logits = self._rows.add([running.job.ids for running in group], watch=details.watch if details else None)
         except PromptFailed as error:  # the running ones are unharmed; which of these is to blame shows one by one
             if len(group) == 1:
                 self._fail(group, error)
@@ -239,9 +250,8 @@ class Scheduler:
                     self._prefill([running])
             return
         self._running.extend(group)
-        if wants_all:
-            group[0].read_prompt(logits[0])
-            logits = logits[:, -1]
+        if details is not None:
+            first.read_prompt(details.found)
         self._take(group, logits)
         self._metrics.stepped("prefill", len(group), time.monotonic() - started)
 
@@ -269,7 +279,7 @@ class Scheduler:
                     self._running[index] = last
 
     def _fail(self, rows: Sequence[Running], error: Exception) -> None:
-        self.healthy = False
+        self._generates = False
         for running in rows:
             running.fail(error)
 

@@ -220,7 +220,8 @@ def _pem(path: str, option: str) -> bytes:
 
 
 def _listen(server: Any, settings: Settings, credentials: Any) -> int:
-    address = f"{settings.host}:{settings.grpc_port}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"{host}:{settings.grpc_port}"
     try:
         if credentials is None:
             return int(server.add_insecure_port(address))

@@ -88,6 +88,20 @@ def test_rows_that_come_and_go_see_the_logits_that_each_sees_alone(family: str) 
             assert torch.allclose(logits, _alone(model, ids), atol=1e-3)
 
 
+def test_a_long_prompt_that_is_read_in_parts_gives_the_same_logits() -> None:
+    model = _model(t.LlamaConfig(**{**COMMON, "max_position_embeddings": 1024}))
+    ids = [random.Random(5).randrange(SIZE) for _ in range(700)]
+    rows, seen = BatchedRows(model, 2), list[torch.Tensor]()
+    rows.add([[1, 2, 3]])
+    last = rows.add([ids], watch=seen.append)
+    with torch.inference_mode():
+        whole = model(input_ids=torch.tensor([ids])).logits[0]
+    assert [len(part) for part in seen] == [256, 256, 188]
+    assert torch.allclose(torch.cat(seen), whole, atol=1e-3)
+    assert torch.allclose(last[0], whole[-1], atol=1e-3)
+    assert torch.allclose(rows.step([4, 5])[1], _alone(model, [*ids, 5]), atol=1e-3)
+
+
 def test_a_state_space_model_is_not_batched_and_still_generates() -> None:
     config = t.MambaConfig(vocab_size=SIZE, hidden_size=32, num_hidden_layers=2, state_size=4)
     model = _model(config)

@@ -17,7 +17,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from serving.engine.sampling import Sampler, detail, prompt_details
+from serving.engine.sampling import PromptDetails, Sampler, detail
 from serving.engine.validation import Parameters
 
 NONE: frozenset[int] = frozenset()
@@ -129,10 +129,22 @@ def test_best_tokens_leave_out_what_is_ruled_out() -> None:
 
 
 def test_the_first_input_token_has_no_logprob() -> None:
-    p = Parameters(input_tokens=True, logprobs=True, ranks=True)
-    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    first, second = prompt_details(p, [0, 1], logits)
+    details = PromptDetails(Parameters(input_tokens=True, logprobs=True, ranks=True), [0, 1])
+    details.watch(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    first, second = details.found
     assert math.isnan(first.logprob)
     assert first.rank == 0
     assert second.logprob == pytest.approx(-math.log1p(math.exp(-1)))
     assert second.rank == 1
+
+
+def test_input_details_do_not_depend_on_how_the_prompt_is_cut() -> None:
+    p = Parameters(input_tokens=True, logprobs=True, ranks=True, top_n=2)
+    tokens, logits = [3, 1, 4, 1, 5, 9, 2], torch.randn(7, 10, generator=torch.Generator().manual_seed(1))
+    whole, parts = PromptDetails(p, tokens), PromptDetails(p, tokens)
+    whole.watch(logits)
+    for part in logits.split(3):
+        parts.watch(part)
+    assert whole.found[1:] == parts.found[1:]
+    assert len(parts.found) == 7
+    assert parts.found[2].logprob == pytest.approx(float(logits[1].log_softmax(-1)[4]))
