@@ -12,6 +12,7 @@ import typer
 from llm_detox import __version__
 from llm_detox.cli import (
     ask,
+    compare,
     convert,
     data,
     deploy,
@@ -26,6 +27,7 @@ from llm_detox.cli import (
     sft,
     smoke,
     stop,
+    train_scorer,
 )
 from llm_detox.errors import DetoxError
 
@@ -54,8 +56,9 @@ def _options(
 
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(models.app, name="models")
-for module in (data, detoxify, sft, dpo, evaluate, report, convert, publish, deploy, smoke, stop, serve, ask):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+for module in (data, detoxify, sft, dpo, evaluate, compare, report, convert, publish, deploy, smoke, stop, serve, ask,
+               train_scorer):
+    app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 
 def main() -> None:

@@ -153,6 +153,7 @@ def _fit(source: Path, target: Path) -> None:
     staging = target.with_name(f".{target.name}.{os.getpid()}")
     save_file({"weights": weights.astype(np.float16), "calibration": np.array([bias, scale, shift])}, staging,
               metadata={"figures": json.dumps(figures), "source": source.name, "version": _VERSION})
+    staging.chmod(0o644)  # safetensors writes for the owner alone
     staging.replace(target)
 
 

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.recipe import Scorer
@@ -107,8 +108,11 @@ def load_scorer(spec: Scorer) -> ToxicityScorer:
         DetoxError: its source cannot be found or read, or it lacks the attribute.
     """
     if spec.kind == "ngram":
+        from llm_detox.scoring.attributes import WEIGHTS_FILE, load_attribute_scorer
         from llm_detox.scoring.ngram import load_ngram_scorer
 
+        if spec.source and (folder := fetch(spec.source, kind="model")).joinpath(WEIGHTS_FILE).exists():
+            return load_attribute_scorer(folder, attribute=spec.attribute)
         return load_ngram_scorer(spec.source, attribute=spec.attribute)
     if spec.kind == "bilstm":
         from llm_detox.scoring.bilstm import load_bilstm_scorer

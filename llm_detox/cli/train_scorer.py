@@ -1,0 +1,24 @@
+"""`llm-detox train-scorer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_detox.cli.common import AsJson, Output, existing, show_outcome
+
+
+def command(
+    records: Annotated[Path, typer.Option("--input", help="Records with stored Perspective scores, JSON lines.")],
+    output: Output,
+    held_out: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of the records that only measures.")] = 0.2,
+    labelled: Annotated[str | None, typer.Option(help="CSV with text and is_offensive; source or path.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a local scorer of Perspective's attributes; use its folder as the source of the scorer kind ngram."""
+    existing(records, "the records file")
+    from llm_detox.scoring.train import train_scorer
+
+    show_outcome(train_scorer(records, output=output, held_out=held_out, labelled=labelled), output, as_json)
