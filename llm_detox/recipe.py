@@ -209,7 +209,8 @@ class GateSection(Section):
     max_perplexity_ratio: Annotated[float, Field(gt=0)] = Field(
         1.10, description="the arm's perplexity on clean text over the base's")
     max_continuation_perplexity_ratio: Annotated[float, Field(gt=0)] | None = Field(
-        1.5, description="the fluency model's perplexity on continuations of clean prompts, over the base's")
+        1.5, description="the fluency model's perplexity on continuations of clean prompts, over that of the least "
+                         "fluent arm compared with")
     min_distinct_ratio: Share | None = Field(0.8, description="distinct-2 of the continuations over the base's")
     min_prompts: Positive = Field(20, description="fewer scored prompts in common are not enough data")
     max_unscored_share: Share = 0.02
