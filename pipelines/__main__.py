@@ -1,4 +1,4 @@
-"""`python -m pipelines run|compile|stop`."""
+"""`python -m pipelines run|submit|compile|stop`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llm_detox.cli import run_app
-from llm_detox.cli.common import Overrides, RecipeFile, read_recipe
+from llm_detox.cli.common import AsJson, Overrides, RecipeFile, read_recipe, show_outcome
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
                   help="Run the pipelines on this machine, or compile them for a cluster.")
@@ -28,10 +28,35 @@ def run(
     """Run detox-and-serve whole on this machine. Exit code 3: the model did not pass the gate."""
     settings = read_recipe(recipe, overrides)
     from pipelines.local import run_locally
-    from pipelines.outcome import show_outcome
+    from pipelines.outcome import show_outcome as show_run
 
     outcome = run_locally(settings, runs=runs, keep_serving=keep_serving, fresh=fresh)
-    show_outcome(outcome, keep_serving=keep_serving)
+    show_run(outcome, keep_serving=keep_serving)
+
+
+@app.command("submit")
+def submit_run(
+    recipe: RecipeFile,
+    host: Annotated[str, typer.Option(envvar="LLM_DETOX_PIPELINE_HOST", help="The pipeline server's URL.")],
+    overrides: Overrides = None,
+    token_file: Annotated[Path | None, typer.Option(
+        help="A file with the token; else $LLM_DETOX_PIPELINE_TOKEN, else the pod's own.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="PEM file of the authority that signed the certificate.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="For multi-user servers.")] = None,
+    experiment: Annotated[str, typer.Option(help="What the run is filed under.")] = "llm-detox",
+    placement: Annotated[Path | None, typer.Option(help="In place of pipelines/placement.yaml.")] = None,
+    wait: Annotated[bool, typer.Option(help="Show the steps until the run has ended.")] = True,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 86400.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run detox-and-serve in a cluster. Exit code 3: the model did not pass the gate."""
+    settings = read_recipe(recipe, overrides)
+    from pipelines.placement import DEFAULT, Placement
+    from pipelines.submit import PipelineServer, submit
+
+    result = submit(settings, PipelineServer(host, token_file, ca, namespace), experiment=experiment, wait=wait,
+                    placement=Placement.load(placement or DEFAULT), timeout_seconds=timeout)
+    show_outcome(result, None, as_json)
 
 
 @app.command()

@@ -5,17 +5,19 @@ from pathlib import Path
 from kfp import compiler
 
 from pipelines.detox_and_serve import detox_and_serve
+from pipelines.placement import Placement, placed
 
 COMPILED = Path(__file__).parent / "compiled"
 PIPELINES = {"detox-and-serve": detox_and_serve}
 
 
-def compile_all(folder: Path = COMPILED) -> list[Path]:
-    """Write every pipeline's YAML into the folder; returns the files."""
+def compile_all(folder: Path = COMPILED, placement: Placement | None = None) -> list[Path]:
+    """Write every pipeline's YAML, with its steps in their place, into the folder; returns the files."""
+    placement = placement or Placement.load()
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, pipeline in PIPELINES.items():
         path = folder / f"{name}.yaml"
-        compiler.Compiler().compile(pipeline, package_path=str(path))
+        compiler.Compiler().compile(placed(pipeline, placement), package_path=str(path))
         written.append(path)
     return written

@@ -1,0 +1,182 @@
+"""Submitting a pipeline to a cluster's pipeline server, and waiting for it with progress."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from llm_detox.errors import DetoxError, GateNotPassed, UsageError
+from llm_detox.progress import human_seconds, say
+from llm_detox.recipe import Recipe
+from pipelines.placement import Placement
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_TOKEN_VARIABLE = "LLM_DETOX_PIPELINE_TOKEN"  # noqa: S105  the name of a variable
+_ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
+_AWAY_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class PipelineServer:
+    """Where the pipeline server is and who asks. The token is never shown.
+
+    Args:
+        host: its URL: on OpenShift AI the route `ds-pipeline-dspa`.
+        token_file: a file with the token; None takes $LLM_DETOX_PIPELINE_TOKEN, else the pod's own.
+        ca_file: who signed the route's certificate; None trusts what the system trusts.
+        namespace: for multi-user servers.
+    """
+
+    host: str
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    namespace: str | None = None
+
+    def client(self) -> Any:
+        """A `kfp.Client`.
+
+        Raises:
+            UsageError: the address or a file is wrong.
+            DetoxError: the server cannot be reached, or refuses the token.
+        """
+        import kfp
+
+        if urlsplit(self.host).scheme not in ("http", "https"):
+            raise UsageError("not the URL of a pipeline server", place=self.host, remedy="--host https://...")
+        if self.ca_file and not self.ca_file.is_file():
+            raise UsageError("no such file", place=str(self.ca_file), remedy="--ca FILE.pem")
+        with _clear_errors(self.host), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Given no token, kfp would ask Google for one.
+            return kfp.Client(host=self.host.rstrip("/"), existing_token=self._token() or "none",
+                              namespace=self.namespace, ssl_ca_cert=str(self.ca_file) if self.ca_file else None)
+
+    def _token(self) -> str | None:
+        if self.token_file:
+            if not self.token_file.is_file():
+                raise UsageError("no such file", place=str(self.token_file), remedy="oc whoami -t > FILE")
+            return self.token_file.read_text("utf-8").strip()
+        own = _ACCOUNT / "token"
+        return os.environ.get(_TOKEN_VARIABLE) or (own.read_text("utf-8").strip() if own.exists() else None)
+
+
+def submit(
+    recipe: Recipe, server: PipelineServer, *, experiment: str, placement: Placement, wait: bool = True,
+    timeout_seconds: float = 86400.0, poll_seconds: float = 10.0,
+) -> dict[str, Any]:
+    """Run `detox-and-serve` in a cluster.
+
+    Args:
+        recipe: what to run; it is deployed to the cluster, whatever its `deploy.target` says.
+        server: the pipeline server.
+        experiment: the experiment that the run is filed under; made where missing.
+        placement: where the steps run.
+        wait: return when it has ended, showing the steps as they begin and end.
+        timeout_seconds, poll_seconds: of the waiting.
+
+    Returns:
+        `run_id`, `url`, `state`, `seconds`; with `wait`, `steps` (name -> state).
+
+    Raises:
+        GateNotPassed: the run is done, the model did not pass.
+        DetoxError: the server refuses, or a step failed; the message names it.
+    """
+    started = time.monotonic()
+    client = server.client()
+    with tempfile.TemporaryDirectory() as folder, _clear_errors(server.host):
+        package = _compile(placement, Path(folder))
+        filed = client.create_experiment(experiment, namespace=server.namespace)
+        run = client.run_pipeline(
+            experiment_id=filed.experiment_id, job_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M')}",
+            pipeline_package_path=str(package), params={"recipe": _for_cluster(recipe).model_dump_json()})
+    result = {"run_id": run.run_id, "url": f"{server.host.rstrip('/')}/#/runs/details/{run.run_id}"}
+    say(f"submitted: {result['url']}")
+    if not wait:
+        return {**result, "state": "SUBMITTED", "seconds": round(time.monotonic() - started, 1)}
+    state, steps = _follow(lambda: client.get_run(run.run_id), server.host, timeout_seconds, poll_seconds)
+    _judge(state, steps, result["url"])
+    return {**result, "state": state, "steps": steps, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _compile(placement: Placement, folder: Path) -> Path:
+    from pipelines.compile import compile_all
+
+    return next(path for path in compile_all(folder, placement) if path.name == "detox-and-serve.yaml")
+
+
+def _for_cluster(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"deploy": recipe.deploy.model_copy(update={"target": "kserve"})})
+
+
+def _follow(look: Callable[[], Any], host: str, timeout: float, poll: float) -> tuple[str, dict[str, str]]:
+    """Show each step as its state changes, until the run has ended; a server that is away for a while is waited for."""
+    started, seen_last = time.monotonic(), time.monotonic()
+    states: dict[str, str] = {}
+    while True:
+        try:
+            with _clear_errors(host):
+                run = look()
+            seen_last = time.monotonic()
+        except DetoxError:
+            if time.monotonic() - seen_last > _AWAY_SECONDS:
+                raise
+            time.sleep(poll)
+            continue
+        _show(run, states, started)
+        if run.state in _ENDED:
+            return str(run.state), states
+        if time.monotonic() - started > timeout:
+            raise DetoxError(f"still {run.state} after {human_seconds(timeout)}", place=run.run_id,
+                             remedy="it goes on; look at it in the dashboard, or wait longer with --timeout")
+        time.sleep(poll)
+
+
+def _show(run: Any, states: dict[str, str], started: float) -> None:
+    for task in (run.run_details.task_details if run.run_details else None) or ():
+        name, state = task.display_name or task.task_id, task.state
+        if name.endswith(("-driver", "executor")) or name == "root" or state is None or states.get(name) == state:
+            continue
+        states[name] = state
+        say(f"{name}: {state.lower()} ({human_seconds(time.monotonic() - started)})")
+
+
+def _judge(state: str, steps: dict[str, str], url: str) -> None:
+    failed = sorted(name for name, one in steps.items() if one == "FAILED")
+    if state != "SUCCEEDED":
+        raise DetoxError(f"the run ended as {state}" + (f"; failed: {', '.join(failed)}" if failed else ""), place=url,
+                         remedy="read the log of the failed step there; a run of the same recipe goes on behind the "
+                                "steps that are done")
+    if steps.get("gate") == "SKIPPED":
+        raise GateNotPassed("the model did not pass the gate: nothing was published or deployed", place=url,
+                            remedy="read the report there")
+
+
+@contextmanager
+def _clear_errors(host: str) -> Iterator[None]:
+    """The server's failures in words that help."""
+    from kfp_server_api.exceptions import ApiException
+    from urllib3.exceptions import HTTPError, MaxRetryError
+
+    try:
+        yield
+    except ApiException as error:
+        if error.status in (401, 403):
+            raise DetoxError(f"the pipeline server refuses the token ({error.status})", place=host,
+                             remedy="oc whoami -t > token, then --token-file token; the account needs the project's "
+                                    "edit role") from None
+        raise DetoxError(f"the pipeline server refuses: {error.status} {error.reason}", place=host,
+                         remedy="check the address and the server's log") from None
+    except (MaxRetryError, HTTPError, OSError) as error:
+        if "certificate" in str(error).lower():
+            raise DetoxError("the pipeline server's certificate is not trusted", place=host,
+                             remedy="--ca FILE.pem: the authority that signed the route's certificate") from None
+        raise DetoxError(f"the pipeline server does not answer ({type(error).__name__})", place=host,
+                         remedy="check --host: oc get route ds-pipeline-dspa") from None
