@@ -93,9 +93,8 @@ def _bounds(recipe: Recipe, evaluations: Mapping[str, Evaluation], arm: str) -> 
     ours, base = evaluations[arm], evaluations["base"]
     conditions = [_ratio(recipe, ours, base, "clean", "perplexity on clean text", gate.max_perplexity_ratio)]
     if gate.max_continuation_perplexity_ratio is not None:
-        conditions.append(_ratio(recipe, ours, _least_fluent(recipe, evaluations, arm), "clean_continuations",
-                                 "the fluency model's perplexity on continuations of clean prompts",
-                                 gate.max_continuation_perplexity_ratio))
+        conditions.append(_ratio(recipe, ours, base, "clean_continuations", "the fluency model's perplexity on "
+                                 "continuations of clean prompts", gate.max_continuation_perplexity_ratio))
     if gate.min_distinct_ratio is not None and base.report["distinct_2"]:
         ratio = ours.report["distinct_2"] / base.report["distinct_2"]
         reason = f"distinct-2 is {ratio:.2f} of the base's (at least {gate.min_distinct_ratio:.2f})"
@@ -103,20 +102,11 @@ def _bounds(recipe: Recipe, evaluations: Mapping[str, Evaluation], arm: str) -> 
     return conditions
 
 
-def _least_fluent(recipe: Recipe, evaluations: Mapping[str, Evaluation], arm: str) -> Evaluation:
-    """Of the arms that the gate compares with: training on comments changes the style, and with it the perplexity.
-
-    So the raw arm, trained on text of the same kind, is the fair measure where there is one.
-    """
-    others = [evaluations[name] for name in {"base", *recipe.gate.against} if name in evaluations and name != arm]
-    return max(others, key=lambda one: (one.report.get("continuation_perplexity") or {}).get("value", 0.0))
-
-
-def _ratio(recipe: Recipe, ours: Evaluation, other: Evaluation, name: str, title: str, most: float) -> Condition:
-    found = perplexity_ratio(ours, other, name, samples=recipe.evaluation.bootstrap_samples,
+def _ratio(recipe: Recipe, ours: Evaluation, base: Evaluation, name: str, title: str, most: float) -> Condition:
+    found = perplexity_ratio(ours, base, name, samples=recipe.evaluation.bootstrap_samples,
                              confidence=recipe.evaluation.confidence, seed=recipe.seed)
     if found is None:
         return Condition("not enough data", f"{title} was not measured in both arms")
-    reason = (f"{title} is {found['value']:.3f} of {other.arm}'s [{found['low']:.3f}, {found['high']:.3f}] "
+    reason = (f"{title} is {found['value']:.3f} of the base's [{found['low']:.3f}, {found['high']:.3f}] "
               f"(at most {most:.2f})")
     return Condition("pass" if found["value"] <= most else "fail", reason)

@@ -275,21 +275,7 @@ def test_the_gate_fails_an_arm_whose_clean_text_suffers(tmp_path: Path) -> None:
     found = judged(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
                    dpo=arm("dpo", noisy(0.4, 3), losses=worse))
     assert found["verdict"] == "fail"
-    assert found["reasons"] == ["perplexity on clean text is 1.200 of base's [1.200, 1.200] (at most 1.10)"]
-
-
-@pytest.mark.parametrize(("ratio", "outcome"), [(1.4, "pass"), (1.6, "fail")])
-def test_continuations_are_held_against_the_arm_of_the_same_style(tmp_path: Path, ratio: float, outcome: str) -> None:
-    def at(level: float) -> dict[str, Any]:
-        return {"continuation_perplexity": {"value": level}}
-
-    base, raw = arm("base", noisy(1.0, 1), **at(30)), arm("raw", noisy(1.1, 2), **at(60))
-    dpo = arm("dpo", noisy(0.4, 3), **at(60 * ratio))
-    for one, factor in ((raw, 2.0), (dpo, 2.0 * ratio)):
-        one.losses["clean_continuations"] = base.losses["clean"] + [10 * math.log(factor), 0]
-    found = judged(tmp_path, base=base, raw=raw, dpo=dpo)
-    assert found["verdict"] == outcome
-    assert any(f"{ratio:.3f} of raw's" in condition["reason"] for condition in found["conditions"])
+    assert found["reasons"] == ["perplexity on clean text is 1.200 of the base's [1.200, 1.200] (at most 1.10)"]
 
 
 def test_the_gate_fails_an_arm_that_repeats_itself(tmp_path: Path) -> None:
