@@ -13,95 +13,37 @@ import torch
 from torch import Tensor
 
 from serving.engine.backend_transformers import PromptFailed, Rows
+from serving.engine.continuation import Continuation
 from serving.engine.detokenizer import Vocabulary
-from serving.engine.jobs import (
-    EOS_TOKEN,
-    ERROR,
-    MAX_TOKENS,
-    NOT_FINISHED,
-    STOP_SEQUENCE,
-    TIME_LIMIT,
-    TOKEN_LIMIT,
-    Job,
-    TokenDetail,
-    Update,
-)
+from serving.engine.jobs import NOT_FINISHED, TIME_LIMIT, Job, Update
 from serving.engine.metrics import Metrics
 from serving.engine.sampling import PromptDetails, Sampler, detail
-from serving.engine.stopping import StopText
 
 log = logging.getLogger(__name__)
 
 _STUCK_SECONDS = 300.0
 
-class Running:
-    """A request in the batch: what it has generated so far, and whether it is done."""
+
+class Running(Continuation):
+    """A request in the batch, with what chooses its tokens."""
 
     def __init__(self, job: Job, vocabulary: Vocabulary, eos: frozenset[int]) -> None:
-        self.job, self.parameters = job, job.parameters
+        super().__init__(job, vocabulary, eos)
         self.sampler = Sampler(job.parameters, job.ids, eos)
         self.token = -1
-        self.count = 0
-        self.reason = NOT_FINISHED
-        self.stop_sequence = ""
-        self._eos = eos
-        self._tokens: list[TokenDetail] = []
-        self._input_tokens: list[TokenDetail] | None = None
-        self._detokenizer = vocabulary.detokenizer()
-        self._text = StopText(job.parameters.stop_sequences, include=job.parameters.include_stop_sequence)
 
     @property
     def final_length(self) -> int:
         return len(self.job.ids) + self.parameters.max_new_tokens
 
-    def read_prompt(self, details: list[TokenDetail]) -> None:
-        """Note the details of the input tokens."""
-        self._input_tokens = details
-        if self.job.stream:
-            self.job.deliver(Update(input_tokens=self._input_tokens))
-            self._input_tokens = None
-
-    def accept(self, token: int, scores: Tensor | None) -> None:
-        """Take the next token and see whether the request is done."""
-        p = self.parameters
-        self.token, self.count = token, self.count + 1
+    def take(self, token: int, scores: Tensor | None) -> None:
+        """Take the token chosen from these scores; None where they were not needed."""
+        self.token = token
         self.sampler.took(token)
-        if p.generated_tokens:
-            self._tokens.append(TokenDetail(token) if scores is None else detail(p, token, scores))
-        enough = self.count >= p.min_new_tokens
-        ended = enough and token in self._eos
-        piece = "" if ended else self._detokenizer.push(token)
-        # Unlike TGIS, a stop sequence that the very last token completes counts as one, and is cut where asked.
-        stop = self._text.add(piece, match=enough)
-        self.reason = EOS_TOKEN if ended else self._reason(stop)
-        if self.reason == STOP_SEQUENCE:
-            self.stop_sequence = stop or ""
-        elif self.reason != NOT_FINISHED:
-            self._text.add(self._detokenizer.flush(), match=False)
-        if self.job.stream or self.reason != NOT_FINISHED:
-            self._send()
-
-    def fail(self, error: Exception) -> None:
-        """End the request with an error; nothing happens where it has ended."""
-        if self.reason == NOT_FINISHED:
-            self.reason = ERROR
-            self.job.deliver(Update(count=self.count, reason=ERROR, error=f"{type(error).__name__}: {error}"))
-
-    def _reason(self, stop: str | None) -> int:
-        p = self.parameters
-        if stop is not None:
-            return STOP_SEQUENCE
-        if self.count >= p.max_new_tokens:
-            return TOKEN_LIMIT if p.max_is_token_limit else MAX_TOKENS
-        if p.deadline is not None and time.monotonic() > p.deadline:
-            return TIME_LIMIT
-        return NOT_FINISHED
-
-    def _send(self) -> None:
-        text = self._text.ready(final=self.reason != NOT_FINISHED)
-        tokens, self._tokens = self._tokens, []
-        if text or tokens or self.reason != NOT_FINISHED:
-            self.job.deliver(Update(text, tokens, self._input_tokens, self.count, self.reason, self.stop_sequence))
+        details = None
+        if scores is not None and self.parameters.generated_tokens:
+            details = detail(self.parameters, token, scores)
+        self.accept(token, details)
 
 
 class Scheduler:
@@ -265,7 +207,7 @@ class Scheduler:
                 best[index] = running.sampler.choose(changed)
         for running, token, row_scores in zip(rows, best.tolist(), scores, strict=True):
             try:
-                running.accept(token, row_scores)
+                running.take(token, row_scores)
             except Exception as error:  # one request's text or details must not end the others
                 log.exception("a token could not be handed out")
                 running.fail(error)

@@ -81,12 +81,13 @@ def engine_command(model: Path, *arguments: str) -> list[str]:
 @contextmanager
 def running_engine(model: Path, *arguments: str, credentials: Any = None) -> Iterator[Engine]:
     """An engine on free ports, ready, ended on leaving."""
-    grpc_port, port = free_port(), free_port()
+    port, chosen = free_port(), "--grpc-port" in arguments
+    grpc_port = int(arguments[arguments.index("--grpc-port") + 1]) if chosen else free_port()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "engine.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                engine_command(model, "--grpc-port", str(grpc_port), "--port", str(port), *arguments),
+                engine_command(model, *arguments, "--grpc-port", str(grpc_port), "--port", str(port)),
                 stderr=sink, stdout=sink, env=dict(os.environ, OMP_NUM_THREADS="1"))
         target = f"localhost:{grpc_port}"
         channel = grpc.insecure_channel(target) if credentials is None else grpc.secure_channel(target, credentials)
@@ -102,7 +103,7 @@ def running_engine(model: Path, *arguments: str, credentials: Any = None) -> Ite
 
 
 def _wait_until_ready(engine: Engine) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if engine.process.poll() is not None:
             break
