@@ -124,6 +124,48 @@ class Cluster:
                 if event["involvedObject"].get("name") == name
                 or str(event["involvedObject"].get("name", "")).startswith(owned)]
 
+    def version(self) -> str:
+        """The version of the API server: whether it answers, and knows this login."""
+        from kubernetes import client
+
+        return str(self._call("get", "version", lambda **options: client.VersionApi(self._api).get_code(
+            **options)).git_version)
+
+    def kinds(self, version: str) -> set[str]:
+        """The plural names of the kinds of a group's version; empty where the cluster does not know it."""
+        found = self._call("get", "kinds", lambda **options: self._api.call_api(
+            f"/apis/{version}", "GET", response_type="object", auth_settings=["BearerToken"],
+            _return_http_data_only=True, **options), missing=None)
+        return {str(one["name"]) for one in (found or {}).get("resources", ())}
+
+    def may(self, verb: str, group: str, resource: str) -> bool:
+        """Whether this login has a right in the namespace."""
+        from kubernetes import client
+
+        asked = {"spec": {"resourceAttributes": {
+            "namespace": self.namespace, "verb": verb, "group": group, "resource": resource}}}
+        review = self._call("create", "selfsubjectaccessreviews", lambda **options: client.AuthorizationV1Api(
+            self._api).create_self_subject_access_review(asked, **options))
+        return bool(review.status.allowed)
+
+    def is_there(self, plural: str, name: str) -> bool | None:
+        """Whether a Secret or ServiceAccount is there (nothing of it is kept); None where this login may not look."""
+        single = plural.removesuffix("s")
+        singles = {"secret": self._core.read_namespaced_secret, "serviceaccount":
+                   self._core.read_namespaced_service_account}
+        if not self.may("get", "", plural):
+            return None
+        return self._call("get", plural, lambda **options: singles[single](
+            name, self.namespace, **options), missing=None) is not None
+
+    def listed(self, plural: str) -> list[Object] | None:
+        """All nodes, or the quotas of the namespace; None where this login may not list them."""
+        lists = {"nodes": self._core.list_node, "resourcequotas": lambda **options:
+                 self._core.list_namespaced_resource_quota(self.namespace, **options)}
+        if not self.may("list", "", plural):
+            return None
+        return list(self._plain(self._call("list", plural, lists[plural]))["items"])
+
     def _plain(self, thing: Any) -> Object:
         plain: Object = self._api.sanitize_for_serialization(thing)
         return plain
@@ -144,6 +186,8 @@ class Cluster:
             try:
                 return call(**options)
             except self._errors as error:
+                if error.status == 404 and missing is not Ellipsis and (verb, plural) == ("get", "kinds"):
+                    return missing
                 if error.status == 404 and missing is not Ellipsis and not _is_unknown_kind(error):
                     return missing
                 if error.status == 409:

@@ -1,0 +1,129 @@
+"""What a deployment to a cluster needs: kinds, rights, the runtime, the account, GPUs and quota."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from llm_detox.deploy.kserve_api import GROUP, Cluster
+from llm_detox.deploy.kserve_render import inference_service
+from llm_detox.doctor import Finding
+from llm_detox.errors import DetoxError
+from llm_detox.recipe import DeploySection, KserveSection
+
+# What the Role llm-detox-deploy in manifests/base/rights gives: (API group, resource, verb).
+RIGHTS = (
+    *((GROUP, "inferenceservices", verb) for verb in ("get", "create", "patch", "delete")),
+    (GROUP, "servingruntimes", "get"), ("", "pods", "list"), ("", "events", "list"),
+)
+_KINDS = {f"{GROUP}/v1beta1": "inferenceservices", f"{GROUP}/v1alpha1": "servingruntimes"}
+_PIPELINES = {"datasciencepipelinesapplications.opendatahub.io/v1": "datasciencepipelinesapplications"}
+_SUFFIXES = {"": Decimal(1), "m": Decimal("0.001"), **{
+    f"{letter}{binary}": Decimal(1024 if binary else 1000) ** power
+    for power, letter in enumerate("KMGTPE", 1) for binary in ("", "i")}, "k": Decimal(1000)}
+
+
+def examine_cluster(settings: DeploySection, cluster: Cluster | None = None) -> Iterator[Finding]:
+    """All checks; where the cluster itself does not answer, only that."""
+    try:
+        cluster = cluster or Cluster.connect(settings.namespace)
+        version = cluster.version()
+    except DetoxError as error:
+        yield Finding("cluster", "missing", f"{error.place}: {error.message}", error.remedy)
+        return
+    yield Finding("cluster", "ok", f"Kubernetes {version}, namespace {cluster.namespace}")
+    yield from _kinds(cluster, settings.kserve.platform)
+    yield from _rights(cluster)
+    yield from _things(cluster, settings)
+    yield _gpus(cluster, settings.kserve)
+    yield from _quota(cluster, settings)
+
+
+def _kinds(cluster: Cluster, platform: str) -> Iterator[Finding]:
+    wanted = _KINDS | (_PIPELINES if platform == "openshift-ai" else {})
+    missing = [f"{plural} ({version})" for version, plural in wanted.items() if plural not in cluster.kinds(version)]
+    if missing:
+        yield Finding("kinds", "missing", f"the cluster does not know {', '.join(missing)}",
+                      "install KServe (OpenShift AI: DataScienceCluster with kserve and datasciencepipelines Managed)")
+    else:
+        yield Finding("kinds", "ok", ", ".join(wanted.values()))
+
+
+def _rights(cluster: Cluster) -> Iterator[Finding]:
+    missing = [f"{verb} {resource}" for group, resource, verb in RIGHTS if not cluster.may(verb, group, resource)]
+    if missing:
+        yield Finding("rights", "missing", f"this login may not {', '.join(missing)}",
+                      "an administrator of the project runs kubectl apply -k manifests/overlays/openshift-ai (or "
+                      "kserve), and binds the Role llm-detox-deploy to this account")
+    else:
+        yield Finding("rights", "ok", f"all {len(RIGHTS)} that the deploy step needs")
+
+
+def _things(cluster: Cluster, settings: DeploySection) -> Iterator[Finding]:
+    apply = f"kubectl apply -k manifests/overlays/{settings.kserve.platform}"
+    try:
+        runtime = cluster.runtime(settings.kserve.runtime)
+        yield (Finding("runtime", "ok", settings.kserve.runtime) if runtime
+               else Finding("runtime", "missing", f"no ServingRuntime {settings.kserve.runtime}", apply))
+    except DetoxError as error:
+        yield Finding("runtime", "unknown", error.message, error.remedy)
+    for kind, name, remedy in (("serviceaccounts", "llm-detox-model", apply),
+                               ("secrets", "llm-detox-s3", "kubectl apply -k manifests/connection")):
+        there = cluster.is_there(kind, name)
+        if there is None:
+            yield Finding(kind, "unknown", f"this login may not look for {name}", remedy=None)
+        elif there:
+            yield Finding(kind, "ok", name)
+        else:
+            yield Finding(kind, "missing", f"no {name} in {cluster.namespace}", remedy)
+
+
+def _gpus(cluster: Cluster, kserve: KserveSection) -> Finding:
+    if not kserve.gpus:
+        return Finding("GPUs", "ok", "none wanted")
+    nodes = cluster.listed("nodes")
+    if nodes is None:
+        return Finding("GPUs", "unknown", "this login may not list nodes", "ask an administrator: oc describe nodes")
+    resource = kserve.gpu_resource
+    counts = [amount(node["status"].get("allocatable", {}).get(resource, "0")) for node in nodes
+              if not node.get("spec", {}).get("unschedulable")]
+    able = sum(count >= kserve.gpus for count in counts)
+    if able:
+        return Finding("GPUs", "ok", f"{able} nodes with at least {kserve.gpus} {resource}")
+    most = max(counts, default=0)
+    return Finding("GPUs", "missing", f"no node has {kserve.gpus} {resource} (the most is {most})",
+                   "add a GPU node (and the GPU operator), or set deploy.kserve.gpus and gpu_resource")
+
+
+def _quota(cluster: Cluster, settings: DeploySection) -> Iterator[Finding]:
+    quotas = cluster.listed("resourcequotas")
+    if quotas is None:
+        yield Finding("quota", "unknown", "this login may not list resource quotas")
+        return
+    model = inference_service(settings, "s3://bucket/models/version", namespace=cluster.namespace)
+    short = [line for quota in quotas for line in _short(quota, model["spec"]["predictor"]["model"]["resources"],
+                                                        settings.kserve.replicas)]
+    if short:
+        yield Finding("quota", "missing", "; ".join(short),
+                      "raise it, end something else, or set deploy.kserve.cpu, memory or gpus lower")
+    else:
+        yield Finding("quota", "ok", f"room in all {len(quotas)}" if quotas else "none set")
+
+
+def _short(quota: Mapping[str, Any], resources: Mapping[str, Any], replicas: int) -> Iterator[str]:
+    status = quota.get("status") or {}
+    hard, used = status.get("hard") or {}, status.get("used") or {}
+    for kind in ("requests", "limits"):
+        for resource, wanted in resources[kind].items():
+            name = f"{kind}.{resource}"
+            if name in hard and amount(used.get(name, "0")) + amount(wanted) * replicas > amount(hard[name]):
+                yield (f"{quota['metadata']['name']}: {name} {used.get(name, '0')} of {hard[name]} used, "
+                       f"{replicas} x {wanted} wanted")
+
+
+def amount(quantity: str | int) -> Decimal:
+    """A Kubernetes quantity as a number: `1500m`, `8Gi`, `2`."""
+    text = str(quantity)
+    digits = text.rstrip("KMGTPEimk")
+    return Decimal(digits) * _SUFFIXES[text[len(digits):]]
