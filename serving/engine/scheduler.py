@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +63,7 @@ class Scheduler:
         self._budget, self._prefill_tokens, self._padding = budget, prefill_tokens, prefill_padding
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []
+        self._entering: list[Running] = []
         self._wake = threading.Condition()
         self._stopping = False
         self._generates = False
@@ -111,7 +111,7 @@ class Scheduler:
                 self._turn()
             except Exception as error:  # the engine outlives any one batch
                 log.exception("a step failed; its requests end with an error")
-                self._fail(self._running, error)
+                self._fail([*self._running, *self._entering], error)
                 self._running = []
                 self._rows.clear()
         self._fail([*self._running, *self._waiting], RuntimeError("the server is stopping"))
@@ -120,7 +120,8 @@ class Scheduler:
     @torch.inference_mode()
     def _turn(self) -> None:
         self._leave(lambda running: running.job.cancelled)
-        for group in self._joining():
+        self._entering = self._joining()
+        for group in self._grouped(self._entering):
             self._prefill(group)
         self._leave(lambda running: running.reason != NOT_FINISHED)
         if self._running:
@@ -132,8 +133,8 @@ class Scheduler:
         self._metrics.batch(len(self._running), sum(len(r.job.ids) + r.count for r in self._running),
                             len(self._waiting))
 
-    def _joining(self) -> list[list[Running]]:
-        """Who joins now, in groups of prompts of like length that run together."""
+    def _joining(self) -> list[Running]:
+        """Who joins now."""
         chosen: list[Running] = []
         tokens = 0
         with self._wake:
@@ -146,7 +147,9 @@ class Scheduler:
                     continue
                 count = len(self._running) + len(chosen) + 1
                 most = max(longest, candidate.final_length)
-                if count > 1 and (count * most > self._budget or tokens + len(job.ids) > self._prefill_tokens):
+                if count > 1 and count * most > self._budget:
+                    break
+                if chosen and tokens + len(job.ids) > self._prefill_tokens:
                     break
                 self._waiting.popleft()
                 longest, tokens = most, tokens + len(job.ids)
@@ -154,7 +157,7 @@ class Scheduler:
                 self._metrics.waited(time.monotonic() - job.queued)
             for waiting in self._waiting:
                 waiting.job.passed_over = True
-        return self._grouped(chosen)
+        return chosen
 
     def _expired(self, job: Job) -> bool:
         """Whether the time limit went by in the queue; a request that has not waited gets at least one token."""
@@ -165,6 +168,7 @@ class Scheduler:
         return True
 
     def _grouped(self, chosen: list[Running]) -> list[list[Running]]:
+        """Groups of prompts of like length, which run together."""
         groups: list[list[Running]] = []
         for running in sorted(chosen, key=lambda r: len(r.job.ids), reverse=True):
             size = len(running.job.ids)
@@ -224,21 +228,3 @@ class Scheduler:
         self._generates = False
         for running in rows:
             running.fail(error)
-
-
-def budget_tokens(model: Any, fraction: float) -> int:
-    """How many tokens a cache may hold in this share of the memory that is free."""
-    config: Any = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
-    # The buffers grow by half when they are full, in rows and in columns.
-    return int(_free_memory(model.device) * fraction / (per_token * 2.25))
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    with open("/proc/meminfo") as file:
-        lines = dict(line.split(":", 1) for line in file)
-    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -63,13 +63,14 @@ class Server:
         import torch
 
         from serving.engine.backend_transformers import Model
-        from serving.engine.scheduler import Scheduler, budget_tokens
+        from serving.engine.resources import cache_tokens, usable_cores
+        from serving.engine.scheduler import Scheduler
 
         settings = self.settings
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        cores = usable_cores() or torch.get_num_threads()
+        torch.set_num_threads(settings.threads or min(cores, torch.get_num_threads()))
         model = Model(settings)
-        budget = budget_tokens(model.model, settings.memory_fraction)
+        budget = cache_tokens(model.model, settings.memory_fraction)
         longest = min(model.max_sequence_length, budget)
         if longest < 2:
             raise DetoxError(_NO_TOKENS, place=settings.model_name, remedy="a smaller model, or more memory")

@@ -16,6 +16,7 @@ import transformers as t
 from serving.engine.backend_transformers import BatchedRows, Model, SoloRows, batching_trouble
 from serving.engine.jobs import ERROR, MAX_TOKENS, NOT_FINISHED, TIME_LIMIT, Job, Update
 from serving.engine.metrics import Metrics
+from serving.engine.resources import cache_bytes
 from serving.engine.scheduler import Scheduler
 from serving.engine.settings import Settings
 from serving.engine.validation import Parameters
@@ -269,6 +270,32 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_engine(harness: Harness
     assert not harness.scheduler.healthy
     assert harness.run("the", max_new_tokens=5).reason == MAX_TOKENS
     assert harness.scheduler.healthy
+
+
+def test_a_failure_while_requests_join_leaves_none_without_an_answer(harness: Harness,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.scheduler, "_take", lambda rows, logits: 1 / 0)
+        asked = [harness.submit(text, max_new_tokens=5) for text in TEXTS]
+        assert all(done.wait(30) for _, _, done in asked)
+    assert {updates[-1].reason for _, updates, _ in asked} == {ERROR}
+    assert harness.run("the", max_new_tokens=5).reason == MAX_TOKENS
+
+
+def test_a_long_prompt_joins_a_batch_that_never_empties(model: Model) -> None:
+    harness = Harness(model, prefill_tokens=20)
+    try:
+        blocker = harness.submit("the", max_new_tokens=240, min_new_tokens=240)
+        _, _, done = harness.submit("the train to the city " * 8, max_new_tokens=2)
+        assert done.wait(30)
+        assert blocker[2].wait(60)
+    finally:
+        harness.scheduler.stop()
+
+
+def test_the_cache_of_a_token_is_measured() -> None:
+    assert cache_bytes(_model(FAMILIES["llama"])) == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, size, bytes
+    assert cache_bytes(_model(t.MambaConfig(vocab_size=SIZE, hidden_size=32, num_hidden_layers=2, state_size=4))) == 0
 
 
 def test_a_prompt_that_fails_does_not_end_the_others(harness: Harness, model: Model) -> None:
