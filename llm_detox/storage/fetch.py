@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from llm_detox.progress import say
 from llm_detox.storage.checksums import INDEX, checked_index, digest_of_index, part_size
 from llm_detox.storage.pointer import read_json, read_pointer
 from llm_detox.storage.publish import listing
-from llm_detox.storage.s3 import Place, clear_errors, connect, endpoint_of, is_missing
+from llm_detox.storage.s3 import Place, clear_errors, connect, endpoint_of, is_missing, may_pass
 from llm_detox.storage.transfer import transfers
+
+_ROUNDS = 3
 
 
 def fetch_model(address: str, to: Path) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def fetch_model(address: str, to: Path) -> dict[str, Any]:
                 raise DetoxError("the folder exists and holds something else", place=str(to),
                                  remedy="remove it, or choose another one")
         else:
-            _fetch_version(client, version, index, to, size)
+            _fetch_version(client, version, index, to)
     return {"address": str(version), "digest": digest, "files": len(index["files"]), "bytes": size,
             "seconds": round(time.monotonic() - started, 2)}
 
@@ -102,25 +105,35 @@ def _nothing_there(address: str) -> tuple[Place, dict[str, Any]]:
                      remedy="check the address: `publish` prints it, of a version or of the place of all versions")
 
 
-def _fetch_version(client: Any, version: Place, index: dict[str, Any], to: Path, size: int) -> None:
+def _fetch_version(client: Any, version: Place, index: dict[str, Any], to: Path) -> None:
     staging = to.parent / f".{to.name}.part"
     files = {name: staging / name for name in index["files"]}
     with _writing(staging, to):
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
-        missing = {name: path for name, path in files.items()
-                   if not (path.is_file() and sha256_of(path) == index["files"][name]["sha256"])}
-        if len(missing) < len(files):
-            say(f"going on with an interrupted fetch: {len(files) - len(missing)} of {len(files)} files are here")
-        needed = sum(index["files"][name]["bytes"] for name in missing)
-        _check_room(staging, needed)
-        part = part_size(max((file["bytes"] for file in index["files"].values()), default=0))
-        with transfers(client, part, "fetching", needed) as running:
-            for name, path in missing.items():
-                running.download(version.bucket, (version / name).key, str(path),
-                                 _checker(path, index["files"][name]["sha256"], str(version / name)))
+        for round_number in range(1, _ROUNDS + 1):
+            try:
+                _fetch_missing(client, version, index, files, staging)
+                break
+            except Exception as error:
+                if round_number == _ROUNDS or not may_pass(error):
+                    raise
         _write_index(staging, index)
         staging.rename(to)
+
+
+def _fetch_missing(client: Any, version: Place, index: dict[str, Any], files: dict[str, Path], staging: Path) -> None:
+    expected = {name: file["sha256"] for name, file in index["files"].items()}
+    missing = {name: path for name, path in files.items() if not (path.is_file() and sha256_of(path) == expected[name])}
+    if len(missing) < len(files):
+        say(f"going on with an interrupted fetch: {len(files) - len(missing)} of {len(files)} files are here")
+    needed = sum(index["files"][name]["bytes"] for name in missing)
+    _check_room(staging, needed)
+    part = part_size(max((file["bytes"] for file in index["files"].values()), default=0))
+    with transfers(client, part, "fetching", needed) as running:
+        for name, path in missing.items():
+            running.download(version.bucket, (version / name).key, str(path),
+                             _checker(path, expected[name], str(version / name)))
 
 
 def _checker(path: Path, expected: str, place: str) -> Callable[[], None]:
@@ -182,8 +195,6 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    import json
-
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), "utf-8")
 
 

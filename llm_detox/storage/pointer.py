@@ -12,6 +12,7 @@ from llm_detox.storage.s3 import Place, error_code, is_missing
 
 POINTER = "latest.json"
 _ATTEMPTS = 8
+_READS = 4
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,22 @@ def read_json(client: Any, place: Place) -> Stored | None:
     Raises:
         DetoxError: it is not JSON.
     """
-    try:
-        answer = client.get_object(Bucket=place.bucket, Key=place.key)
-    except client.exceptions.ClientError as error:
-        if is_missing(error):
-            return None
-        raise
-    try:
-        return Stored(json.loads(answer["Body"].read()), answer["ETag"])
-    except ValueError:
-        raise DetoxError("damaged: it is not JSON", place=str(place), remedy="publish the model again") from None
+    from botocore.exceptions import BotoCoreError
+
+    for attempt in range(1, _READS + 1):
+        try:
+            answer = client.get_object(Bucket=place.bucket, Key=place.key)
+            return Stored(json.loads(answer["Body"].read()), answer["ETag"])
+        except client.exceptions.ClientError as error:
+            if is_missing(error):
+                return None
+            raise
+        except BotoCoreError:  # the connection broke behind the headers, where botocore no longer repeats
+            if attempt == _READS:
+                raise
+        except ValueError:
+            raise DetoxError("damaged: it is not JSON", place=str(place), remedy="publish the model again") from None
+    return None
 
 
 def read_pointer(client: Any, place: Place) -> Stored | None:

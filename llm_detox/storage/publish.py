@@ -14,10 +14,11 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.storage.checksums import INDEX, MEBIBYTE, FileSum, digest_of_index, index_of, part_size, sum_folder
 from llm_detox.storage.pointer import move_pointer, read_json, read_pointer
-from llm_detox.storage.s3 import Place, clear_errors, connect
+from llm_detox.storage.s3 import Place, clear_errors, connect, may_pass
 from llm_detox.storage.transfer import transfers
 
 _LOOK_BACK = 3
+_ROUNDS = 3
 _COPY_FROM = MEBIBYTE  # smaller files are sent sooner than they are looked up
 
 
@@ -72,19 +73,35 @@ def listing(client: Any, place: Place) -> dict[str, tuple[int, str]]:
 def _fill(client: Any, folder: Path, version: Place, place: Place, sums: Mapping[str, FileSum],
           part: int) -> tuple[int, int]:
     """Bring all files of the version into the store and verify them; returns how many were sent and copied."""
-    there = listing(client, version)
-    missing = {name: one for name, one in sums.items() if there.get(name) != (one.bytes, one.etag)}
-    copies = _copy_sources(client, place, missing)
-    total = sum(one.bytes for one in missing.values())
-    with transfers(client, part, "publishing", total) as running:
+    sent: set[str] = set()
+    copied: set[str] = set()
+    for round_number in range(1, _ROUNDS + 1):
+        there = listing(client, version)
+        missing = {name: one for name, one in sums.items() if there.get(name) != (one.bytes, one.etag)}
+        copies = _copy_sources(client, place, missing)
+        try:
+            _transfer(client, folder, version, missing, copies, part)
+        except Exception as error:
+            # What arrived stays, so another round is short; but no round helps against a refusal or a full disk.
+            if round_number == _ROUNDS or not may_pass(error):
+                raise
+        else:
+            sent |= set(missing) - set(copies)
+            copied |= set(copies)
+            break
+    _verify(client, version, sums)
+    return len(sent), len(copied)
+
+
+def _transfer(client: Any, folder: Path, version: Place, missing: Mapping[str, FileSum],
+              copies: Mapping[str, dict[str, str]], part: int) -> None:
+    with transfers(client, part, "publishing", sum(one.bytes for one in missing.values())) as running:
         for name, one in missing.items():
             key, note = (version / name).key, {"sha256": one.sha256}
             if name in copies:
                 running.copy(copies[name], version.bucket, key, note)
             else:
                 running.upload(str(folder / name), version.bucket, key, note)
-    _verify(client, version, sums)
-    return len(missing) - len(copies), len(copies)
 
 
 def _copy_sources(client: Any, place: Place, missing: Mapping[str, FileSum]) -> dict[str, dict[str, str]]:

@@ -97,6 +97,17 @@ def is_missing(error: BaseException) -> bool:
     return error_code(error) in {"404", "NoSuchKey", "NotFound"}
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether the same transfer can succeed a moment later: not after a refusal, nor for reasons on this machine."""
+    from botocore import exceptions as boto
+
+    if isinstance(error, boto.ClientError):
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+        # NoSuchUpload: the answer to the last request of an upload was lost, and the repetition came too late.
+        return status >= 500 or status == 429 or error_code(error) in ("NoSuchUpload", "RequestTimeout", "SlowDown")
+    return isinstance(error, (boto.HTTPClientError, boto.IncompleteReadError)) and not isinstance(error, boto.SSLError)
+
+
 @contextmanager
 def clear_errors(place: Place | str) -> Iterator[None]:
     """Turn boto3's failures into one `DetoxError` that names endpoint and place, and never a secret."""

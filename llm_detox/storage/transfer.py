@@ -54,9 +54,10 @@ def transfers(client: Any, part: int, description: str, total_bytes: int) -> Ite
             yield running
             running.wait()
         except BaseException:
-            manager.shutdown(cancel=True)
+            running.cancel()  # shutdown(cancel=True) of some s3transfer releases fails itself
             raise
-        manager.shutdown()
+        finally:
+            manager.shutdown()
 
 
 class Transfers:
@@ -82,6 +83,10 @@ class Transfers:
             future.result()
             if done:
                 done()
+
+    def cancel(self) -> None:
+        for future, _ in self._futures:
+            future.cancel()
 
     def _add(self, future: Any, done: Callable[[], None] | None = None) -> None:
         self._futures.append((future, done))
