@@ -1,0 +1,71 @@
+"""The Containerfiles, as far as they can be judged without building them; and the bill of materials."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+IMAGES = REPOSITORY / "images"
+FILES = sorted(IMAGES.glob("Containerfile.*"))
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    text = re.sub(r"\\\n", " ", path.read_text("utf-8"))
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_image_ends_as_a_user_that_is_not_root_and_may_be_any(path: Path) -> None:
+    users = [value for name, value in instructions(path) if name == "USER"]
+    assert users[-1] == "1001"
+    environment = " ".join(value for name, value in instructions(path) if name == "ENV")
+    assert "HOME=/tmp" in environment, "another user id has no home"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_image_installs_from_its_lock_and_carries_no_installer(path: Path) -> None:
+    runs = " ".join(value for name, value in instructions(path) if name == "RUN")
+    assert "--no-deps -r /build/requirements.txt" in runs
+    assert "pip uninstall --yes pip" in runs
+    for package in re.findall(r"pip install (?:--\S+ (?:\"[^\"]*\" )?)*([a-z]\S+)", runs):
+        assert "==" in package, f"{package} is not pinned"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_what_is_copied_is_there_and_not_ignored(path: Path) -> None:
+    kept = {line[1:] for line in (REPOSITORY / ".containerignore").read_text("utf-8").splitlines() if line[:1] == "!"}
+    for name, value in instructions(path):
+        if name == "COPY" and not value.startswith("--from"):
+            for source in value.split()[:-1]:
+                assert (REPOSITORY / source).exists(), source
+                assert any(source == one or source.startswith(f"{one}/") for one in kept), f"{source} is ignored"
+
+
+def test_base_images_have_a_version() -> None:
+    for path in FILES:
+        for name, value in instructions(path):
+            if name == "ARG" and value.startswith(("BUILDER=", "RUNTIME=")):
+                assert re.search(r"[:@][\w.:-]+$", value), f"{path.name}: {value}"
+                assert not value.endswith(":latest")
+
+
+def test_the_bill_of_materials_lists_what_is_installed_the_same_each_time() -> None:
+    def bill() -> str:
+        return subprocess.run([sys.executable, str(IMAGES / "sbom.py"), "x"], capture_output=True, text=True,
+                              check=True).stdout
+
+    first = bill()
+    assert first == bill()
+    listed = {one["name"]: one["version"] for one in json.loads(first)["components"]}
+    for name in ("torch", "transformers", "kfp"):
+        assert listed[name] == metadata.version(name)
+    assert all(one["purl"].startswith("pkg:pypi/") for one in json.loads(first)["components"])
