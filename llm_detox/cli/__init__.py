@@ -17,6 +17,7 @@ from llm_detox.cli import (
     data,
     deploy,
     detoxify,
+    doctor,
     dpo,
     evaluate,
     models,
@@ -27,6 +28,8 @@ from llm_detox.cli import (
     sft,
     smoke,
     stop,
+    train_experts,
+    train_paraphraser,
     train_scorer,
 )
 from llm_detox.errors import DetoxError
@@ -57,7 +60,7 @@ def _options(
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(models.app, name="models")
 for module in (data, detoxify, sft, dpo, evaluate, compare, report, convert, publish, deploy, smoke, stop, serve, ask,
-               train_scorer):
+               doctor, train_scorer, train_experts, train_paraphraser):
     app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 

@@ -7,7 +7,6 @@ chunk in which it broke off. A batch therefore never depends on where an earlier
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,8 @@ from llm_detox.errors import DetoxError, UsageError
 from llm_detox.folders import step_folder
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
-from llm_detox.rephrase.acceptance import Acceptance, Bounds
-from llm_detox.rephrase.causal import CausalRewriter, Masking, Prompted
-from llm_detox.rephrase.chain import Chain
-from llm_detox.rephrase.delete import Delete
-from llm_detox.rephrase.engine import CausalEngine, Loss
-from llm_detox.rephrase.methods import Method, Scorer
 from llm_detox.rephrase.summary import Summary
+from llm_detox.rephrase.workshop import Workshop
 
 CHUNK = 128
 RECORDS = "records.jsonl"
@@ -118,91 +112,3 @@ def shard_chunks(count: int, shard: tuple[int, int] = (0, 1)) -> list[range]:
         raise DetoxError(f"there is no shard {index} of {total}", remedy="shards count from 0: 0/4, 1/4, 2/4, 3/4")
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
     return chunks[len(chunks) * index // total: len(chunks) * (index + 1) // total]
-
-
-class Workshop:
-    """Builds what a recipe names; models are loaded when the first toxic text needs them."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._settings = recipe.detoxify
-
-    @cached_property
-    def chain(self) -> Chain:
-        settings = self._settings
-        bounds = Bounds(settings.accept_toxicity, settings.accept_similarity, settings.accept_fluency)
-        return Chain(
-            self.scorer, settings.toxic_threshold, [_Late(name, self) for name in settings.methods],
-            Acceptance(self.scorer, _LateSimilarity(self), _LateFluency(self), bounds),
-            keep_refused=settings.otherwise == "keep",
-        )
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        from llm_detox.scoring.toxicity import load_scorer
-
-        return load_scorer(self._recipe.scoring.training)
-
-    @cached_property
-    def engine(self) -> CausalEngine:
-        """The recipe's model: proposes words and judges fluency. The judge of the evaluation takes no part."""
-        from llm_detox.generation.models import load_model, load_tokenizer
-
-        source = self._settings.fluency_model or self._recipe.model.source
-        return CausalEngine(load_model(source), load_tokenizer(source), batch_tokens=self._settings.batch_tokens)
-
-    def start_afresh(self) -> None:
-        """Forget what earlier chunks left behind, so that a chunk's outcome is its own."""
-        if "engine" in self.__dict__:
-            self.engine.forget()
-
-    @cached_property
-    def similarity(self) -> Any:
-        from llm_detox.scoring.similarity import SentenceSimilarity
-
-        source = self._settings.similarity_model
-        return SentenceSimilarity(source) if source else None
-
-    def method(self, name: str) -> Method:
-        settings = self._settings
-        share = settings.largest_masked_share
-        if name == "delete":
-            return Delete(self.scorer, below=settings.accept_toxicity, largest_share=share)
-        causal = settings.causal
-        experts = [(-causal.contrast, Prompted(self.engine, causal.anti_prompt))] if causal.contrast else []
-        return CausalRewriter(
-            self.engine, self.scorer, Masking(settings.accept_toxicity, share), experts=experts,
-            proposals=causal.proposals, candidates=settings.candidates,
-            fill_above=causal.fill_above)
-
-
-class _Late:
-    """A method that is built when it is first asked."""
-
-    def __init__(self, name: str, workshop: Workshop) -> None:
-        self.name = name
-        self._workshop = workshop
-
-    @cached_property
-    def _method(self) -> Method:
-        return self._workshop.method(self.name)
-
-    def candidates(self, texts: Sequence[str]) -> list[list[str]]:
-        return self._method.candidates(texts)
-
-
-class _LateSimilarity:
-    def __init__(self, workshop: Workshop) -> None:
-        self._workshop = workshop
-
-    def cosine(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
-        judge = self._workshop.similarity
-        return list(judge.cosine(a, b)) if judge else [1.0] * len(a)
-
-
-class _LateFluency:
-    def __init__(self, workshop: Workshop) -> None:
-        self._workshop = workshop
-
-    def variant_losses(self, variants: Sequence[Sequence[str]]) -> list[list[Loss]]:
-        return self._workshop.engine.variant_losses(variants) if variants else []

@@ -70,7 +70,7 @@ def causal_folder(folder: Path) -> Path:
     words.add_special_tokens({"eos_token": "<|end|>", "bos_token": "<|end|>", "pad_token": "<|end|>"})
     config = LlamaConfig(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-                         bos_token_id=0, eos_token_id=0, pad_token_id=0)
+                         bos_token_id=0, eos_token_id=0, pad_token_id=0, initializer_range=0.2)
     LlamaForCausalLM(config).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

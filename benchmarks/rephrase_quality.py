@@ -1,0 +1,112 @@
+"""How well each method rewrites: STA, SIM, FL and J as in ParaDetox, beside the human rewrites.
+
+    python benchmarks/rephrase_quality.py --data ../shared/data/paradetox_dev.tsv --recipe recipes/smollm2-demo.yaml
+
+STA  share judged non-toxic (below 0.5) by the recipe's judging scorer, which accepts nothing
+SIM  cosine to the original, MiniLM
+FL   share whose perplexity under the fluency judge is at most the human rewrite's
+J    mean over the sentences of the three factors' product
+
+A sentence that no method could rewrite stays as it is, and counts like that. The sentences are chosen by a hash of
+their text (`hash_fraction`), and none of them is in the part that a paraphraser may be trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_detox.data.records import hash_fraction
+from llm_detox.recipe_file import load_recipe
+from llm_detox.rephrase.workshop import Workshop
+from llm_detox.scoring.fluency import LanguageModelJudge
+from llm_detox.scoring.similarity import SentenceSimilarity
+from llm_detox.scoring.toxicity import load_scorer
+
+TEST_SHARE = 0.2
+
+
+def main() -> None:
+    """Rewrite with each method, judge, and print the table."""
+    options = parsed()
+    pairs = [pair for pair in read_pairs(options.data) if hash_fraction(pair[0], "rephrase-test") < TEST_SHARE]
+    if options.write_training_pairs:
+        write_training_pairs(options.data, options.write_training_pairs)
+        return
+    originals, humans = map(list, zip(*pairs[: options.sentences], strict=True))
+    recipe = load_recipe(options.recipe, options.set)
+    systems: dict[str, list[str]] = {"original": originals, "human": humans}
+    seconds: dict[str, float] = {}
+    for name in options.systems:
+        methods = list(recipe.detoxify.methods) if name == "chain" else [name]
+        section = recipe.detoxify.model_copy(update={"methods": methods, "otherwise": "keep", "toxic_threshold": 0.0})
+        started = time.perf_counter()
+        records = Workshop(recipe.model_copy(update={"detoxify": section})).chain.run(
+            [{"id": str(i), "text": text} for i, text in enumerate(originals)])
+        seconds[name] = time.perf_counter() - started
+        systems[name] = [str(record["text"]) for record in records]
+        if options.dump:
+            (options.dump / f"{name}.jsonl").write_text(
+                "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    table = judged(systems, recipe, humans)
+    print("| system | STA | SIM | FL | J | rewritten | seconds |\n|---|---|---|---|---|---|---|")
+    for name, row in table.items():
+        changed = sum(a != b for a, b in zip(systems[name], originals, strict=True)) / len(originals)
+        took = f"{seconds[name]:.0f}" if name in seconds else ""
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + f" | {changed:.0%} | {took} |")
+
+
+def judged(systems: dict[str, list[str]], recipe: object, humans: Sequence[str]) -> dict[str, list[float]]:
+    """name -> [STA, SIM, FL, J]."""
+    from llm_detox.recipe import Recipe
+
+    assert isinstance(recipe, Recipe)
+    everything = sorted({text for texts in systems.values() for text in texts})
+    scores = dict(zip(everything, load_scorer(recipe.scoring.judging).score(everything), strict=True))
+    judge = LanguageModelJudge(recipe.evaluation.fluency_model or recipe.model.source, batch_tokens=1024)
+    perplexities = {text: math.exp(nll / tokens) if tokens else math.inf
+                    for text, (nll, tokens) in zip(everything, judge.losses(everything), strict=True)}
+    similarity = SentenceSimilarity()
+    found = {}
+    for name, texts in systems.items():
+        clean = [float((scores[text] if scores[text] is not None else 1.0) < 0.5) for text in texts]
+        like = similarity.cosine(systems["original"], texts)
+        fluent = [float(perplexities[text] <= perplexities[human]) for text, human in zip(texts, humans, strict=True)]
+        joint = [a * b * c for a, b, c in zip(clean, like, fluent, strict=True)]
+        found[name] = [sum(column) / len(column) for column in (clean, like, fluent, joint)]
+    return found
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """(toxic, first human rewrite) of each row; the file has no quoting."""
+    rows = [line.split("\t") for line in path.read_text("utf-8").split("\n")[1:]]
+    return [(row[0].strip(), row[1].strip()) for row in rows if len(row) > 1 and row[0].strip() and row[1].strip()]
+
+
+def write_training_pairs(data: Path, target: Path) -> None:
+    """The other part, for `llm-detox train-paraphraser --input`."""
+    with target.open("w", encoding="utf-8") as file:
+        for toxic, neutral in read_pairs(data):
+            if hash_fraction(toxic, "rephrase-test") >= TEST_SHARE:
+                file.write(json.dumps({"toxic": toxic, "neutral": neutral}, ensure_ascii=False) + "\n")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], help="override of a recipe value")
+    parser.add_argument("--sentences", type=int, default=500)
+    parser.add_argument("--systems", nargs="+", default=["delete", "causal", "chain"],
+                        help="method names, and `chain` for the recipe's methods")
+    parser.add_argument("--dump", type=Path, help="a folder for each system's audit trail")
+    parser.add_argument("--write-training-pairs", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

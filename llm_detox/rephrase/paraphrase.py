@@ -1,0 +1,102 @@
+"""Whole-text rewriting by a generator: a model tuned on pairs (ParaDetox, Logacheva et al. 2022), an instruction
+model, or a served endpoint. Several candidates a text; acceptance decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_detox.generation.sampling import sample_continuations
+from llm_detox.recipe import SamplingSection
+from llm_detox.rephrase.engine import budget_batches
+
+PAIR_TEMPLATE = "Rude: {text}\nPolite:"
+INSTRUCTION = (
+    "Rewrite the comment so that it says the same thing politely, without insults or swearing. "
+    "Answer with the rewritten comment only.\n\nComment: {text}"
+)
+
+Generate = Callable[[Sequence[str]], list[list[str]]]
+
+
+class Generator:
+    """A method that asks a generator for rewrites.
+
+    Args:
+        name: of the method in the audit trail.
+        template: the question, with `{text}` in it.
+        generate: questions -> several answers each.
+    """
+
+    def __init__(self, name: str, template: str, generate: Generate) -> None:
+        self.name = name
+        self._template = template
+        self._generate = generate
+
+    def candidates(self, texts: Sequence[str]) -> list[list[str]]:
+        """The first line of each answer, without quotation marks around it; empty and repeated ones are left out."""
+        flat = [" ".join(text.split()) for text in texts]
+        answers = self._generate([self._template.replace("{text}", text) for text in flat])
+        return [list(dict.fromkeys(line for answer in group if (line := first_line(answer)))) for group in answers]
+
+
+def first_line(answer: str) -> str:
+    """The first line that says something."""
+    line = next((line.strip() for line in answer.splitlines() if line.strip()), "")
+    return line[1:-1].strip() if len(line) > 2 and line[0] == line[-1] == '"' else line
+
+
+def causal_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, candidates: int,
+                    sampling: SamplingSection, seed: int, chat: bool) -> Generate:
+    """Sampled answers of a causal model, of a chat model through its template."""
+
+    def generate(questions: Sequence[str]) -> list[list[str]]:
+        prompts = [_as_chat(tokenizer, question) for question in questions] if chat else list(questions)
+        return sample_continuations(model, tokenizer, prompts, k=candidates, sampling=sampling, seed=seed)
+
+    return generate
+
+
+def _as_chat(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    return str(tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True))
+
+
+def seq2seq_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, candidates: int,
+                     max_new_tokens: int, batch_tokens: int = 2048) -> Generate:
+    """The most likely answers of a seq2seq model, by beam search, in batches of like length."""
+    network: Any = model
+
+    def generate(questions: Sequence[str]) -> list[list[str]]:
+        ids = [tokenizer(question, truncation=True)["input_ids"] for question in questions]
+        found: list[list[str]] = [[] for _ in questions]
+        for batch in budget_batches([len(row) * candidates for row in ids], batch_tokens):
+            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                out = network.generate(**padded, num_beams=candidates, num_return_sequences=candidates,
+                                       max_new_tokens=max_new_tokens, do_sample=False)
+            answers = tokenizer.batch_decode(out, skip_special_tokens=True)
+            for row, i in enumerate(batch):
+                found[i] = [str(text) for text in answers[row * candidates: (row + 1) * candidates]]
+        return found
+
+    return generate
+
+
+def endpoint_generate(url: str, model: str, *, candidates: int, max_new_tokens: int, seed: int) -> Generate:
+    """Sampled answers of a served model (Caikit REST or gRPC, TGIS gRPC: see `llm_detox.client`)."""
+    from llm_detox.client import TextGenerationClient
+
+    def generate(questions: Sequence[str]) -> list[list[str]]:
+        with TextGenerationClient(url, model) as client:
+            return [
+                [client.generate(question, max_new_tokens=max_new_tokens, decoding_method="SAMPLING", top_p=0.9,
+                                 seed=seed + number).text for number in range(candidates)]
+                for question in questions
+            ]
+
+    return generate

@@ -1,0 +1,129 @@
+"""A BART-like model read in batches: what it predicts at one position of each text, and nothing else.
+
+The decoder is cut behind that position and only it goes through the output layer, so a batch of any texts holds
+[rows, vocabulary] logits instead of [rows, length, vocabulary].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_detox.errors import DetoxError
+
+Ids = list[int]
+
+
+def is_seq2seq(source: str) -> bool:
+    """Whether the source is an encoder with a decoder; an adapter of ours is of a causal model."""
+    from llm_detox.generation.models import model_folder
+
+    folder = model_folder(source)
+    return not (folder / "adapter_config.json").exists() and bool(
+        AutoConfig.from_pretrained(folder).is_encoder_decoder)
+
+
+def load_seq2seq(source: str | PreTrainedModel) -> PreTrainedModel:
+    """The model of a source in the precision that the device does well, or the model that is given, in eval mode."""
+    if not isinstance(source, str):
+        source.eval()
+        return source
+    from llm_detox.generation.models import compute_dtype, device, model_folder
+
+    model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
+        model_folder(source), dtype=compute_dtype(), use_safetensors=True)
+    model.to(device())  # type: ignore[arg-type]
+    model.eval()
+    return model
+
+
+def load_seq2seq_tokenizer(source: str | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer of a source, splitting words as the reference does (with a space in front of the first)."""
+    if not isinstance(source, str):
+        return source
+    from llm_detox.generation.models import model_folder
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_folder(source), add_prefix_space=True)
+    if tokenizer.mask_token_id is None or tokenizer.eos_token_id is None:
+        raise DetoxError("the tokenizer has no mask and end tokens", place=source,
+                         remedy="masking needs a BART-like model, such as facebook/bart-base")
+    return tokenizer
+
+
+def paired_batches(lengths: Sequence[tuple[int, int]], budget: int) -> Iterator[list[int]]:
+    """Indices in batches of alike (encoder, decoder) lengths, longest first, at most `budget` padded tokens each."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    while order:
+        encoder, decoder = lengths[order[-1]]
+        size = 1
+        for size in range(1, len(order) + 1):
+            decoder = max(decoder, lengths[order[-size]][1])
+            if size * (encoder + decoder) > budget:
+                size -= 1
+                break
+        size = max(1, size)
+        yield order[-size:]
+        order = order[:-size]
+
+
+class Seq2SeqReader:
+    """Reads encoder texts with the decoder shifted right, as `labels = input_ids` would.
+
+    Args:
+        model: of the BART family.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._start = int(model.config.decoder_start_token_id)
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.max_tokens = int(limit) if limit else None
+
+    @torch.inference_mode()
+    def logits_at(self, ids: Sequence[Ids], places: Sequence[int]) -> Tensor:
+        """Logits where the text's token `places[i]` stands, read from the tokens before it and the whole encoder text.
+
+        Args:
+            ids: one batch of token ids with their special tokens.
+            places: an index into each.
+
+        Returns:
+            float32 [rows, vocabulary] on the model's device.
+        """
+        hidden = self._decode(ids, [place + 1 for place in places])
+        rows = torch.arange(len(ids), device=hidden.device)
+        return self._head(hidden[rows, torch.tensor(places, device=hidden.device)])
+
+    @torch.inference_mode()
+    def logits_at_all(self, ids: Sequence[Ids], places: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Like `logits_at` with several places of each text: for each text float32 [places, vocabulary]."""
+        hidden = self._decode(ids, [max(row) + 1 for row in places])
+        return [self._head(hidden[k, list(row)]) for k, row in enumerate(places)]
+
+    def _decode(self, ids: Sequence[Ids], lengths: Sequence[int]) -> Tensor:
+        """Decoder states [rows, longest, d]; each row is read up to its length."""
+        texts, mask = self._padded(ids)
+        shifted, _ = self._padded([[self._start, *row[: length - 1]] for row, length in zip(ids, lengths, strict=True)])
+        network: Any = self.model.get_encoder()
+        encoded = network(input_ids=texts, attention_mask=mask).last_hidden_state
+        decoder: Any = self.model.get_decoder()
+        hidden: Tensor = decoder(
+            input_ids=shifted, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False,
+        ).last_hidden_state
+        return hidden
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        layer: Any = self.model.get_output_embeddings()
+        logits: Tensor = layer(hidden)
+        bias = getattr(self.model, "final_logits_bias", None)
+        return (logits if bias is None else logits + bias[0]).float()
+
+    def _padded(self, rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        return ids.to(self.model.device), mask.to(self.model.device)

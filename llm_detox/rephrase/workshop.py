@@ -1,0 +1,174 @@
+"""Builds the scorer, judges and methods that a recipe names; models are loaded when a toxic text first needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.recipe import GeneratorSection, Recipe, SamplingSection
+from llm_detox.rephrase.acceptance import Acceptance, Bounds
+from llm_detox.rephrase.causal import CausalRewriter, Masking, Prompted, Reader
+from llm_detox.rephrase.chain import Chain
+from llm_detox.rephrase.delete import Delete
+from llm_detox.rephrase.engine import CausalEngine, Loss
+from llm_detox.rephrase.methods import Method, Scorer
+from llm_detox.rephrase.paraphrase import (
+    INSTRUCTION,
+    PAIR_TEMPLATE,
+    Generator,
+    causal_generate,
+    endpoint_generate,
+    seq2seq_generate,
+)
+from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
+
+
+class Workshop:
+    """Builds what a recipe names; models are loaded when the first toxic text needs them."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._settings = recipe.detoxify
+
+    @cached_property
+    def chain(self) -> Chain:
+        settings = self._settings
+        bounds = Bounds(settings.accept_toxicity, settings.accept_similarity, settings.accept_fluency)
+        return Chain(
+            self.scorer, settings.toxic_threshold, [_Late(name, self) for name in settings.methods],
+            Acceptance(self.scorer, _LateSimilarity(self), _LateFluency(self), bounds),
+            keep_refused=settings.otherwise == "keep",
+        )
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        from llm_detox.scoring.toxicity import load_scorer
+
+        return load_scorer(self._recipe.scoring.training)
+
+    @cached_property
+    def engine(self) -> CausalEngine:
+        """The recipe's model: proposes words and judges fluency. The judge of the evaluation takes no part."""
+        source = self._settings.fluency_model or self._recipe.model.source
+        return CausalEngine(load_model(source), load_tokenizer(source), batch_tokens=self._settings.batch_tokens)
+
+    def start_afresh(self) -> None:
+        """Forget what earlier chunks left behind, so that a chunk's outcome is its own."""
+        if "engine" in self.__dict__:
+            self.engine.forget()
+
+    @cached_property
+    def similarity(self) -> Any:
+        from llm_detox.scoring.similarity import SentenceSimilarity
+
+        source = self._settings.similarity_model
+        return SentenceSimilarity(source) if source else None
+
+    def method(self, name: str) -> Method:
+        """Build one method of the recipe."""
+        build: dict[str, Callable[[], Method]] = {
+            "delete": self._delete, "causal": self._causal, "tmarco": self._tmarco, "marco": self._marco,
+            "paraphrase": self._paraphrase, "instruct": self._instruct}
+        return build[name]()
+
+    def _delete(self) -> Method:
+        return Delete(self.scorer, below=self._settings.accept_toxicity,
+                      largest_share=self._settings.largest_masked_share)
+
+    def _causal(self) -> Method:
+        causal = self._settings.causal
+        experts: list[tuple[float, Reader]] = []
+        if causal.expert and causal.anti_expert:
+            from llm_detox.rephrase.causal_experts import adapter_readers
+
+            readers = adapter_readers(self.engine, {"expert": causal.expert, "anti_expert": causal.anti_expert})
+            experts = list(zip(causal.expert_weights, readers.values(), strict=True))
+        if causal.contrast:
+            experts.append((-causal.contrast, Prompted(self.engine, causal.anti_prompt)))
+        return CausalRewriter(
+            self.engine, self.scorer, Masking(self._settings.accept_toxicity, self._settings.largest_masked_share),
+            experts=experts, proposals=causal.proposals, candidates=self._settings.candidates,
+            fill_above=causal.fill_above)
+
+    def _tmarco(self) -> Method:
+        from llm_detox.rephrase.tmarco import TMaRCo
+
+        how = self._settings.tmarco
+        model = TMaRCo(how.base, how.experts, how.weights, batch_tokens=how.batch_tokens)
+        return Rewriter("tmarco", lambda texts: model.rephrase(texts, how.threshold, how.combine_original))
+
+    def _marco(self) -> Method:
+        from llm_detox.rephrase.marco import MaRCo
+
+        how = self._settings.marco
+        model = MaRCo(how.base, how.expert, how.anti_expert, decoding=how.preset, batch_tokens=how.batch_tokens)
+        return Rewriter("marco", lambda texts: model.rephrase(texts, how.threshold))
+
+    def _paraphrase(self) -> Method:
+        return self._generator("paraphrase", self._settings.paraphrase, PAIR_TEMPLATE, chat=False)
+
+    def _instruct(self) -> Method:
+        return self._generator("instruct", self._settings.instruct, INSTRUCTION, chat=True)
+
+    def _generator(self, name: str, how: GeneratorSection, template: str, *, chat: bool) -> Method:
+        if how.url:
+            return Generator(name, template, endpoint_generate(
+                how.url, how.model or "", candidates=how.candidates, max_new_tokens=how.max_new_tokens,
+                seed=self._recipe.seed))
+        source = how.model or self._recipe.model.source
+        if is_seq2seq(source):
+            generate = seq2seq_generate(
+                load_seq2seq(source), load_seq2seq_tokenizer(source), candidates=how.candidates,
+                max_new_tokens=how.max_new_tokens)
+            return Generator(name, "{text}" if name == "paraphrase" else template, generate)
+        sampling = SamplingSection(top_p=how.top_p, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
+        return Generator(name, template, causal_generate(
+            load_model(source), load_tokenizer(source), candidates=how.candidates, sampling=sampling,
+            seed=self._recipe.seed, chat=chat))
+
+
+class Rewriter:
+    """A method that gives one rewrite of a text."""
+
+    def __init__(self, name: str, rephrase: Callable[[Sequence[str]], list[str]]) -> None:
+        self.name = name
+        self._rephrase = rephrase
+
+    def candidates(self, texts: Sequence[str]) -> list[list[str]]:
+        """The rewrite, without spaces around it; none where nothing changed."""
+        return [[new.strip()] if new.strip() != text.strip() else []
+                for text, new in zip(texts, self._rephrase(texts), strict=True)]
+
+
+class _Late:
+    """A method that is built when it is first asked."""
+
+    def __init__(self, name: str, workshop: Workshop) -> None:
+        self.name = name
+        self._workshop = workshop
+
+    @cached_property
+    def _method(self) -> Method:
+        return self._workshop.method(self.name)
+
+    def candidates(self, texts: Sequence[str]) -> list[list[str]]:
+        return self._method.candidates(texts)
+
+
+class _LateSimilarity:
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    def cosine(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
+        judge = self._workshop.similarity
+        return list(judge.cosine(a, b)) if judge else [1.0] * len(a)
+
+
+class _LateFluency:
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    def variant_losses(self, variants: Sequence[Sequence[str]]) -> list[list[Loss]]:
+        return self._workshop.engine.variant_losses(variants) if variants else []
