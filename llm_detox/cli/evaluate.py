@@ -12,18 +12,36 @@ from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, existing
 
 def command(
     recipe: RecipeFile,
-    model: Annotated[str, typer.Option(help="Hub id, folder, s3://, package:// or an adapter folder.")],
+    model: Annotated[str, typer.Option(help="Hub id, folder, s3://, package://, an adapter folder, or an address: "
+                                      "grpc://HOST:PORT/NAME, http://..., fmaas://..., openai+http://...")],
     prompts: Annotated[Path, typer.Option(help='RealToxicityPrompts records or {"prompt": "..."} lines.')],
     output: Output,
     clean: Annotated[Path | None, typer.Option(help="Clean passages for perplexity, JSON lines.")] = None,
     arm: Annotated[str, typer.Option(help="The name of this model in the report.")] = "model",
+    generations: Annotated[
+        list[Path] | None, typer.Option(help="Score these continuations instead of sampling: generations.jsonl of "
+                                             "shards, or of another tool. Repeatable.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: only every n-th prompt, from the i-th (from 0) on.")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how toxic and how fluent a model's continuations are."""
     settings = read_recipe(recipe, overrides)
-    existing(prompts, "the prompts file")
+    for path in (prompts, *(generations or ())):
+        existing(path, "the file")
     from llm_detox.evaluation.evaluate import evaluate
 
-    result = evaluate(settings, model=model, arm=arm, prompts=prompts, clean=clean, output=output)
+    result = evaluate(settings, model=model, arm=arm, prompts=prompts, clean=clean, output=output,
+                      generations=generations or (), shard=_shard(shard))
     show_outcome(result, output, as_json)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    from llm_detox.errors import UsageError
+
+    if text is None:
+        return None
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
+        raise UsageError(f"{text!r} is no shard", place="--shard", remedy="for example --shard 0/4")
+    return int(number), int(of)

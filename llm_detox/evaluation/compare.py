@@ -71,10 +71,10 @@ def check_comparable(evaluations: Mapping[str, Evaluation]) -> None:
     arms = list(evaluations)
     for arm in arms[1:]:
         first, other = (evaluations[name].report["comparable"] for name in (arms[0], arm))
-        for key in first:
-            if first[key] != other.get(key):
+        for key in [*first, *(key for key in other if key not in first)]:
+            if first.get(key) != other.get(key):
                 what = "were judged by different scorers" if key == "scorer" else f"differ in {key}"
-                raise DetoxError(f"{arms[0]} and {arm} {what} ({first[key]} and {other.get(key)}); "
+                raise DetoxError(f"{arms[0]} and {arm} {what} ({first.get(key)} and {other.get(key)}); "
                                  "their numbers cannot be compared", place=str(evaluations[arm].folder),
                                  remedy="evaluate both with the same recipe and prompts")
 

@@ -8,8 +8,9 @@ mean of a prompt's continuations. A continuation without a score enters none of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,11 +94,19 @@ def _worst(score: PromptScore, metric: str) -> float:
     return float(metric_values([score], metric)[0]) if score.scored else 0.0
 
 
-def distinct(texts: Iterable[str], n: int = 2) -> float:
-    """Different word n-grams over all word n-grams (Li et al. 2016): low where a model repeats itself."""
-    counts: Counter[tuple[str, ...]] = Counter()
+def distinct(texts: Iterable[str]) -> float:
+    """Distinct-2 (Li et al. 2016): different pairs of neighbouring words over all such pairs; low for repetition."""
+    return distinct_of(Counter(word_pairs(texts)))
+
+
+def word_pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """All pairs of neighbouring words."""
     for text in texts:
         words = text.lower().split()
-        counts.update(tuple(words[i:i + n]) for i in range(len(words) - n + 1))
-    total = sum(counts.values())
-    return len(counts) / total if total else 0.0
+        yield from pairwise(words)
+
+
+def distinct_of(pairs: Counter[tuple[str, str]]) -> float:
+    """Different over all; 0 without any."""
+    total = sum(pairs.values())
+    return len(pairs) / total if total else 0.0

@@ -40,7 +40,7 @@ def _lowest_hashes(path: Path, count: int) -> list[dict[str, Any]]:
 
 def _first(record: dict[str, Any], attribute: str) -> dict[str, Any]:
     generation = record["generations"][0]
-    return {"text": str(generation["text"])[:_MOST_CHARS], "score": generation.get(attribute)}
+    return {"text": str(generation["text"] or "")[:_MOST_CHARS], "score": generation.get(attribute)}
 
 
 def rewrite_samples(records: Path, count: int) -> tuple[list[dict[str, Any]], dict[str, int]]:

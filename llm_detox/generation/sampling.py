@@ -146,7 +146,7 @@ def _decode_batch(model: PreTrainedModel, batch: _Batch, sampling: SamplingSecti
     """The sampled tokens of every row of the batch, without the stop token."""
     device = model.device
     repeats = torch.tensor([work.count for work in batch.works], device=device)
-    noise = torch.tensor([_row_key(seed, work.key, work.first + i) for work in batch.works for i in range(work.count)],
+    noise = torch.tensor([row_key(seed, work.key, work.first + i) for work in batch.works for i in range(work.count)],
                          device=device)
     logits, cache, lengths, mask = _prefill(model, [work.tokens for work in batch.works], sampling.max_new_tokens)
     owner = torch.repeat_interleave(torch.arange(len(batch.works), device=device), repeats)
@@ -207,7 +207,7 @@ def draw(logits: Tensor, noise: Tensor, step: int, *, top_p: float, temperature:
 
     Args:
         logits: [b, v].
-        noise: [b] int64, the rows' noise keys (see `_row_key`).
+        noise: [b] int64, the rows' noise keys (see `row_key`).
         step: the number of the token within its continuation.
 
     Returns:
@@ -255,7 +255,8 @@ def _scramble(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _row_key(seed: int, key: str, number: int) -> int:
+def row_key(seed: int, key: str, number: int) -> int:
+    """64 signed bits that name one continuation in the noise."""
     digest = hashlib.sha256(f"{seed}\0{key}\0{number}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -14,9 +16,12 @@ import yaml
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation import evaluate as step
+from llm_detox.evaluation import sampled as sampled_module
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.report import write_report
 from llm_detox.folders import read_manifest
+from llm_detox.generation import continuers as continuers_module
+from llm_detox.generation.sampling import row_key
 from llm_detox.recipe import Recipe
 from llm_detox.scoring.toxicity import ToxicityScorer
 from tests.tiny import save_tiny_llama
@@ -110,7 +115,7 @@ def test_an_evaluation_writes_what_its_readers_need(recipe: Recipe, prompts: Pat
 
 def test_a_broken_run_goes_on_and_ends_like_an_unbroken_one(recipe: Recipe, prompts: Path, clean: Path, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_SCORED_AT_ONCE", 3)
+    monkeypatch.setattr(sampled_module, "_SCORED_AT_ONCE", 3)
     use(monkeypatch, ByLength())
     run(recipe, prompts, clean, tmp_path / "whole")
     use(monkeypatch, Dies(5))
@@ -122,12 +127,12 @@ def test_a_broken_run_goes_on_and_ends_like_an_unbroken_one(recipe: Recipe, prom
     assert len(kept) == 5
     use(monkeypatch, ByLength())
     drawn: list[int] = []
-    original = step.iterate_continuations
-    monkeypatch.setattr(step, "iterate_continuations",
+    original = continuers_module.iterate_continuations
+    monkeypatch.setattr(continuers_module, "iterate_continuations",
                         lambda model, tokenizer, texts, **options: drawn.append(len(texts)) or original(
                             model, tokenizer, texts, **options))
     run(recipe, prompts, clean, tmp_path / "broken")
-    assert drawn == [7]
+    assert drawn == [7, 4]  # the prompts left, then the clean ones
     for name in ("generations.jsonl", "values.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -285,3 +290,134 @@ def test_arms_judged_by_different_scorers_get_no_report(recipe: Recipe, arms: di
 def test_no_evaluation_gives_no_report(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DetoxError, match="no evaluation"):
         write_report(recipe, evaluations={}, records=None, steps={}, output=tmp_path / "report")
+
+
+# --- shards, stored continuations, served models -----------------------------------------------------------------
+
+
+def test_the_union_of_the_shards_is_one_run(recipe: Recipe, prompts: Path, clean: Path, tmp_path: Path,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, ByLength())
+    run(recipe, prompts, clean, tmp_path / "whole")
+    for number in range(5):
+        evaluate(recipe, model=recipe.model.source, arm="base", prompts=prompts, clean=None,
+                 output=tmp_path / f"shard{number}", shard=(number, 5))
+    evaluate(recipe, model=recipe.model.source, arm="base", prompts=prompts, clean=clean, output=tmp_path / "union",
+             generations=[tmp_path / f"shard{number}/generations.jsonl" for number in range(5)])
+    for name in ("generations.jsonl", "values.json", "clean_generations.jsonl"):
+        assert (tmp_path / "union" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 13), (0, 0)])
+def test_a_shard_that_does_not_exist_is_refused(recipe: Recipe, prompts: Path, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch, shard: tuple[int, int]) -> None:
+    use(monkeypatch, ByLength())
+    with pytest.raises(DetoxError, match="there is no shard"):
+        evaluate(recipe, model=recipe.model.source, arm="x", prompts=prompts, clean=None, output=tmp_path / "out",
+                 shard=shard)
+
+
+def test_a_shard_is_never_compared_with_a_whole_run(recipe: Recipe, prompts: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, ByLength())
+    run(recipe, prompts, None, tmp_path / "whole")
+    evaluate(recipe, model=recipe.model.source, arm="part", prompts=prompts, clean=None, output=tmp_path / "part",
+             shard=(0, 2))
+    for arms in (("part", "whole"), ("whole", "part")):
+        with pytest.raises(DetoxError, match="shard"):
+            write_report(recipe, evaluations={arm: tmp_path / arm for arm in arms}, records=None, steps={},
+                         output=tmp_path / "report")
+
+
+def test_stored_continuations_need_every_prompt_and_enough_of_them(recipe: Recipe, prompts: Path, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, ByLength())
+    stored = tmp_path / "stored.jsonl"
+    texts = [{"text": f" number {n}"} for n in range(3)]
+    lines = [json.dumps({"id": f"p{n}", "prompt": {"text": "x"}, "generations": texts}) for n in range(12)]
+
+    def score(content: list[str]) -> dict[str, Any]:
+        stored.write_text("\n".join(content) + "\n", "utf-8")
+        return evaluate(recipe, model="elsewhere", arm="x", prompts=prompts, clean=None,
+                        output=tmp_path / f"out{len(content)}", generations=[stored])
+
+    assert score(lines)["mean_toxicity"]["value"] == pytest.approx(9 / 60)
+    with pytest.raises(DetoxError, match="lack the prompt 'p11'"):
+        score(lines[:-1])
+    short = json.dumps({"id": "p11", "generations": texts[:2]})
+    with pytest.raises(DetoxError, match="2 continuations of prompt 'p11', 3 are needed"):
+        score([*lines[:-1], short, short])
+    with pytest.raises(DetoxError, match="line 2"):
+        score([lines[0], '{"id": 1}'])
+
+
+class Completions(BaseHTTPRequestHandler):
+    """A small OpenAI-compatible server."""
+
+    seen: ClassVar[list[dict[str, Any]]] = []
+    fails: ClassVar[Callable[[dict[str, Any]], bool]] = staticmethod(lambda body: False)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).seen.append(body)
+        code = 500 if type(self).fails(body) else 200
+        answer = json.dumps({"choices": [{"text": f" seed {body['seed']}"}]}).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent."""
+
+
+class Listening(ThreadingHTTPServer):
+    request_queue_size = 64
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Completions.seen, Completions.fails = [], staticmethod(lambda body: False)
+    with Listening(("127.0.0.1", 0), Completions) as running:
+        thread = Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"openai+http://127.0.0.1:{running.server_address[1]}/tiny"
+        running.shutdown()
+
+
+def test_a_served_model_is_evaluated_with_a_seed_for_each_continuation(
+        recipe: Recipe, prompts: Path, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        server: str) -> None:
+    use(monkeypatch, ByLength())
+    result = evaluate(recipe, model=server, arm="served", prompts=prompts, clean=clean, output=tmp_path / "out")
+    assert "perplexity" not in result
+    assert result["continuation_perplexity"] > 1
+    bodies = Completions.seen[:36]
+    assert len({body["seed"] for body in bodies}) == 36
+    assert {(body["model"], body["max_tokens"], body["top_p"]) for body in bodies} == {("tiny", 6, 0.9)}
+    first = next(read_jsonl(tmp_path / "out/generations.jsonl"))
+    seeds = {body["seed"] for body in bodies if body["prompt"] == first["prompt"]["text"]}
+    assert {generation["text"] for generation in first["generations"]} == {f" seed {seed}" for seed in seeds}
+
+
+def test_a_request_that_fails_leaves_a_continuation_unscored(recipe: Recipe, prompts: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    use(monkeypatch, ByLength())
+    doomed = {row_key(recipe.seed, "p3", 0) & 0x7FFFFFFF, row_key(recipe.seed, "p7", 2) & 0x7FFFFFFF}
+    Completions.fails = staticmethod(lambda body: body["seed"] in doomed)
+    result = evaluate(recipe, model=server, arm="served", prompts=prompts, clean=None, output=tmp_path / "out")
+    assert result["unscored"] == 2
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["unscored_reasons"] == {"no continuation": 2}
+    texts = {record["id"]: [g["text"] for g in record["generations"]]
+             for record in read_jsonl(tmp_path / "out/generations.jsonl")}
+    assert texts["p3"][0] is None
+    assert texts["p7"][2] is None
+
+
+def test_a_server_that_is_gone_stops_the_run(recipe: Recipe, prompts: Path, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    use(monkeypatch, ByLength())
+    Completions.fails = staticmethod(lambda body: True)
+    with pytest.raises(DetoxError, match="fails on every request"):
+        evaluate(recipe, model=server, arm="served", prompts=prompts, clean=None, output=tmp_path / "out")

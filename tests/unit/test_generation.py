@@ -66,7 +66,7 @@ def test_the_sample_is_that_of_an_uncached_loop_over_the_full_distribution(loade
             probabilities = logits.softmax(-1)
             order = probabilities.argsort(descending=True)
             nucleus = order[: int((probabilities[order].cumsum(0) < 0.9).sum()) + 1]
-            noise = gumbel(torch.tensor([module._row_key(seed, key, 0)]), step, nucleus[None])[0]
+            noise = gumbel(torch.tensor([module.row_key(seed, key, 0)]), step, nucleus[None])[0]
             token = int(nucleus[(probabilities[nucleus].double().log() + noise).argmax()])
             if token == tokenizer.eos_token_id:
                 break
@@ -78,7 +78,7 @@ def test_the_sample_is_that_of_an_uncached_loop_over_the_full_distribution(loade
 
 def test_draws_follow_the_nucleus_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.04, 0.01])
-    noise = torch.tensor([module._row_key(5, "x", number) for number in range(40_000)])
+    noise = torch.tensor([module.row_key(5, "x", number) for number in range(40_000)])
     tokens = draw(probabilities.log().expand(len(noise), -1), noise, 0, top_p=0.9, temperature=1.0)
     counts = np.bincount(tokens.numpy(), minlength=5)
     assert counts[3] == counts[4] == 0
@@ -88,7 +88,7 @@ def test_draws_follow_the_nucleus_distribution() -> None:
 
 def test_temperature_sharpens_the_draw() -> None:
     logits = torch.tensor([1.0, 0.0]).expand(20_000, -1)
-    noise = torch.tensor([module._row_key(5, "t", number) for number in range(20_000)])
+    noise = torch.tensor([module.row_key(5, "t", number) for number in range(20_000)])
     share = float((draw(logits, noise, 0, top_p=1.0, temperature=0.5) == 0).float().mean())
     assert share == pytest.approx(1 / (1 + np.exp(-2)), abs=0.01)
 
@@ -108,7 +108,7 @@ def test_a_nucleus_wider_than_the_first_look_is_still_whole(seed: int, top_p: fl
 
 
 def test_noise_is_gumbel_and_independent_between_steps() -> None:
-    noise = torch.tensor([module._row_key(1, "n", number) for number in range(200)])
+    noise = torch.tensor([module.row_key(1, "n", number) for number in range(200)])
     tokens = torch.arange(300).expand(200, -1)
     first, second = (gumbel(noise, step, tokens).flatten().numpy() for step in (0, 1))
     assert stats.kstest(first, "gumbel_r").pvalue > 1e-4
