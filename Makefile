@@ -12,16 +12,25 @@ ARGS ?=
 # pip as the machine has it set up, quiet, without compiling thousands of files that are never imported.
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: demo test test-slow lint serve install clean
+.PHONY: demo test test-slow test-cluster soak lint serve install clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
 
+# One worker a core, one thread a worker: the tests are many and small.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
 test: install
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not cluster and not soak" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu and not cluster and not soak" $(ARGS)
 
 test-slow: install
-	$(VENV)/bin/python -m pytest -m "slow" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "slow and not soak" $(ARGS)
+
+test-cluster: install
+	$(VENV)/bin/python -m pytest -m "cluster" $(ARGS)
+
+soak: install
+	$(VENV)/bin/python -m pytest -m "soak" $(ARGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -33,7 +42,11 @@ serve: install
 
 install: $(VENV)/.installed $(CAIKIT)/.installed
 
-$(VENV)/.installed: requirements/workbench.txt requirements/test.txt requirements/demo.txt pyproject.toml
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	  { echo "error: $(PYTHON) is not Python 3.11, which the locks are made for; try make PYTHON=/path/to/python3.11" >&2; exit 1; }
+
+$(VENV)/.installed: requirements/workbench.txt requirements/test.txt requirements/demo.txt pyproject.toml | python
 	@echo "installing the workbench into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(PIP_INSTALL) $(TORCH)
@@ -41,7 +54,7 @@ $(VENV)/.installed: requirements/workbench.txt requirements/test.txt requirement
 	$(VENV)/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(CAIKIT)/.installed: requirements/caikit.txt
+$(CAIKIT)/.installed: requirements/caikit.txt | python
 	@echo "installing the Caikit runtime into $(CAIKIT)"
 	$(PYTHON) -m venv $(CAIKIT)
 	$(CAIKIT)/bin/python $(PIP_INSTALL) $(TORCH)
