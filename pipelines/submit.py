@@ -53,11 +53,27 @@ class PipelineServer:
             raise UsageError("not the URL of a pipeline server", place=self.host, remedy="--host https://...")
         if self.ca_file and not self.ca_file.is_file():
             raise UsageError("no such file", place=str(self.ca_file), remedy="--ca FILE.pem")
+        token = self._token() or "none"  # given no token, kfp would ask Google for one
+        self._greet(token)
         with _clear_errors(self.host), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Given no token, kfp would ask Google for one.
-            return kfp.Client(host=self.host.rstrip("/"), existing_token=self._token() or "none",
-                              namespace=self.namespace, ssl_ca_cert=str(self.ca_file) if self.ca_file else None)
+            return kfp.Client(host=self.host.rstrip("/"), existing_token=token, namespace=self.namespace,
+                              ssl_ca_cert=str(self.ca_file) if self.ca_file else None)
+
+    def _greet(self, token: str) -> None:
+        """A wrong address, token or authority shows at once; kfp's client would try again for half a minute."""
+        import requests
+
+        try:
+            answer = requests.get(f"{self.host.rstrip('/')}/apis/v2beta1/healthz", timeout=30,
+                                  headers={"Authorization": f"Bearer {token}"},
+                                  verify=str(self.ca_file) if self.ca_file else True)
+        except requests.exceptions.SSLError:
+            raise _untrusted(self.host) from None
+        except requests.exceptions.RequestException as error:
+            raise _away(self.host, error) from None
+        if answer.status_code != 200:
+            raise _refused(self.host, answer.status_code, answer.reason)
 
     def _token(self) -> str | None:
         if self.token_file:
@@ -168,15 +184,25 @@ def _clear_errors(host: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        if error.status in (401, 403):
-            raise DetoxError(f"the pipeline server refuses the token ({error.status})", place=host,
-                             remedy="oc whoami -t > token, then --token-file token; the account needs the project's "
-                                    "edit role") from None
-        raise DetoxError(f"the pipeline server refuses: {error.status} {error.reason}", place=host,
-                         remedy="check the address and the server's log") from None
+        raise _refused(host, error.status, error.reason) from None
     except (MaxRetryError, HTTPError, OSError) as error:
-        if "certificate" in str(error).lower():
-            raise DetoxError("the pipeline server's certificate is not trusted", place=host,
-                             remedy="--ca FILE.pem: the authority that signed the route's certificate") from None
-        raise DetoxError(f"the pipeline server does not answer ({type(error).__name__})", place=host,
-                         remedy="check --host: oc get route ds-pipeline-dspa") from None
+        raise (_untrusted(host) if "certificate" in str(error).lower() else _away(host, error)) from None
+
+
+def _refused(host: str, status: int, reason: str) -> DetoxError:
+    if status in (401, 403):
+        return DetoxError(f"the pipeline server refuses the token ({status})", place=host,
+                          remedy="oc whoami -t > token, then --token-file token; the account needs the project's edit "
+                                 "role")
+    return DetoxError(f"the pipeline server refuses: {status} {reason}", place=host,
+                      remedy="check the address and the server's log")
+
+
+def _untrusted(host: str) -> DetoxError:
+    return DetoxError("the pipeline server's certificate is not trusted", place=host,
+                      remedy="--ca FILE.pem: the authority that signed the route's certificate")
+
+
+def _away(host: str, error: Exception) -> DetoxError:
+    return DetoxError(f"the pipeline server does not answer ({type(error).__name__})", place=host,
+                      remedy="check --host: oc get route ds-pipeline-dspa")

@@ -138,7 +138,7 @@ def test_a_failed_step_is_named(server: StandIn, token: Path, recipe: Recipe) ->
 
 
 def test_a_server_that_is_away_for_a_moment_is_waited_for(server: StandIn, token: Path, recipe: Recipe) -> None:
-    server.failures = 3
+    server.failures = 3  # after the run was accepted
     assert run(recipe, PipelineServer(server.url, token))["state"] == "SUCCEEDED"
 
 
