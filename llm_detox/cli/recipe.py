@@ -15,9 +15,16 @@ File = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_defau
 
 
 @app.command()
-def show(file: File, overrides: Overrides = None) -> None:
+def show(
+    file: File,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one line of JSON: a pipeline's parameter.")] = False,
+) -> None:
     """Print the recipe with every default filled in."""
     recipe = read_recipe(file, overrides)
+    if as_json:
+        print(recipe.model_dump_json())
+        return
     from llm_detox.recipe_file import recipe_yaml
 
     print(recipe_yaml(recipe), end="")

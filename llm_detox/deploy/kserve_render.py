@@ -21,8 +21,8 @@ ADDRESS = "llm-detox/address"
 CANARY = "-canary"
 _LONGEST_NAME = 53
 _LONGEST_LABEL = 63
-_ADDRESS = re.compile(r"^s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<path>(?:[\w!.*'()-]+/)*"
-                      r"(?P<version>[\w.-]{1,128}))$")
+_ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<path>(?:[\w!.*'()-]+/)*"
+                      r"(?P<version>[\w.-]{1,128}))")
 
 
 def inference_service(settings: DeploySection, address: str, *, namespace: str, canary: bool = False) -> Object:
@@ -63,7 +63,7 @@ def split_address(address: str) -> dict[str, str]:
     Raises:
         UsageError: it is not one.
     """
-    found = _ADDRESS.match(address)
+    found = _ADDRESS.fullmatch(address)
     if not found:
         raise UsageError("not the address of a published model", place=address,
                          remedy="pass what `llm-detox publish` printed: s3://bucket/prefix/version")
