@@ -85,9 +85,25 @@ class BudgetSection(Section):
 class Scorer(Section):
     """One toxicity scorer."""
 
-    kind: Literal["ngram", "bilstm", "transformers"]
-    source: Source | None = Field(None, description="weights or, for `ngram`, labelled text; None takes the kind's own")
+    kind: Literal["ngram", "bilstm", "transformers", "perspective", "ensemble"]
+    source: Source | None = Field(
+        None, description="weights; for `ngram` labelled text or the folder of `train-scorer`; for `perspective` the "
+                          "address; None takes the kind's own")
     attribute: str = "toxicity"
+    requests_per_second: Annotated[float, Field(gt=0)] = Field(1.0, description="of `perspective`")
+    members: list[Scorer] = Field([], description="of `ensemble`: the mean of their scores")
+
+    @model_validator(mode="after")
+    def _members_of_ensembles(self) -> Scorer:
+        if (self.kind == "ensemble") != (len(self.members) >= 2):
+            raise ValueError("an ensemble has two members or more, and no other kind has any")
+        return self
+
+    def parts(self) -> set[tuple[str, str | None]]:
+        """Kind and source of the scorers in it."""
+        if self.members:
+            return set().union(*(member.parts() for member in self.members))
+        return {(self.kind, self.source)}
 
 
 class ScoringSection(Section):
@@ -98,7 +114,7 @@ class ScoringSection(Section):
 
     @model_validator(mode="after")
     def _kept_apart(self) -> ScoringSection:
-        if (self.training.kind, self.training.source) == (self.judging.kind, self.judging.source):
+        if self.training.parts() & self.judging.parts():
             raise ValueError("the scorer that judges must differ from the one that trains or accepts")
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,26 @@ class ToxicityScorer(ABC):
         self.failures[message] = self.failures.get(message, 0) + count
 
 
+class EnsembleScorer(ToxicityScorer):
+    """The mean of several scorers, over the attributes that all of them have; unscored where one has no score."""
+
+    def __init__(self, members: Sequence[ToxicityScorer], *, attribute: str = "toxicity") -> None:
+        shared = [name for name in members[0].attributes if all(name in member.attributes for member in members)]
+        digest = hashlib.sha256("\0".join(member.fingerprint for member in members).encode()).hexdigest()[:16]
+        super().__init__("+".join(member.name for member in members), f"ensemble-{digest}", shared, attribute)
+        self.members = list(members)
+
+    def score_batch(self, texts: Sequence[str]) -> list[Scores | None]:
+        answers = zip(*(member.score_attributes(texts) for member in self.members), strict=True)
+        return [self._mean(row) for row in answers]
+
+    def _mean(self, row: Sequence[Scores | None]) -> Scores | None:
+        known = [scores for scores in row if scores is not None]
+        if len(known) < len(row):
+            return None
+        return {name: sum(scores[name] for scores in known) / len(known) for name in self.attributes}
+
+
 def load_scorer(spec: Scorer) -> ToxicityScorer:
     """The scorer that a recipe names.
 
@@ -118,6 +139,12 @@ def load_scorer(spec: Scorer) -> ToxicityScorer:
         from llm_detox.scoring.bilstm import load_bilstm_scorer
 
         return load_bilstm_scorer(spec.source, attribute=spec.attribute)
+    if spec.kind == "perspective":
+        from llm_detox.scoring.perspective import PerspectiveScorer
+
+        return PerspectiveScorer(spec.source, attribute=spec.attribute, requests_per_second=spec.requests_per_second)
+    if spec.kind == "ensemble":
+        return EnsembleScorer([load_scorer(member) for member in spec.members], attribute=spec.attribute)
     from llm_detox.scoring.transformers_scorer import load_transformers_scorer
 
     return load_transformers_scorer(spec.source, attribute=spec.attribute)
