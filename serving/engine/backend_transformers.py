@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,10 +13,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from llm_detox.errors import DetoxError
-from llm_detox.generation.models import compute_dtype, device, load_model, load_tokenizer, model_folder
+from llm_detox.generation.models import compute_dtype, device, load_model
 from serving.engine.cache import BatchCache
-from serving.engine.detokenizer import Vocabulary
 from serving.engine.settings import Settings
+from serving.engine.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -160,26 +159,23 @@ def _forward(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
 
 
 class Model:
-    """A loaded model with its tokenizer, end-of-sequence ids and lengths.
+    """A loaded model with its batch and lengths.
 
     Args:
+        source: where it lies.
         settings: of the engine.
 
     Raises:
         DetoxError: the model is missing, or is of a kind that this engine does not serve.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        folder = _folder(settings.model_name)
-        self.tokenizer = load_tokenizer(folder)
-        self.vocabulary = Vocabulary(_fast(self.tokenizer, folder), keep_special=settings.output_special_tokens)
+    def __init__(self, source: Source, settings: Settings) -> None:
+        folder = source.folder
         self.model = load_model(folder, dtype=_dtype(settings.dtype))
         config: Any = self.model.config
         if config.is_encoder_decoder:
             raise DetoxError("encoder-decoder models are not served by this engine", place=str(folder),
                              remedy="give a causal (decoder-only) language model")
-        self.eos = _eos(self.model, self.tokenizer)
-        self.bos = next((i for i in (self.tokenizer.bos_token_id, *sorted(self.eos)) if i is not None), 0)
         embeddings: Any = self.model.get_input_embeddings()
         self.vocabulary_size = int(embeddings.weight.shape[0])
         self.max_sequence_length = self._length(settings)
@@ -251,21 +247,6 @@ def _alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
     return logits[0, -1]
 
 
-def _folder(name: str) -> Path:
-    inner = Path(name) / "artifacts"
-    return model_folder(str(inner if (inner / "config.json").exists() else name))
-
-
-def _fast(tokenizer: Any, folder: Path) -> Any:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise DetoxError("the tokenizer has no fast form (tokenizer.json)", place=str(folder),
-                         remedy="save it with `AutoTokenizer.from_pretrained(...).save_pretrained(...)` once")
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
 def _dtype(asked: str | None) -> torch.dtype:
     best = compute_dtype()
     if asked is None:
@@ -276,11 +257,3 @@ def _dtype(asked: str | None) -> torch.dtype:
         log.warning("computing in float32: %s is far slower on this CPU", asked)
         return torch.float32
     return _DTYPES[asked]
-
-
-def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end a sequence, as `generate` reads them."""
-    ids = model.generation_config.eos_token_id
-    if ids is None:
-        ids = tokenizer.eos_token_id
-    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])

@@ -66,6 +66,13 @@ class Continuation:
         if self.job.stream or self.reason != NOT_FINISHED:
             self._send()
 
+    def time_out(self) -> None:
+        """End the request with what there is, as its time is over; nothing happens where it has ended."""
+        if self.reason == NOT_FINISHED:
+            self.reason = TIME_LIMIT
+            self._text.add(self._detokenizer.flush(), match=False)
+            self._send()
+
     def fail(self, error: Exception) -> None:
         """End the request with an error; nothing happens where it has ended."""
         if self.reason == NOT_FINISHED:

@@ -62,6 +62,9 @@ class Engine(Protocol):
     def stop(self) -> None:
         """Cease; what is unfinished fails."""
 
+    def refusal(self, parameters: Parameters) -> str | None:
+        """Why the engine cannot follow these parameters; None where it can."""
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue requests; their news comes through `deliver`."""
 

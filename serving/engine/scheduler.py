@@ -17,6 +17,7 @@ from serving.engine.detokenizer import Vocabulary
 from serving.engine.jobs import NOT_FINISHED, TIME_LIMIT, Job, Update
 from serving.engine.metrics import Metrics
 from serving.engine.sampling import PromptDetails, Sampler, detail
+from serving.engine.validation import Parameters
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,10 @@ class Scheduler:
             self._stopping = True
             self._wake.notify()
         self._thread.join()
+
+    def refusal(self, parameters: Parameters) -> str | None:
+        """This engine follows every parameter."""
+        return None
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue requests; their news comes through `deliver`."""

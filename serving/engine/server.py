@@ -60,6 +60,25 @@ class Server:
 
     def _load(self) -> tuple[GenerationService, Engine]:
         # torch and transformers take seconds to import; wrong settings and taken ports show before that.
+        from serving.engine.source import Source
+
+        settings = self.settings
+        source = Source(settings.model_name, keep_special=settings.output_special_tokens)
+        engine, longest = self._vllm(source) if _wants_vllm(settings) else self._transformers(source)
+        limits = Limits(longest, min(settings.max_new_tokens, longest - 1), settings.default_include_stop_seqs)
+        service = GenerationService(Tokenization(source.vocabulary, source.bos), engine, limits, self.metrics,
+                                    max_concurrent_requests=settings.max_concurrent_requests)
+        return service, engine
+
+    def _vllm(self, source: Any) -> tuple[Engine, int]:
+        from serving.engine.backend_vllm import VllmEngine
+
+        engine = VllmEngine(source.folder, self.settings, source.vocabulary, source.eos, self.metrics)
+        log.info("vLLM; batches of %d, sequences of %d tokens", self.settings.max_batch_size,
+                 engine.max_sequence_length)
+        return engine, engine.max_sequence_length
+
+    def _transformers(self, source: Any) -> tuple[Engine, int]:
         import torch
 
         from serving.engine.backend_transformers import Model
@@ -69,7 +88,7 @@ class Server:
         settings = self.settings
         cores = usable_cores() or torch.get_num_threads()
         torch.set_num_threads(settings.threads or min(cores, torch.get_num_threads()))
-        model = Model(settings)
+        model = Model(source, settings)
         budget = cache_tokens(model.model, settings.memory_fraction)
         longest = min(model.max_sequence_length, budget)
         if longest < 2:
@@ -77,14 +96,11 @@ class Server:
         if longest < model.max_sequence_length:
             log.warning("max_sequence_length is lowered from %d to %d, what the memory holds",
                         model.max_sequence_length, longest)
-        scheduler = Scheduler(model.rows, model.vocabulary, model.eos, self.metrics, budget=budget,
-                              prefill_tokens=settings.max_prefill_tokens, prefill_padding=settings.max_prefill_padding)
-        limits = Limits(longest, min(settings.max_new_tokens, longest - 1), settings.default_include_stop_seqs)
-        service = GenerationService(Tokenization(model.vocabulary, model.bos), scheduler, limits, self.metrics,
-                                    max_concurrent_requests=settings.max_concurrent_requests)
         log.info("%s on %s in %s; batches of %d, sequences of %d tokens", type(model.model).__name__,
                  model.model.device, model.model.dtype, model.rows.limit, longest)
-        return service, scheduler
+        return Scheduler(model.rows, source.vocabulary, source.eos, self.metrics, budget=budget,
+                         prefill_tokens=settings.max_prefill_tokens,
+                         prefill_padding=settings.max_prefill_padding), longest
 
     async def _serve(self, service: GenerationService, credentials: Any, http_port: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -187,6 +203,14 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._metrics.failure.labels("unknown").inc()
         log.exception("a call failed")
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
+
+
+def _wants_vllm(settings: Settings) -> bool:
+    from serving.engine.backend_vllm import installed
+
+    if settings.backend == "vllm" and not installed():
+        raise DetoxError("vLLM is not installed", place="--backend", remedy="install it, or --backend transformers")
+    return settings.backend == "vllm" or (settings.backend == "auto" and installed())
 
 
 def _add_reflection(server: Any) -> None:

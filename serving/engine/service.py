@@ -146,6 +146,9 @@ class GenerationService:
         check_prefix(request)
         self._metrics.inputs.inc(len(texts))
         p = parameters(request.params, self._limits)
+        refusal = self._engine.refusal(p)
+        if refusal is not None:
+            raise InvalidRequest(refusal)
         loop = asyncio.get_running_loop()
         prepared = []
         for text in texts:

@@ -70,12 +70,17 @@ class Engine:
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # the fault handler writes where each thread stands
+            self.process.wait(10)
+            raise AssertionError(f"the engine did not end:\n{self.log.read_text()[-20000:]}") from None
 
 
 def engine_command(model: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "serving.engine", "--model-name", str(model), "--host", "127.0.0.1", "--threads", "1",
-            *arguments]
+    return [sys.executable, "-X", "faulthandler", "-m", "serving.engine", "--model-name", str(model),
+            "--host", "127.0.0.1", "--threads", "1", *arguments]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from serving.engine.metrics import Metrics
 from serving.engine.resources import cache_bytes
 from serving.engine.scheduler import Scheduler
 from serving.engine.settings import Settings
+from serving.engine.source import Source
 from serving.engine.validation import Parameters
 
 SIZE = 120
@@ -134,15 +135,24 @@ def test_rope_scaling_that_looks_at_the_whole_batch_is_not_batched(tiny_llama: P
         "rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 128})
     _model(config).save_pretrained(tmp_path)
     t.AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)
-    assert isinstance(Model(Settings(str(tmp_path), "127.0.0.1")).rows, SoloRows)
-    short = Model(Settings(str(tmp_path), "127.0.0.1", max_sequence_length=128))
+    source = Source(str(tmp_path))
+    assert isinstance(Model(source, Settings("m", "127.0.0.1")).rows, SoloRows)
+    short = Model(source, Settings("m", "127.0.0.1", max_sequence_length=128))
     assert isinstance(short.rows, BatchedRows)
+
+
+class Served(Model):
+    """A model with the source that it comes from."""
+
+    def __init__(self, source: Source, settings: Settings) -> None:
+        super().__init__(source, settings)
+        self.vocabulary, self.eos, self.tokenizer = source.vocabulary, source.eos, source.tokenizer
 
 
 class Harness:
     """A scheduler over the tiny model, with results by request."""
 
-    def __init__(self, model: Model, **options: Any) -> None:
+    def __init__(self, model: Served, **options: Any) -> None:
         self.model = model
         options = {"budget": 100_000, **options}
         self.scheduler = Scheduler(model.rows, model.vocabulary, model.eos, Metrics(), **options)
@@ -169,12 +179,12 @@ class Harness:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_llama: Path) -> Model:
-    return Model(Settings(str(tiny_llama), "127.0.0.1", max_batch_size=8))
+def model(tiny_llama: Path) -> Served:
+    return Served(Source(str(tiny_llama)), Settings("m", "127.0.0.1", max_batch_size=8))
 
 
 @pytest.fixture
-def harness(model: Model) -> Iterator[Harness]:
+def harness(model: Served) -> Iterator[Harness]:
     found = Harness(model)
     yield found
     found.scheduler.stop()
@@ -184,14 +194,14 @@ TEXTS = ["the quick brown fox", "you are", "a fine day for a walk in the park wi
          "thank you", "the train to the city leaves at noon and arrives in the evening " * 3, "x", "shut up"]
 
 
-def _generated(model: Model, text: str, count: int) -> str:
+def _generated(model: Served, text: str, count: int) -> str:
     encoded = model.tokenizer(text, return_tensors="pt")
     with torch.inference_mode():
         ids = model.model.generate(**encoded, max_new_tokens=count, do_sample=False)  # type: ignore[operator]
     return str(model.vocabulary.backend.decode(ids[0, encoded["input_ids"].shape[1]:].tolist())).rstrip("�")
 
 
-def test_greedy_text_under_load_equals_generate_alone(harness: Harness, model: Model) -> None:
+def test_greedy_text_under_load_equals_generate_alone(harness: Harness, model: Served) -> None:
     lengths = {text: 10 + 7 * index for index, text in enumerate(TEXTS)}
     expected = {text: _generated(model, text, count) for text, count in lengths.items()}
     chance = random.Random(3)
@@ -246,7 +256,7 @@ def test_the_time_limit_ends_a_request_that_waits_and_one_that_runs(harness: Har
     assert (late.reason, late.count) == (TIME_LIMIT, 1)
 
 
-def test_requests_beyond_the_cache_budget_wait_and_then_run(model: Model) -> None:
+def test_requests_beyond_the_cache_budget_wait_and_then_run(model: Served) -> None:
     harness = Harness(model, budget=60)
     try:
         results = [harness.submit("the quick", max_new_tokens=25) for _ in range(6)]
@@ -282,7 +292,7 @@ def test_a_failure_while_requests_join_leaves_none_without_an_answer(harness: Ha
     assert harness.run("the", max_new_tokens=5).reason == MAX_TOKENS
 
 
-def test_a_long_prompt_joins_a_batch_that_never_empties(model: Model) -> None:
+def test_a_long_prompt_joins_a_batch_that_never_empties(model: Served) -> None:
     harness = Harness(model, prefill_tokens=20)
     try:
         blocker = harness.submit("the", max_new_tokens=240, min_new_tokens=240)
@@ -298,7 +308,7 @@ def test_the_cache_of_a_token_is_measured() -> None:
     assert cache_bytes(_model(t.MambaConfig(vocab_size=SIZE, hidden_size=32, num_hidden_layers=2, state_size=4))) == 0
 
 
-def test_a_prompt_that_fails_does_not_end_the_others(harness: Harness, model: Model) -> None:
+def test_a_prompt_that_fails_does_not_end_the_others(harness: Harness, model: Served) -> None:
     _, updates, done = harness.submit("the", max_new_tokens=200, min_new_tokens=200)
     bad = Job([10**6], Parameters(max_new_tokens=5), False, lambda update: results.append(update))
     results: list[Update] = []
@@ -308,7 +318,7 @@ def test_a_prompt_that_fails_does_not_end_the_others(harness: Harness, model: Mo
     assert [update.reason for update in results] == [ERROR]
 
 
-def test_stopping_the_engine_fails_what_is_unfinished(model: Model) -> None:
+def test_stopping_the_engine_fails_what_is_unfinished(model: Served) -> None:
     harness = Harness(model)
     _, updates, done = harness.submit("the", max_new_tokens=240, min_new_tokens=240)
     harness.scheduler.stop()

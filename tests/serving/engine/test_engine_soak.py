@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import random
 import threading
@@ -61,8 +62,8 @@ class Client(threading.Thread):
         way = self.chance.random()
         if way < 0.15:
             call = stream(pb.SingleGenerationRequest(request={"text": text}, params=params), timeout=120)
-            for _ in range(self.chance.randint(1, 5)):
-                next(call)
+            for _ in itertools.islice(call, self.chance.randint(1, 4)):
+                pass
             call.cancel()
             self.counts["cancelled"] += 1
             return
