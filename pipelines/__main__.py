@@ -39,6 +39,8 @@ def submit_run(
     recipe: RecipeFile,
     host: Annotated[str, typer.Option(envvar="LLM_DETOX_PIPELINE_HOST", help="The pipeline server's URL.")],
     overrides: Overrides = None,
+    pipeline: Annotated[str, typer.Option(help="detox-and-serve, evaluate-only or promote.")] = "detox-and-serve",
+    address: Annotated[str | None, typer.Option(help="What `promote` serves: an s3:// address.")] = None,
     token_file: Annotated[Path | None, typer.Option(
         help="A file with the token; else $LLM_DETOX_PIPELINE_TOKEN, else the pod's own.")] = None,
     ca: Annotated[Path | None, typer.Option(help="PEM file of the authority that signed the certificate.")] = None,
@@ -49,13 +51,14 @@ def submit_run(
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 86400.0,
     as_json: AsJson = False,
 ) -> None:
-    """Run detox-and-serve in a cluster. Exit code 3: the model did not pass the gate."""
+    """Run a pipeline in a cluster. Exit code 3: the model did not pass the gate."""
     settings = read_recipe(recipe, overrides)
     from pipelines.placement import DEFAULT, Placement
     from pipelines.submit import PipelineServer, submit
 
     result = submit(settings, PipelineServer(host, token_file, ca, namespace), experiment=experiment, wait=wait,
-                    placement=Placement.load(placement or DEFAULT), timeout_seconds=timeout)
+                    pipeline=pipeline, address=address, placement=Placement.load(placement or DEFAULT),
+                    timeout_seconds=timeout)
     show_outcome(result, None, as_json)
 
 

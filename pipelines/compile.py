@@ -5,10 +5,12 @@ from pathlib import Path
 from kfp import compiler
 
 from pipelines.detox_and_serve import detox_and_serve
+from pipelines.evaluate_only import evaluate_only
 from pipelines.placement import Placement, placed
+from pipelines.promote import promote
 
 COMPILED = Path(__file__).parent / "compiled"
-PIPELINES = {"detox-and-serve": detox_and_serve}
+PIPELINES = {"detox-and-serve": detox_and_serve, "evaluate-only": evaluate_only, "promote": promote}
 
 
 def compile_all(folder: Path = COMPILED, placement: Placement | None = None) -> list[Path]:

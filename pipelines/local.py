@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
 
 import llm_detox
 from llm_detox.deploy.local import stop_local
@@ -56,7 +59,8 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
     stop_kept(runs, recipe.name)
     started = time.monotonic()
     done = False
-    with _environment({ERROR_FILE_VARIABLE: str(home / "error.json")}), _errors_of_steps(home / "error.json"):
+    note = home / "error.json"
+    with _terminable(), _environment({ERROR_FILE_VARIABLE: str(note)}), _errors_of_steps(note):
         store = Seaweed.start(home / "store", buckets=[urlsplit(recipe.publish.url).netloc])
         try:
             with _environment(store.env()):
@@ -111,6 +115,24 @@ def _collect(recipe: Recipe, task: Any, home: Path, seconds: float) -> LocalRun:
         answers=answers if answers.exists() else None,
         seconds=seconds,
     )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does: the step stops first, then the store and the model."""
+
+    def interrupt(*_: object) -> None:
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getpgid(child.pid) == os.getpgrp():  # the store has a session of its own
+                    child.terminate()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,18 @@ class PipelineServer:
 
 def submit(
     recipe: Recipe, server: PipelineServer, *, experiment: str, placement: Placement, wait: bool = True,
-    timeout_seconds: float = 86400.0, poll_seconds: float = 10.0,
+    pipeline: str = "detox-and-serve", address: str | None = None, timeout_seconds: float = 86400.0,
+    poll_seconds: float = 10.0,
 ) -> dict[str, Any]:
-    """Run `detox-and-serve` in a cluster.
+    """Run a pipeline in a cluster.
 
     Args:
         recipe: what to run; it is deployed to the cluster, whatever its `deploy.target` says.
         server: the pipeline server.
         experiment: the experiment that the run is filed under; made where missing.
         placement: where the steps run.
+        pipeline: "detox-and-serve", "evaluate-only" or "promote".
+        address: the published version that "promote" serves.
         wait: return when it has ended, showing the steps as they begin and end.
         timeout_seconds, poll_seconds: of the waiting.
 
@@ -106,13 +110,15 @@ def submit(
         DetoxError: the server refuses, or a step failed; the message names it.
     """
     started = time.monotonic()
+    parameters = _parameters(recipe, pipeline, address)
     client = server.client()
-    with tempfile.TemporaryDirectory() as folder, _clear_errors(server.host):
-        package = _compile(placement, Path(folder))
+    # kfp prints links; stdout is for the result.
+    with tempfile.TemporaryDirectory() as folder, _clear_errors(server.host), redirect_stdout(sys.stderr):
+        package = _compile(pipeline, placement, Path(folder))
         filed = client.create_experiment(experiment, namespace=server.namespace)
         run = client.run_pipeline(
             experiment_id=filed.experiment_id, job_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M')}",
-            pipeline_package_path=str(package), params={"recipe": _for_cluster(recipe).model_dump_json()})
+            pipeline_package_path=str(package), params=parameters)
     result = {"run_id": run.run_id, "url": f"{server.host.rstrip('/')}/#/runs/details/{run.run_id}"}
     say(f"submitted: {result['url']}")
     if not wait:
@@ -122,14 +128,23 @@ def submit(
     return {**result, "state": state, "steps": steps, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _compile(placement: Placement, folder: Path) -> Path:
+def _compile(pipeline: str, placement: Placement, folder: Path) -> Path:
     from pipelines.compile import compile_all
 
-    return next(path for path in compile_all(folder, placement) if path.name == "detox-and-serve.yaml")
+    return next(path for path in compile_all(folder, placement) if path.stem == pipeline)
 
 
-def _for_cluster(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"deploy": recipe.deploy.model_copy(update={"target": "kserve"})})
+def _parameters(recipe: Recipe, pipeline: str, address: str | None) -> dict[str, str]:
+    from pipelines.compile import PIPELINES
+
+    if pipeline not in PIPELINES:
+        raise UsageError("there is no such pipeline", place=pipeline, remedy=f"one of {', '.join(PIPELINES)}")
+    if (pipeline == "promote") != bool(address):
+        raise UsageError("`promote`, and only it, takes the address of a published version", place="--address",
+                         remedy="--pipeline promote --address s3://bucket/prefix/version")
+    deploy = recipe.deploy.model_copy(update={"target": "kserve"})
+    parameters = {"recipe": recipe.model_copy(update={"deploy": deploy}).model_dump_json()}
+    return {**parameters, "address": address} if address else parameters
 
 
 def _follow(look: Callable[[], Any], host: str, timeout: float, poll: float) -> tuple[str, dict[str, str]]:

@@ -120,6 +120,7 @@ def test_the_recipe_and_the_placed_pipeline_are_sent_and_the_steps_shown(
     assert sent.model == recipe.model
     assert "platform_spec" in body["pipeline_spec"], "the secrets and tolerations go along"
     captured = capsys.readouterr()
+    assert not captured.out, "stdout is for the result"
     told = captured.err
     assert told.index("data: running") < told.index("data: succeeded") < told.index("sft: succeeded")
     assert TOKEN not in captured.out + captured.err
@@ -172,3 +173,16 @@ def test_an_own_authority_is_trusted_when_given_and_only_then(tmp_path: Path, to
             run(recipe, PipelineServer(stand_in.url, token))
     finally:
         stand_in.server.shutdown()
+
+
+def test_promote_sends_the_published_version_to_its_own_pipeline(server: StandIn, token: Path, recipe: Recipe) -> None:
+    run(recipe, PipelineServer(server.url, token), pipeline="promote", address="s3://models/tiny/abc")
+    body = server.submitted[0]
+    assert body["runtime_config"]["parameters"]["address"] == "s3://models/tiny/abc"
+    assert body["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "promote"
+
+
+@pytest.mark.parametrize("options", [{"pipeline": "promote"}, {"address": "s3://models/x"}, {"pipeline": "other"}])
+def test_a_pipeline_and_an_address_that_do_not_fit_are_refused(token: Path, recipe: Recipe, options: Any) -> None:
+    with pytest.raises(UsageError):
+        run(recipe, PipelineServer("http://127.0.0.1:9", token), **options)
