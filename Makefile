@@ -12,7 +12,7 @@ ARGS ?=
 # pip as the machine has it set up, quiet, without compiling thousands of files that are never imported.
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: demo test test-slow test-cluster soak lint serve install clean python
+.PHONY: demo test test-slow test-cluster soak lint manifests images serve install clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -36,6 +36,16 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pipelines compile --check
+
+# The InferenceService that the package carries, from the manifests; a test keeps the two the same.
+manifests: $(VENV)/.installed
+	for platform in kserve openshift-ai; do \
+	  $(VENV)/bin/kubectl kustomize manifests/overlays/$$platform/model > llm_detox/deploy/rendered/$$platform.yaml; \
+	done
+	$(VENV)/bin/python -m pipelines compile
+
+images:
+	images/build $(ARGS)
 
 serve: install
 	$(VENV)/bin/llm-detox serve $(ARGS)
