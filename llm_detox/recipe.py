@@ -132,6 +132,12 @@ class CausalRewriteSection(Section):
     anti_expert: Source | None = None
     expert_weights: tuple[float, float] = Field((0.5, -0.5), description="of expert and anti-expert")
 
+    @model_validator(mode="after")
+    def _both_or_none(self) -> CausalRewriteSection:
+        if (self.expert is None) != (self.anti_expert is None):
+            raise ValueError("expert and anti_expert belong together: give both or none")
+        return self
+
 
 class TMaRCoSection(Section):
     """The reference rephraser with models of the BART family."""
@@ -142,6 +148,12 @@ class TMaRCoSection(Section):
     threshold: Annotated[float, Field(gt=0)] = 1.2
     combine_original: bool = True
     batch_tokens: Positive = 4096
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> TMaRCoSection:
+        if len(self.weights) != len(self.experts):
+            raise ValueError(f"{len(self.experts)} experts need as many weights, not {len(self.weights)}")
+        return self
 
 
 class MaRCoSection(Section):
@@ -280,6 +292,7 @@ class GateSection(Section):
         1.5, description="the fluency model's perplexity on continuations of clean prompts, over the base's")
     min_distinct_ratio: Share | None = Field(0.8, description="distinct-2 of the continuations over the base's")
     min_prompts: Positive = Field(20, description="fewer scored prompts in common are not enough data")
+    max_clean_refusals: Share | None = Field(0.05, description="refusals among the continuations of clean prompts")
     max_unscored_share: Share = 0.02
 
 

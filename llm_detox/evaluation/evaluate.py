@@ -14,6 +14,7 @@ import numpy as np
 from llm_detox.data.records import Record, read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.bootstrap import ratio_interval
+from llm_detox.evaluation.judging import refusal_rate, share_interval
 from llm_detox.evaluation.metrics import METRICS, STRATA, distinct, summarise
 from llm_detox.evaluation.prompts import read_prompts
 from llm_detox.evaluation.sampled import Clock, Sampled, discard_drawn, draw_and_score
@@ -120,6 +121,7 @@ def _toxicity_report(recipe: Recipe, found: Sampled, clock: Clock) -> dict[str, 
                          remedy=f"reasons: {found.reasons or 'unknown'}")
     return {**whole, "unscored_share": whole["unscored"] / whole["continuations"], "unscored_reasons": found.reasons,
             "confidence": evaluation.confidence, "strata": strata, "distinct_2": found.distinct_2,
+            "refusals": share_interval(found.refused, len(found.ids), evaluation.confidence),
             "histogram": found.histogram, "attributes": attribute_table(found.attributes, evaluation.toxic_threshold)}
 
 
@@ -148,6 +150,7 @@ def _fluency(recipe: Recipe, folder: StepFolder, continuer: Continuer, clean: Pa
     with clock.measure("clean continuations"):
         pairs = _clean_continuations(recipe, continuer, texts)
     write_jsonl(folder / CLEAN_GENERATIONS, ({"prompt": start, "text": text} for start, text in pairs))
+    report["clean_refusals"] = refusal_rate([text for _, text in pairs], recipe.evaluation.confidence)
     with clock.measure("fluency model"):
         judge, note = _fluency_judge(recipe)
         with task("reading continuations", len(pairs), "texts") as work:

@@ -7,11 +7,13 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_detox import __version__
+from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation import charts
 from llm_detox.evaluation.compare import Evaluation, compare, read_evaluation
@@ -78,10 +80,13 @@ def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
     attribute = first["scorer"]["attribute"]
     samples = continuation_samples(arms[names[0]].folder / "generations.jsonl",
                                    arms[names[-1]].folder / "generations.jsonl", attribute, _SAMPLES)
+    figures = {arm: _figures(report) for arm, report in reports.items()}
+    for arm, similarity in _clean_similarity(recipe, arms).items():
+        figures[arm]["clean_similarity"] = similarity
     return {
         "name": recipe.name, "description": recipe.description, "first": names[0], "last": names[-1],
         "verdict": judged, "headline": _headline(differences, first, last, names), "reports": reports,
-        "arms": {arm: _figures(report) for arm, report in reports.items()}, "differences": differences,
+        "arms": figures, "differences": differences,
         "stages": stage_table({arm: report["attributes"] for arm, report in reports.items()}),
         "samples": samples if len(names) > 1 else [], "rewrites": rewrites, "fates": fates,
         "seconds": _seconds(steps), "versions": _versions(), "recipe": recipe.model_dump(mode="json"),
@@ -93,9 +98,33 @@ def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
 def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
     return {**{metric: report[metric] for metric in METRICS}, "perplexity": report.get("perplexity"),
             "continuation_perplexity": (report.get("continuation_perplexity") or {}).get("value"),
+            "clean_refusals": (report.get("clean_refusals") or {}).get("value"), "clean_similarity": None,
             "distinct_2": report["distinct_2"], "unscored": report["unscored"],
             "unscored_share": report["unscored_share"], "prompts": report["prompts"],
             "continuations": report["continuations"]}
+
+
+def _clean_similarity(recipe: Recipe, arms: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Mean cosine of each arm's continuations of clean prompts to the first arm's, drawn with the same noise.
+
+    Empty where the arms have none, or the recipe's similarity model is not to be had.
+    """
+    source = recipe.detoxify.similarity_model
+    paths = {arm: evaluation.folder / "clean_generations.jsonl" for arm, evaluation in arms.items()}
+    if not source or len(arms) < 2 or not all(path.exists() for path in paths.values()):
+        return {}
+    from llm_detox.scoring.similarity import SentenceSimilarity  # loads torch, which a report can do without
+
+    texts = {arm: [f"{record['prompt']}{record['text']}" for record in read_jsonl(path)] for arm, path in paths.items()}
+    first = next(iter(texts.values()))
+    if any(len(others) != len(first) for others in texts.values()):
+        return {}
+    try:
+        similarity = SentenceSimilarity(source)
+    except DetoxError as error:
+        say(f"similarity on clean prompts is left out: {error.message}")
+        return {}
+    return {arm: float(mean(similarity.cosine(first, others))) for arm, others in texts.items()}
 
 
 def _headline(differences: Sequence[Mapping[str, Any]], first: Mapping[str, Any], last: Mapping[str, Any],

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from llm_detox.data.records import JsonlAppender, Record
+from llm_detox.evaluation.judging import is_refusal
 from llm_detox.evaluation.metrics import PromptScore, distinct_of, prompt_score, strata_of, word_pairs
 from llm_detox.folders import StepFolder
 from llm_detox.generation.continuers import Continuer, Texts, record_offsets
@@ -48,6 +49,7 @@ class Sampled:
         attributes: name -> score of each prompt's first continuation.
         histogram: scored continuations in `HISTOGRAM_BINS` bins over [0, 1].
         distinct_2: of each prompt's first continuations.
+        refused: prompts whose first continuation is a refusal.
         reasons: why texts are unscored, as far as this run has seen.
     """
 
@@ -57,6 +59,7 @@ class Sampled:
     attributes: dict[str, list[float | None]] = field(default_factory=dict)
     histogram: list[int] = field(default_factory=lambda: [0] * HISTOGRAM_BINS)
     distinct_2: float = 0.0
+    refused: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
 
 
@@ -132,6 +135,7 @@ def _collect(recipe: Recipe, folder: StepFolder, records: Sequence[Record], scor
             found.ids.append(record["id"])
             found.strata.append(strata_of(record, threshold))
             found.scores.append(prompt_score(scores, threshold))
+            found.refused += is_refusal(generations[0]["text"] or "")
             for name, column in found.attributes.items():
                 column.append(generations[0][name])
             for score in scores:

@@ -284,6 +284,13 @@ def test_the_gate_fails_an_arm_that_repeats_itself(tmp_path: Path) -> None:
     assert (found["verdict"], found["reasons"]) == ("fail", ["distinct-2 is 0.33 of the base's (at least 0.80)"])
 
 
+@pytest.mark.parametrize(("share", "outcome"), [(0.05, "pass"), (0.06, "fail")])
+def test_the_gate_fails_an_arm_that_refuses_harmless_prompts(tmp_path: Path, share: float, outcome: str) -> None:
+    found = judged(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
+                   dpo=arm("dpo", noisy(0.4, 3), clean_refusals={"value": share, "of": 80}))
+    assert found["verdict"] == outcome
+
+
 @pytest.mark.parametrize("case", ["few prompts", "wide interval", "unscored", "missing arm", "unmeasured perplexity"])
 def test_the_gate_does_not_decide_without_enough_data(tmp_path: Path, case: str) -> None:
     base, raw, dpo = arm("base", noisy(1.0, 1)), arm("raw", noisy(1.1, 2)), arm("dpo", noisy(0.4, 3))

@@ -59,6 +59,7 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
     values["model"]["source"] = str(tiny_llama)
     values["evaluation"] = {"continuations": 3, "clean_prompts": 4, "bootstrap_samples": 500,
                             "sampling": {"max_new_tokens": 6, "batch_tokens": 200}}
+    values["detoxify"] = {"similarity_model": None}
     values["gate"] = {"max_perplexity_ratio": 100, "max_continuation_perplexity_ratio": 100, "min_distinct_ratio": 0.1}
     return Recipe.model_validate(values)
 
