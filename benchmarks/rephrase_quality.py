@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm_detox.data.records import hash_fraction
+from llm_detox.data.records import hash_fraction, write_jsonl
 from llm_detox.recipe_file import load_recipe
 from llm_detox.rephrase.workshop import Workshop
 from llm_detox.scoring.fluency import LanguageModelJudge
@@ -42,6 +42,10 @@ def main() -> None:
     systems: dict[str, list[str]] = {"original": originals, "human": humans}
     seconds: dict[str, float] = {}
     for name in options.systems:
+        dump = options.dump / f"{name}-{len(originals)}.jsonl" if options.dump else None
+        if dump and dump.exists():
+            systems[name] = [str(json.loads(line)["text"]) for line in dump.read_text("utf-8").splitlines()]
+            continue
         methods = list(recipe.detoxify.methods) if name == "chain" else [name]
         section = recipe.detoxify.model_copy(update={"methods": methods, "otherwise": "keep", "toxic_threshold": 0.0})
         started = time.perf_counter()
@@ -49,9 +53,8 @@ def main() -> None:
             [{"id": str(i), "text": text} for i, text in enumerate(originals)])
         seconds[name] = time.perf_counter() - started
         systems[name] = [str(record["text"]) for record in records]
-        if options.dump:
-            (options.dump / f"{name}.jsonl").write_text(
-                "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+        if dump:
+            write_jsonl(dump, records)
     table = judged(systems, recipe, humans)
     print("| system | STA | SIM | FL | J | rewritten | seconds |\n|---|---|---|---|---|---|---|")
     for name, row in table.items():
@@ -103,7 +106,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sentences", type=int, default=500)
     parser.add_argument("--systems", nargs="+", default=["delete", "causal", "chain"],
                         help="method names, and `chain` for the recipe's methods")
-    parser.add_argument("--dump", type=Path, help="a folder for each system's audit trail")
+    parser.add_argument("--dump", type=Path, help="keeps the audit trails; what is there is not made again")
     parser.add_argument("--write-training-pairs", type=Path)
     return parser.parse_args()
 

@@ -19,7 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from llm_detox.errors import DetoxError
-from llm_detox.rephrase.seq2seq import Ids, Seq2SeqReader, load_seq2seq, load_seq2seq_tokenizer, paired_batches
+from llm_detox.rephrase.seq2seq import (
+    Ids,
+    Seq2SeqReader,
+    fits,
+    load_seq2seq,
+    load_seq2seq_tokenizer,
+    paired_batches,
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,10 @@ class MaRCo:
             for i, ids in zip(rows, self._decode([originals[i] for i in rows], [gapped[i] for i in rows]), strict=True):
                 found[i] = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return found
+
+    def fits(self, text: str) -> bool:
+        """Whether the models can read the text."""
+        return fits(self._ids(text), (self.base, self.expert, self.anti))
 
     @torch.inference_mode()
     def _decode(self, originals: Sequence[Ids], masked: Sequence[Ids]) -> list[Ids]:

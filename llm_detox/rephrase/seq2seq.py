@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTr
 from llm_detox.errors import DetoxError
 
 Ids = list[int]
+_ROOM_FOR_MASKS = 8
 
 
 def is_seq2seq(source: str) -> bool:
@@ -52,6 +53,13 @@ def load_seq2seq_tokenizer(source: str | PreTrainedTokenizerBase) -> PreTrainedT
         raise DetoxError("the tokenizer has no mask and end tokens", place=source,
                          remedy="masking needs a BART-like model, such as facebook/bart-base")
     return tokenizer
+
+
+def fits(ids: Ids, models: Sequence[PreTrainedModel]) -> bool:
+    """Whether a text is short enough for the models, with room for the masks that are put into it."""
+    limits = [int(model.config.max_position_embeddings) for model in models
+              if getattr(model.config, "max_position_embeddings", None)]
+    return not limits or len(ids) + _ROOM_FOR_MASKS <= min(limits)
 
 
 def paired_batches(lengths: Sequence[tuple[int, int]], budget: int) -> Iterator[list[int]]:

@@ -30,6 +30,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.rephrase.seq2seq import (
     Ids,
     Seq2SeqReader,
+    fits,
     load_seq2seq,
     load_seq2seq_tokenizer,
     paired_batches,
@@ -109,6 +110,10 @@ class TMaRCo:
                 found[i] = str(self.tokenizer.decode(
                     filling.chosen, clean_up_tokenization_spaces=True, skip_special_tokens=True))
         return found
+
+    def fits(self, text: str) -> bool:
+        """Whether the models can read the text and its copies."""
+        return fits(self.tokenizer(text)["input_ids"], [reader.model for reader in (self.base, *self.experts)])
 
     def _copies(self, text: str) -> list[tuple[Ids, int]]:
         """For each subword the ids of the copy that masks it, and the mask's index."""

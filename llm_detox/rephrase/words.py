@@ -52,7 +52,7 @@ def smallest_masks(
 
     Args:
         below: the toxicity to come under; absolute, so harmless text is left alone.
-        largest_share: of the words of a text that may go, in (0, 1]; one word always may.
+        largest_share: of the words of a text that may go, in (0, 1]; two always may, all never.
 
     Returns:
         word positions for each text, None where even the largest allowed mask does not suffice.
@@ -68,7 +68,7 @@ def smallest_masks(
 
 
 def _ladder(attributions: Sequence[float], largest_share: float) -> list[frozenset[int]]:
-    most = max(1, int(largest_share * len(attributions)))
+    most = min(max(2, int(largest_share * len(attributions))), len(attributions) - 1)
     order = sorted(range(len(attributions)), key=lambda i: -attributions[i])
     order = [i for i in order if attributions[i] > 0][:most]
     return [frozenset(order[: size + 1]) for size in range(len(order))]
@@ -112,6 +112,8 @@ def without(
     for seam in seams:
         _agree(out, seam)
     rebuilt = tidy(" ".join(out))
+    if 0 in mask and not (replacements or {}).get(0):
+        rebuilt = rebuilt.lstrip(" ,.!?;:") or rebuilt
     if text[:1].isupper():
         rebuilt = rebuilt[:1].upper() + rebuilt[1:]
     return rebuilt

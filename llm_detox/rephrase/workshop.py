@@ -97,14 +97,14 @@ class Workshop:
 
         how = self._settings.tmarco
         model = TMaRCo(how.base, how.experts, how.weights, batch_tokens=how.batch_tokens)
-        return Rewriter("tmarco", lambda texts: model.rephrase(texts, how.threshold, how.combine_original))
+        return Rewriter("tmarco", lambda texts: model.rephrase(texts, how.threshold, how.combine_original), model.fits)
 
     def _marco(self) -> Method:
         from llm_detox.rephrase.marco import MaRCo
 
         how = self._settings.marco
         model = MaRCo(how.base, how.expert, how.anti_expert, decoding=how.preset, batch_tokens=how.batch_tokens)
-        return Rewriter("marco", lambda texts: model.rephrase(texts, how.threshold))
+        return Rewriter("marco", lambda texts: model.rephrase(texts, how.threshold), model.fits)
 
     def _paraphrase(self) -> Method:
         return self._generator("paraphrase", self._settings.paraphrase, PAIR_TEMPLATE, chat=False)
@@ -130,16 +130,18 @@ class Workshop:
 
 
 class Rewriter:
-    """A method that gives one rewrite of a text."""
+    """A method that gives one rewrite of a text, where the text fits its models."""
 
-    def __init__(self, name: str, rephrase: Callable[[Sequence[str]], list[str]]) -> None:
+    def __init__(self, name: str, rephrase: Callable[[Sequence[str]], list[str]], fits: Callable[[str], bool]) -> None:
         self.name = name
         self._rephrase = rephrase
+        self._fits = fits
 
     def candidates(self, texts: Sequence[str]) -> list[list[str]]:
-        """The rewrite, without spaces around it; none where nothing changed."""
-        return [[new.strip()] if new.strip() != text.strip() else []
-                for text, new in zip(texts, self._rephrase(texts), strict=True)]
+        """The rewrite, without spaces around it; none where nothing changed, or the text is too long."""
+        fitting = [text for text in dict.fromkeys(texts) if self._fits(text)]
+        rewrites = dict(zip(fitting, (new.strip() for new in self._rephrase(fitting)), strict=True))
+        return [[rewrites[text]] if text in rewrites and rewrites[text] != text.strip() else [] for text in texts]
 
 
 class _Late:

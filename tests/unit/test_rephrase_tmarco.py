@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from llm_detox.errors import DetoxError
 from llm_detox.rephrase.tmarco import TMaRCo, jensen_shannon_distance
+from llm_detox.rephrase.workshop import Rewriter
 from tests.unit import rephrase_tiny as tiny
 
 WORDS = tiny.bart_tokenizer()
@@ -158,6 +159,8 @@ def test_text_at_the_limit_is_read_and_text_over_it_is_refused() -> None:
     assert fast.score([text])[0] == pytest.approx(slow.score(text), rel=1e-4)
     with pytest.raises(DetoxError, match="tokens"):
         fast.score([text + " a"])
+    method = Rewriter("tmarco", lambda texts: [text.upper() for text in texts], fast.fits)
+    assert method.candidates([text + " a" * 9, "you", "you"]) == [[], ["YOU"], ["YOU"]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

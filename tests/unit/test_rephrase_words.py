@@ -22,6 +22,7 @@ class CountingScorer:
 @pytest.mark.parametrize(("text", "mask", "expected"), [
     ("You are a stupid idiot.", {3, 4}, "You are a."),
     ("Stupid, I said so.", {0}, "I said so."),
+    ("shit , i said so .", {0}, "i said so."),
     ("He is a damn actor.", {3}, "He is an actor."),
     ("It was, damn it, cold.", {2, 3}, "It was, cold."),
     ("i don 't know , idiot !", {5}, "i don't know,!"),
