@@ -103,7 +103,7 @@ def unreadable(config: dict[str, Any], tokenizer: dict[str, Any], release: tuple
     if since > release:
         reasons.append(f"model type {kind!r} came with transformers {_shown(since)}")
     scaling = config.get("rope_scaling") or {}
-    rope = str(scaling.get("rope_type", "default"))
+    rope = str(scaling.get("rope_type") or scaling.get("type") or "default")
     if _ROPE_SINCE.get(rope, _NEWEST) > release:
         reasons.append(f"rope type {rope!r} came with transformers {_shown(_ROPE_SINCE.get(rope, _NEWEST))}")
     merges = tokenizer.get("model", {}).get("merges")
@@ -126,9 +126,11 @@ def _old_rope(rope: dict[str, Any], kind: str) -> dict[str, Any]:
     if "partial_rotary_factor" in rope:
         old[partial_name] = rope["partial_rotary_factor"]
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    if scaling.get("rope_type", "default") != "default":
-        # Before 4.43 the key was `type`; both stand there, as in the files of that time.
-        old["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}
+    rope_type = scaling.pop("rope_type", "default")
+    if set(scaling) == {"factor"}:
+        old["rope_scaling"] = {"type": rope_type, **scaling}  # up to 4.42 these two keys and no other were allowed
+    elif rope_type != "default":
+        old["rope_scaling"] = {"rope_type": rope_type, **scaling}
     return old
 
 

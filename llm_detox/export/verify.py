@@ -34,34 +34,49 @@ def verify(folder: Path, pythons: Sequence[str] = (), *, prompts: Sequence[str] 
     Raises:
         DetoxError: an interpreter cannot load the model, or it makes other tokens.
     """
-    model = folder / "artifacts" if (folder / "artifacts").is_dir() else folder
+    return verify_all([folder], pythons, prompts=prompts, max_new_tokens=max_new_tokens,
+                      timeout_seconds=timeout_seconds)[0]
+
+
+def verify_all(folders: Sequence[Path], pythons: Sequence[str] = (), *, prompts: Sequence[str] = PROMPTS,
+               max_new_tokens: int = 16, timeout_seconds: float = 600) -> list[dict[str, Any]]:
+    """`verify` for several folders, with each interpreter started once."""
+    models = [folder / "artifacts" if (folder / "artifacts").is_dir() else folder for folder in folders]
     interpreters = list(dict.fromkeys([sys.executable, *pythons]))
     with ThreadPoolExecutor(len(interpreters)) as pool:
-        found = pool.map(
-            lambda python: _probe(python, model, prompts, max_new_tokens, timeout_seconds), interpreters)
+        found = pool.map(lambda python: _probe(python, models, prompts, max_new_tokens, timeout_seconds), interpreters)
         seen = dict(zip(interpreters, found, strict=True))
-    reference = seen[sys.executable]
-    for python, one in seen.items():
-        for part in ("answers", "chat_template"):
-            if one[part] != reference[part]:
-                raise DetoxError(
-                    f"transformers {one['transformers']} reads another model than {reference['transformers']}: "
-                    f"{_difference(reference, one, prompts)}", place=str(model),
-                    remedy=f"convert the model again; {python} was compared with {sys.executable}")
-    return {"readers": {python: {"transformers": one["transformers"], "tokenizers": one["tokenizers"]}
-                        for python, one in seen.items()},
-            "answers": [{"prompt": prompt, **answer}
-                        for prompt, answer in zip(prompts, reference["answers"], strict=True)]}
+    readers = {python: {"transformers": one["transformers"], "tokenizers": one["tokenizers"]}
+               for python, one in seen.items()}
+    for number, model in enumerate(models):
+        for python, one in seen.items():
+            _compare(model, seen[sys.executable], one, number, prompts, python)
+    return [{"readers": readers, "answers": [
+        {"prompt": prompt, **answer} for prompt, answer in zip(prompts, one["answers"], strict=True)]}
+        for one in seen[sys.executable]["models"]]
 
 
-def _probe(python: str, model: Path, prompts: Sequence[str], count: int, timeout: float) -> dict[str, Any]:
+def _compare(model: Path, reference: dict[str, Any], other: dict[str, Any], number: int, prompts: Sequence[str],
+             python: str) -> None:
+    ours, theirs = reference["models"][number], other["models"][number]
+    if "error" in theirs:
+        raise DetoxError(f"transformers {other['transformers']} cannot use the model: {theirs['error']}",
+                         place=str(model), remedy=f"convert the model for this reader ({python})")
+    if theirs != ours:
+        raise DetoxError(
+            f"transformers {other['transformers']} reads another model than {reference['transformers']}: "
+            f"{_difference(ours, theirs, prompts)}", place=str(model),
+            remedy=f"convert the model again; {python} was compared with {sys.executable}")
+
+
+def _probe(python: str, models: Sequence[Path], prompts: Sequence[str], count: int, timeout: float) -> dict[str, Any]:
     # The other environment must not see this one's packages.
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     try:
         done = subprocess.run(
-            [python, str(_PROBE), str(model)], input=json.dumps({"prompts": list(prompts), "max_new_tokens": count}),
-            capture_output=True, text=True, timeout=timeout, env=env, check=False)
+            [python, str(_PROBE), *map(str, models)], capture_output=True, text=True, timeout=timeout, env=env,
+            input=json.dumps({"prompts": list(prompts), "max_new_tokens": count}), check=False)
     except OSError as error:
         raise DetoxError(f"the interpreter cannot be started: {error.strerror}", place=python,
                          remedy="install that environment, or name another") from None
@@ -70,8 +85,8 @@ def _probe(python: str, model: Path, prompts: Sequence[str], count: int, timeout
                          remedy="allow more time") from None
     if done.returncode != 0:
         end = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise DetoxError(f"this interpreter cannot load the model:\n{end}", place=python,
-                         remedy="convert the model for this reader")
+        raise DetoxError(f"this interpreter cannot run the check:\n{end}", place=python,
+                         remedy="it needs torch and transformers")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
 
