@@ -88,7 +88,7 @@ class ApiServer:
 
         options = ["--kubeconfig", str(self.kubeconfig), "--cache-dir", str(self.folder)]
         done = subprocess.run([kubectl(), *options, *arguments], input=text, capture_output=True, text=True,
-                              timeout=120)
+                              timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

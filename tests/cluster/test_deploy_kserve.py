@@ -309,3 +309,16 @@ def test_when_the_old_version_does_not_come_back_both_failures_are_told(project:
     project.controller.play("llm-detox", by_version(v1=without_gpu, v2=blocked))
     with pytest.raises(DetoxError, match=r"(?s)BlockedByFailedLoad.*was put back.*not ready.*Insufficient"):
         project.deploy(NEW)
+
+
+def test_the_pointer_in_the_store_goes_back_with_the_model(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[str, str]] = []
+    monkeypatch.setattr("llm_detox.storage.versions.rollback", lambda url, digest: moved.append((url, digest)))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-login-for-the-store")
+    project.deploy(OLD)
+    for rollout in ("replace", "canary"):
+        with pytest.raises(DetoxError):
+            project.deploy(NEW, probe=refuse, rollout=rollout)
+    assert moved == [("s3://llm-detox/models", OLD)] * 2
+    project.deploy(NEW)
+    assert len(moved) == 2, "a version that works stays the current one"
