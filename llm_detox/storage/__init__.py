@@ -14,8 +14,8 @@ from typing import Any
 
 
 def publish(folder: Path, url: str) -> dict[str, Any]:
-    """Publish a model folder: see `llm_detox.storage.publish.publish`."""
-    from llm_detox.storage.publish import publish as run  # boto3 loads only where S3 is used
+    """Publish a model folder: see `llm_detox.storage.publishing`."""
+    from llm_detox.storage.publishing import publish as run  # boto3 loads only where S3 is used
 
     return run(folder, url)
 

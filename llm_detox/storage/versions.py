@@ -8,7 +8,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.storage.checksums import INDEX, checked_index
 from llm_detox.storage.pointer import Stored, move_pointer, read_json, read_pointer
-from llm_detox.storage.publish import listing
+from llm_detox.storage.publishing import listing
 from llm_detox.storage.s3 import Place, clear_errors, connect
 
 

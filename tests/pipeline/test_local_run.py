@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_detox.processes import is_running
+from llm_detox.storage.seaweed import Seaweed
 from tests.unit.test_data import make_sources
 
 SMALL = {
@@ -75,6 +77,23 @@ def test_a_failing_step_reaches_the_user_as_one_message(tmp_path: Path, tiny_lla
     assert "error: step data" in run.stderr
     assert "'body' is missing" in run.stderr
     assert "Traceback" not in run.stdout + run.stderr
+
+
+def test_a_run_that_is_told_to_end_takes_its_store_along(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = small_recipe(tmp_path, tiny_llama)
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "run", "--recipe", str(recipe), "--runs", str(tmp_path / "runs")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("== data =="):
+                break
+        store = Seaweed.attach(tmp_path / "runs/small/store")
+        run.terminate()
+        run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert not is_running(store.process)
 
 
 @pytest.mark.parametrize("change", ["training.sft.epochs=many", "data.texts.sorce=x"])

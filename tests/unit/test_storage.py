@@ -291,3 +291,9 @@ def test_a_port_in_use_is_named(tmp_path: Path, env: Seaweed) -> None:
     port: Any = int(env.endpoint.rpartition(":")[2])
     with pytest.raises(DetoxError, match=f"port {port}"):
         Seaweed.start(tmp_path / "second", port=port)
+
+
+def test_loading_the_parts_leaves_the_functions_of_the_package_callable() -> None:
+    from llm_detox.storage import publish
+
+    assert callable(publish)
