@@ -71,11 +71,19 @@ class VllmEngine:
 
     def stop(self) -> None:
         """End the engine's process; what is unfinished fails."""
-        for future in list(self._futures.values()):
-            future.cancel()
-        self._engine.shutdown()
+        try:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
+        except TimeoutError:
+            log.warning("vLLM did not end in time")
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+    async def _end(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._engine.shutdown()
 
     def refusal(self, parameters: Parameters) -> str | None:
         """vLLM has no typical sampling and no length penalty."""
@@ -110,6 +118,9 @@ class VllmEngine:
                 await self._follow(answer, number)
         except TimeoutError:
             answer.time_out()
+        except asyncio.CancelledError:  # the client has gone, or the server ends
+            answer.fail(RuntimeError("cancelled"))
+            raise
         except Exception as error:
             self._generates = False
             answer.fail(error)

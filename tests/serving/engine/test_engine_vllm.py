@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Iterator
+import queue
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+from tokenizers import Tokenizer
 
+from serving.engine import backend_vllm
 from serving.engine.backend_vllm import VllmEngine, detail, installed, prompt_details
+from serving.engine.detokenizer import Vocabulary
+from serving.engine.jobs import ERROR, MAX_TOKENS, NOT_FINISHED, STOP_SEQUENCE, TIME_LIMIT, Job, Update
+from serving.engine.metrics import Metrics
+from serving.engine.settings import Settings
 from serving.engine.validation import Parameters
 from tests.serving.engine.running import PROMPT, Engine, refused, running_engine
 
@@ -48,6 +57,111 @@ def test_what_vllm_cannot_do_is_refused() -> None:
     assert "typical_p" in str(engine.refusal(Parameters(typical_p=0.5)))
     assert "length_penalty" in str(engine.refusal(Parameters(length_penalty=(1, 1.5))))
     assert engine.refusal(Parameters(temperature=1.0, top_p=0.9, length_penalty=(1, 1.0))) is None
+
+
+class FakeAsyncLlm:
+    """Answers as vLLM's asynchronous engine does: one message a token, and an end to be told when nobody listens."""
+
+    errored = False
+
+    def __init__(self, tokens: list[int], pause: float = 0.0) -> None:
+        self.tokens, self.pause, self.dropped, self.ended = tokens, pause, 0, False
+        self.model_config = SimpleNamespace(max_model_len=64)
+
+    async def generate(self, prompt: Any, parameters: Any, number: str) -> AsyncIterator[Any]:
+        sent = 0
+        try:
+            for token in self.tokens:
+                await asyncio.sleep(self.pause)
+                sent += 1
+                piece = SimpleNamespace(token_ids=[token], logprobs=None)
+                yield SimpleNamespace(outputs=[piece], prompt_logprobs=None)
+        finally:
+            self.dropped += sent < len(self.tokens)
+
+    def shutdown(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture
+def make(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A back end over a fake, and the news of jobs submitted to it."""
+    engines = list[VllmEngine]()
+
+    def build(fake: FakeAsyncLlm) -> tuple[VllmEngine, Any]:
+        async def given(folder: Path, settings: Settings) -> FakeAsyncLlm:
+            return fake
+
+        monkeypatch.setattr(backend_vllm, "_make", given)
+        monkeypatch.setattr(backend_vllm, "sampling_parameters", lambda parameters, eos: None)
+        vocabulary = Vocabulary(Tokenizer.from_file(str(tiny_llama / "tokenizer.json")))
+        engine = VllmEngine(tiny_llama, Settings("m", "127.0.0.1"), vocabulary, frozenset({1}), Metrics())
+        engines.append(engine)
+
+        def ask(**parameters: Any) -> tuple[Job, queue.Queue[Update]]:
+            news: queue.Queue[Update] = queue.Queue()
+            job = Job([2, 3], Parameters(**parameters), True, news.put)
+            engine.submit([job])
+            return job, news
+
+        return engine, ask
+
+    yield build
+    for engine in engines:
+        engine.stop()
+
+
+def _read(news: queue.Queue[Update]) -> tuple[str, Update]:
+    text = ""
+    while True:
+        update = news.get(timeout=30)
+        text += update.text
+        if update.reason != NOT_FINISHED:
+            return text, update
+
+
+def _ids(folder: Path, text: str) -> list[int]:
+    return list(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids)
+
+
+def test_text_streams_and_ends_at_the_limit(make: Any, tiny_llama: Path) -> None:
+    ids = _ids(tiny_llama, "naïve café 🙂 fox")
+    engine, ask = make(FakeAsyncLlm(ids))
+    assert not engine.healthy
+    text, last = _read(ask(max_new_tokens=len(ids))[1])
+    assert (text, last.reason, last.count) == ("naïve café 🙂 fox", MAX_TOKENS, len(ids))
+    assert engine.healthy
+
+
+def test_a_stop_sequence_ends_the_request_and_vllm_drops_it(make: Any, tiny_llama: Path) -> None:
+    fake = FakeAsyncLlm(_ids(tiny_llama, "the fox and the dog and more"))
+    _, ask = make(fake)
+    text, last = _read(ask(max_new_tokens=50, stop_sequences=("x and",), include_stop_sequence=False)[1])
+    assert (text, last.reason, last.stop_sequence) == ("the fo", STOP_SEQUENCE, "x and")
+    _read(ask(max_new_tokens=1)[1])
+    assert fake.dropped == 2
+
+
+def test_time_limits_cancelled_calls_and_the_end_free_vllm(make: Any) -> None:
+    fake = FakeAsyncLlm([5] * 10_000, pause=0.01)
+    engine, ask = make(fake)
+    assert _read(ask(max_new_tokens=9999, deadline=time.monotonic() + 0.2)[1])[1].reason == TIME_LIMIT
+    job, news = ask(max_new_tokens=9999)
+    news.get(timeout=30)
+    engine.cancel(job)
+    assert _read(news)[1].reason == ERROR
+    _, left = ask(max_new_tokens=9999)
+    left.get(timeout=30)
+    assert asyncio.run_coroutine_threadsafe(engine._end(), engine._loop).result(30) is None
+    assert _read(left)[1].reason == ERROR
+    assert (fake.dropped, fake.ended) == (3, True)
+
+
+def test_an_early_end_is_an_error(make: Any) -> None:
+    _, ask = make(FakeAsyncLlm([5, 6]))
+    _, last = _read(ask(max_new_tokens=9)[1])
+    assert last.reason == ERROR
+    assert "ended the request" in last.error
 
 
 needs_vllm = pytest.mark.skipif(not installed(), reason="vLLM is not installed (it needs an environment of its own)")
