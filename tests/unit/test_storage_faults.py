@@ -38,7 +38,7 @@ def proxy(store: Seaweed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LLM_DETOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(s3, "ATTEMPTS", 3)
-    for module in ("publish", "fetch"):
+    for module in ("publishing", "fetch"):
         monkeypatch.setattr(f"llm_detox.storage.{module}.part_size", lambda largest: 5 * MIB)
     with fault_proxy(store.endpoint) as proxy:
         monkeypatch.setenv("AWS_S3_ENDPOINT", proxy.url)
