@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_model, load_tokenizer
@@ -16,7 +16,12 @@ from llm_detox.generation.models import load_model, load_tokenizer
 Loss = tuple[float, int]
 _LOGITS_AT_ONCE = 2**25  # float32 values: 128 MiB
 # Architectures that change the logits behind the output layer are run whole instead of in pieces.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+
+
+def changes_logits(config: PretrainedConfig) -> bool:
+    """Whether models of this configuration do more to their logits than the output layer does."""
+    return any(getattr(part, name, None) for part in (config, config.get_text_config()) for name in _LOGIT_CHANGES)
 
 
 @dataclass
@@ -117,7 +122,7 @@ class LanguageModelJudge:
         """[number of counting positions] negative log-likelihoods, in row-major order."""
         before, targets = counts[:, 1:], tokens[counts]
         head = self.model.get_output_embeddings()
-        if head is None or any(getattr(self.model.config, name, None) for name in _LOGIT_CHANGES):
+        if head is None or changes_logits(self.model.config):
             logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1][before]
             return _cross_entropy(logits, targets)
         body = self.model.base_model

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -24,6 +24,7 @@ from llm_detox.progress import say, task
 from llm_detox.recipe import DpoSection, Recipe
 from llm_detox.training.batches import LikeLengthBatches
 from llm_detox.training.lora import adapters_in_float32, open_adapter, save_adapter
+from llm_detox.training.output_layer import score_labels_only
 from llm_detox.training.pairs import Pair, prompt_texts, rewrite_pairs, sampled_pairs
 from llm_detox.training.quiet import quiet_libraries
 from llm_detox.training.run import common_arguments, run_training
@@ -141,6 +142,10 @@ class _PairTrainer(LikeLengthBatches, DPOTrainer):  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
+
+    def _precompute_ref_logps(self, *arguments: Any, **options: Any) -> Dataset:
+        score_labels_only(cast("PeftModel", self.model))
+        return super()._precompute_ref_logps(*arguments, **options)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

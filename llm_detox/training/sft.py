@@ -15,6 +15,7 @@ from llm_detox.folders import StepFolder, step_folder
 from llm_detox.recipe import Recipe, SftSection
 from llm_detox.training.batches import LikeLengthBatches
 from llm_detox.training.lora import adapters_in_float32, load_training_base, new_adapter, portable_base, save_adapter
+from llm_detox.training.output_layer import score_labels_only
 from llm_detox.training.quiet import quiet_libraries
 from llm_detox.training.run import common_arguments, run_training
 from llm_detox.training.texts import clean_texts, tokenize, training_texts
@@ -68,5 +69,7 @@ def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: lis
     arguments = SFTConfig(
         **common_arguments(sft, steps_of=len(rows), seed=seed, work=work), max_length=sft.max_length)
     with adapters_in_float32(model):
-        return _TextTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows),
-                            processing_class=tokenizer)
+        trainer = _TextTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows),
+                               processing_class=tokenizer)
+    score_labels_only(model)
+    return trainer
