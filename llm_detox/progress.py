@@ -5,6 +5,7 @@ Everything goes to stderr, so that stdout stays free for results.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,15 @@ _SECONDS_BETWEEN_LINES = 10.0
 def say(message: str) -> None:
     """Print one line about what is going on."""
     print(message, file=sys.stderr, flush=True)
+
+
+def one_voice() -> None:
+    """Keep the libraries' own progress bars off: they would tell twice, and unreadably in a log.
+
+    Called at the start of a process, before those libraries are imported; its children inherit it.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def human_seconds(seconds: float) -> str:

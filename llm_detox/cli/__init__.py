@@ -33,6 +33,7 @@ from llm_detox.cli import (
     train_scorer,
 )
 from llm_detox.errors import DetoxError
+from llm_detox.progress import one_voice
 
 app = typer.Typer(
     name="llm-detox", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
@@ -71,6 +72,7 @@ def main() -> None:
 
 def run_app(command: typer.Typer) -> None:
     """Run a command line: an error that the user can act on is one message, without a traceback."""
+    one_voice()
     try:
         command()
     except DetoxError as error:
