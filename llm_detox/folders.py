@@ -74,6 +74,11 @@ def input_digest(path: Path) -> str:
     return sha256_of(path)
 
 
+def staging_of(output: Path) -> Path:
+    """Where an output is while it is being written."""
+    return output.parent / f".{output.name}.part"
+
+
 @contextmanager
 def step_folder(
     output: Path, kind: str, *, settings: Mapping[str, Any], inputs: Mapping[str, Path], resumable: bool = False
@@ -96,7 +101,7 @@ def step_folder(
                          remedy="choose another --output, or remove this one")
     fingerprint = {"kind": kind, "settings": digest_of(dict(settings)), "version": __version__,
                    "inputs": {name: input_digest(path) for name, path in inputs.items()}}
-    staging = output.parent / f".{output.name}.part"
+    staging = staging_of(output)
     started = time.time()
     try:
         _open_staging(staging, fingerprint, resumable)

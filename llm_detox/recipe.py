@@ -254,6 +254,8 @@ class DpoSection(Section):
 class TrainingSection(Section):
     quantization: Literal["nf4", "none"] = "nf4"
     double_quantization: bool = True
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="between two checkpoints: what a kill costs at most; 0 saves after every step")
     lora: LoraSection = LoraSection()
     sft: SftSection = SftSection()
     dpo: DpoSection = DpoSection()

@@ -1,4 +1,7 @@
-"""Batches of sequences of like length, in random order: hardly any padding, and no long texts first."""
+"""Batches of sequences of like length, in random order: hardly any padding, and no long texts first.
+
+The order follows from seed and epoch alone, so that a run that goes on behind a checkpoint sees the same batches.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llm_detox.errors import DetoxError
 
 
 class LikeLengths(Sampler[int]):
@@ -44,6 +50,16 @@ class LikeLengths(Sampler[int]):
         yield from (index for batch in [*batches, last] for index in batch)
 
 
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler its epoch: behind the batches that a resumed run skips, the data loader does not reach it."""
+
+    def __init__(self, sampler: LikeLengths) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
 class LikeLengthBatches:
     """For a Trainer whose data set has a column `length`: draw its training batches with `LikeLengths`."""
 
@@ -52,4 +68,20 @@ class LikeLengthBatches:
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        return LikeLengths(list(rows["length"]), self.args.per_device_train_batch_size, self.args.data_seed)
+        together = self.args.per_device_train_batch_size * self.args.world_size
+        sampler = LikeLengths(list(rows["length"]), together, self.args.data_seed)
+        self.add_callback(_SetEpoch(sampler))  # type: ignore[attr-defined]
+        return sampler
+
+    def training_step(self, model: Any, inputs: Any, *arguments: Any) -> Any:
+        """A step of the trainer.
+
+        Raises:
+            DetoxError: no token of the batch is learned from, which would count as a step without an effect.
+        """
+        learned = (inputs["labels"] != -100) if "labels" in inputs else inputs["completion_mask"]
+        if not learned[..., 1:].any():
+            raise DetoxError("a batch holds no token to learn from", place="training",
+                             remedy="raise max_length of this step so that completions are not cut off, or leave out "
+                                    "records with an empty completion")
+        return super().training_step(model, inputs, *arguments)  # type: ignore[misc]

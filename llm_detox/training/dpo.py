@@ -5,7 +5,7 @@ The reference is a frozen copy of the adapter; its log-probabilities are compute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,11 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from llm_detox.data.records import read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.folders import StepFolder, step_folder
+from llm_detox.folders import StepFolder
 from llm_detox.generation.models import load_model, load_tokenizer, read_base_source
 from llm_detox.progress import say, task
 from llm_detox.recipe import DpoSection, Recipe
+from llm_detox.training import ranks
 from llm_detox.training.batches import LikeLengthBatches
 from llm_detox.training.lora import adapters_in_float32, open_adapter, save_adapter
 from llm_detox.training.output_layer import score_labels_only
@@ -37,6 +38,8 @@ def train_dpo(
     recipe: Recipe, *, adapter: Path, records: Path, prompts: Path, clean: Path | None, output: Path
 ) -> dict[str, Any]:
     """Train the SFT adapter further on preference pairs and write a LoRA adapter folder for the same base.
+
+    A killed run goes on where it was, with the pairs that it had made.
 
     Args:
         recipe: its `model`, `training`, `scoring.training` and `evaluation.sampling` parts count.
@@ -54,12 +57,24 @@ def train_dpo(
     """
     inputs = {"adapter": adapter, "records": records, "prompts": prompts, **({"clean": clean} if clean else {})}
     settings = recipe.settings("model", "training", "scoring", "evaluation")
-    with step_folder(output, "adapter", settings=settings, inputs=inputs) as folder, quiet_libraries():
-        pairs = make_pairs(recipe, adapter=adapter, records=records, prompts=prompts)
+    with (ranks.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
+          quiet_libraries()):
+        pairs = ranks.from_first(lambda: _pairs_of_run(
+            folder, lambda: make_pairs(recipe, adapter=adapter, records=records, prompts=prompts)))
         folder.counts.update({kind: sum(pair.source == kind for pair in pairs) for kind in ("rewrite", "sampled")})
-        write_jsonl(folder / "pairs.jsonl", (pair.as_record() for pair in pairs))
         folder.result.update(_train(recipe, adapter, pairs, clean_texts(clean), folder), pairs=dict(folder.counts))
         return folder.result
+
+
+def _pairs_of_run(folder: StepFolder, make: Callable[[], list[Pair]]) -> list[Pair]:
+    """The pairs that an interrupted run left in its folder, or new ones."""
+    kept, unfinished = folder / "pairs.jsonl", folder / "pairs.part"
+    if kept.exists():
+        return [Pair(**record) for record in read_jsonl(kept)]
+    pairs = make()
+    write_jsonl(unfinished, (pair.as_record() for pair in pairs))
+    unfinished.rename(kept)
+    return pairs
 
 
 def make_pairs(recipe: Recipe, *, adapter: Path, records: Path, prompts: Path) -> list[Pair]:
@@ -105,9 +120,9 @@ def _train(
     clean = tokenize(tokenizer, passages, dpo.max_length) if dpo.clean_weight else []
     trainer = make_trainer(model, tokenizer, pair_rows(tokenizer, pairs, dpo.max_length), dpo, clean=clean,
                            seed=recipe.seed, work=folder / "work")
-    outcome = run_training(trainer, "DPO", folder / "metrics.jsonl", remedy=_NAN_REMEDY)
-    save_adapter(model, tokenizer, read_base_source(adapter), folder.path)
-    return outcome
+    return run_training(trainer, "DPO", folder / "metrics.jsonl", remedy=_NAN_REMEDY,
+                        minutes=recipe.training.checkpoint_minutes,
+                        save=lambda: save_adapter(model, tokenizer, read_base_source(adapter), folder.path))
 
 
 def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int) -> list[dict[str, Any]]:
@@ -160,8 +175,9 @@ class _PairTrainer(LikeLengthBatches, DPOTrainer):  # type: ignore[misc]
     def _clean_loss(self, model: Any) -> torch.Tensor:
         """Mean negative log-likelihood of the next clean passages, a quarter as many as there are pairs a step."""
         count = max(1, self.args.per_device_train_batch_size // 4)
-        rows = [self._clean[(self._next_clean + step) % len(self._clean)]["input_ids"] for step in range(count)]
-        self._next_clean += count
+        first = self._next_clean + count * ranks.rank()  # each process reads its own
+        rows = [self._clean[(first + step) % len(self._clean)]["input_ids"] for step in range(count)]
+        self._next_clean += count * ranks.count()
         width = max(map(len, rows))
         padded = torch.tensor([ids + [self._tokenizer.pad_token_id] * (width - len(ids)) for ids in rows])
         mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows])

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import Trainer
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype
 from llm_detox.recipe import DpoSection, SftSection
+from llm_detox.training import ranks
+from llm_detox.training.checkpoints import Checkpoints
 from llm_detox.training.watch import Watch
+
+# How the writers of safetensors and PyTorch tell that a file could not be written; they pass no error number on.
+_WRITE_FAILURES = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed",
+                   "unexpected pos")
 
 
 def common_arguments(section: SftSection | DpoSection, *, steps_of: int, seed: int, work: Path) -> dict[str, Any]:
-    """Arguments of every Trainer: all logging through `Watch`, no files of its own, fixed seeds.
+    """Arguments of every Trainer: all logging through `Watch`, all saving through `Checkpoints`, fixed seeds.
 
     Args:
         section: learning rate, schedule, batch size and epochs.
         steps_of: rows in the data set, from which the warm-up steps follow.
         seed: for the order of the data, dropout and fresh weights.
-        work: a folder the Trainer may use; it is removed after the run.
+        work: a folder the Trainer may use; it holds the checkpoints and is removed after the run.
+
+    Raises:
+        DetoxError: there is no row, or a batch cannot be dealt out to the processes.
     """
+    if not steps_of:
+        raise DetoxError("no row of two tokens or more is left to train on", place="training",
+                         remedy="give longer texts, or raise max_length of this step")
     steps = math.ceil(steps_of / section.batch_size) * section.epochs
     return {
         "output_dir": str(work), "seed": seed, "data_seed": seed, "learning_rate": section.learning_rate,
-        "per_device_train_batch_size": section.batch_size, "num_train_epochs": section.epochs,
+        "per_device_train_batch_size": ranks.share_of_batch(section.batch_size),
+        "num_train_epochs": section.epochs,
         "lr_scheduler_type": section.lr_scheduler, "warmup_steps": math.floor(section.warmup_ratio * steps),
         "max_grad_norm": section.max_grad_norm, "bf16": compute_dtype() is torch.bfloat16,
         "gradient_checkpointing": False, "logging_steps": 1, "logging_nan_inf_filter": False, "save_strategy": "no",
@@ -38,23 +55,61 @@ def common_arguments(section: SftSection | DpoSection, *, steps_of: int, seed: i
     }
 
 
-def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: str) -> dict[str, Any]:
-    """Train, watched; returns steps, losses, tokens, seconds and the rate.
+def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: str, minutes: float,
+                 save: Callable[[], None]) -> dict[str, Any]:
+    """Train, watched, from the last checkpoint in the trainer's folder on; returns the figures of `summary`.
+
+    Args:
+        trainer: its `output_dir` keeps the last checkpoint when the run fails, and is removed when it ends well.
+        description: what is trained, for the display and in errors.
+        metrics: the file that every step is written to.
+        remedy: what helps when the loss is no number.
+        minutes: between two checkpoints.
+        save: writes the outcome; the checkpoints stay until it has.
 
     Raises:
-        DetoxError: the loss became NaN or infinite, or memory ran out.
+        DetoxError: the loss or its gradient became NaN or infinite, a batch taught nothing, memory ran out or the
+            disk is full.
     """
+    checkpoints = Checkpoints(trainer, minutes)
     watch = Watch(description, metrics, remedy=remedy)
     watch.attach(trainer)
+    trainer.add_callback(checkpoints)
     try:
-        trainer.train()
-    except torch.OutOfMemoryError as error:
-        raise DetoxError("the accelerator's memory is full", place=description,
-                         remedy="lower the batch_size or max_length of this step, or set quantization: nf4") from error
+        with _clear_failures(description, checkpoints):
+            trainer.train(resume_from_checkpoint=checkpoints.resume())
+            if ranks.is_first():
+                save()
     finally:
         watch.close()
-        shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)
-    return summary(metrics)
+    if ranks.is_first():
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    return ranks.from_first(lambda: summary(metrics))
+
+
+@contextmanager
+def _clear_failures(description: str, checkpoints: Checkpoints) -> Iterator[None]:
+    """A machine that is too small, in words that help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, SafetensorError, OSError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            where = "the accelerator's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
+            raise DetoxError(f"{where} is full", place=description, remedy="lower the batch_size or max_length of this "
+                             "step, or set training.quantization: nf4") from error
+        if not _is_full_disk(error):
+            raise
+        checkpoints.drop_unfinished()
+        last = checkpoints.last()
+        kept = f"; it goes on behind {last.name.replace('-', ' ')}" if last else ""
+        raise DetoxError("the disk is full, a file could not be written", place=str(checkpoints.folder),
+                         remedy=f"free some space and give the same command again{kept}") from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return any(words in str(error) for words in _WRITE_FAILURES)
 
 
 def summary(metrics: Path) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from llm_detox.folders import StepFolder, step_folder
+from llm_detox.folders import StepFolder
 from llm_detox.recipe import Recipe, SftSection
 from llm_detox.training.batches import LikeLengthBatches
 from llm_detox.training.lora import adapters_in_float32, load_training_base, new_adapter, portable_base, save_adapter
 from llm_detox.training.output_layer import score_labels_only
 from llm_detox.training.quiet import quiet_libraries
+from llm_detox.training.ranks import shared_step_folder
 from llm_detox.training.run import common_arguments, run_training
 from llm_detox.training.texts import clean_texts, tokenize, training_texts
 
@@ -24,7 +25,7 @@ _NAN_REMEDY = "lower training.sft.learning_rate or training.sft.max_grad_norm, a
 
 
 def train_sft(recipe: Recipe, *, texts: Path, clean: Path | None, output: Path) -> dict[str, Any]:
-    """Tune the recipe's model on the texts and write a LoRA adapter folder.
+    """Tune the recipe's model on the texts and write a LoRA adapter folder; a killed run goes on where it was.
 
     Args:
         recipe: its `model` and `training` sections count.
@@ -42,7 +43,8 @@ def train_sft(recipe: Recipe, *, texts: Path, clean: Path | None, output: Path) 
     passages = clean_texts(clean)
     inputs = {"texts": texts, **({"clean": clean} if clean else {})}
     settings = recipe.settings("model", "training")
-    with step_folder(output, "adapter", settings=settings, inputs=inputs) as folder, quiet_libraries():
+    with (shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
+          quiet_libraries()):
         folder.counts.update(counts, clean=len(passages))
         folder.result.update(_train(recipe, comments, passages, folder), **folder.counts)
         return folder.result
@@ -54,9 +56,9 @@ def _train(recipe: Recipe, comments: list[str], passages: list[str], folder: Ste
     rows = tokenize(tokenizer, comments, sft.max_length) + tokenize(tokenizer, passages, sft.max_length)
     model = new_adapter(load_training_base(base, recipe.training), recipe.training, recipe.seed)
     trainer = make_trainer(model, tokenizer, rows, sft, seed=recipe.seed, work=folder / "work")
-    outcome = run_training(trainer, "SFT", folder / "metrics.jsonl", remedy=_NAN_REMEDY)
-    save_adapter(model, tokenizer, base, folder.path)
-    return outcome
+    return run_training(trainer, "SFT", folder / "metrics.jsonl", remedy=_NAN_REMEDY,
+                        minutes=recipe.training.checkpoint_minutes,
+                        save=lambda: save_adapter(model, tokenizer, base, folder.path))
 
 
 class _TextTrainer(LikeLengthBatches, SFTTrainer):  # type: ignore[misc]

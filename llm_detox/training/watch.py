@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from llm_detox.errors import DetoxError
 from llm_detox.hardware import peak_memory_bytes
 from llm_detox.progress import Task, task
+from llm_detox.training import ranks
 
 _RENAMED = {"num_tokens": "tokens", "rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin",
             "rewards/chosen": "reward_chosen", "rewards/rejected": "reward_rejected"}
@@ -21,7 +22,11 @@ _KEPT = {"loss", "learning_rate", "grad_norm", "clean_loss", *_RENAMED}
 
 
 class Watch(TrainerCallback):
-    """Shows steps, loss and tokens a second, writes each logged step to `metrics.jsonl`, stops on a bad loss."""
+    """Shows steps, loss and tokens a second, writes each logged step to `metrics.jsonl`, stops on a bad loss.
+
+    A run that goes on behind a checkpoint goes on with its metrics, too: the lines of steps that were lost are
+    dropped, and the seconds count on.
+    """
 
     def __init__(self, description: str, metrics: Path, *, remedy: str) -> None:
         self.description, self.metrics, self.remedy = description, metrics, remedy
@@ -30,7 +35,7 @@ class Watch(TrainerCallback):
         self._display: Any = None
         self._task: Task | None = None
         self._started = 0.0
-        self._first_tokens: float | None = None
+        self._seconds_before = 0.0
 
     def attach(self, trainer: Trainer) -> None:
         """Join the trainer, in place of its own printing to stdout."""
@@ -39,6 +44,9 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._started = time.monotonic()
+        if not ranks.is_first():
+            return
+        self._keep_metrics_until(state.global_step)
         self._display = task(self.description, state.max_steps, "steps")
         self._task = self._display.__enter__()
         if state.global_step:
@@ -50,11 +58,13 @@ class Watch(TrainerCallback):
             return
         row = {_RENAMED.get(key, key): value for key, value in logs.items() if key in _KEPT}
         self._measure(row)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **row}) + "\n")
-        if not math.isfinite(row["loss"]):
-            raise DetoxError(f"the loss is {row['loss']} at step {state.global_step}", place=self.description,
-                             remedy=self.remedy)
+        if ranks.is_first():
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **row}) + "\n")
+        for what, name in (("loss", "loss"), ("gradient", "grad_norm")):
+            if not math.isfinite(row.get(name, 0.0)):  # before a checkpoint is made of it
+                raise DetoxError(f"the {what} is {row[name]} at step {state.global_step}", place=self.description,
+                                 remedy=self.remedy)
         self.last = row
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -71,9 +81,17 @@ class Watch(TrainerCallback):
             self._display.__exit__(None, None, None)
             self._display = None
 
+    def _keep_metrics_until(self, step: int) -> None:
+        lines = self.metrics.read_text("utf-8").splitlines() if step else []
+        kept = [line for line in lines[:step] if json.loads(line)["step"] <= step]
+        written = self.metrics.with_suffix(".part")
+        written.write_text("".join(line + "\n" for line in kept), "utf-8")
+        written.replace(self.metrics)
+        self._seconds_before = float(json.loads(kept[-1])["seconds"]) if kept else 0.0
+
     def _measure(self, row: dict[str, float]) -> None:
         tokens = row.get("tokens", 0.0)
-        seconds = time.monotonic() - self._started
+        seconds = self._seconds_before + time.monotonic() - self._started
         self.tokens_per_second = tokens / seconds if seconds > 0 else 0.0
         row["seconds"] = round(seconds, 2)
         row["tokens_per_second"] = round(self.tokens_per_second, 1)

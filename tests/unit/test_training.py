@@ -146,7 +146,6 @@ def test_a_loss_that_is_no_number_stops_and_leaves_no_output(tmp_path: Path, tin
         sft_step.train_sft(recipe, texts=texts_file(tmp_path), clean=None, output=tmp_path / "sft")
     assert "learning_rate" in (caught.value.remedy or "")
     assert not (tmp_path / "sft").exists()
-    assert not (tmp_path / ".sft.part").exists()
 
 
 def test_a_target_module_that_the_model_lacks_is_named(tmp_path: Path, tiny_llama: Path) -> None:
