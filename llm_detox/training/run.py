@@ -24,7 +24,7 @@ from llm_detox.training.watch import Watch
 
 # How the writers of safetensors and PyTorch tell that a file could not be written; they pass no error number on.
 _WRITE_FAILURES = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed",
-                   "unexpected pos")
+                   "unexpected pos", "iostream error")
 
 
 def common_arguments(section: SftSection | DpoSection, *, steps_of: int, seed: int, work: Path) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""The part of a recipe that is about training on several nodes of a cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from llm_detox.recipe_base import Positive, Section
+
+Amount = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|[KMGTPE]i?|k)?$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+
+
+class TrainJobSection(Section):
+    """A Kubeflow Trainer job in place of training in the pipeline's own pod; each node has these."""
+
+    nodes: Positive = Field(1, description="more than one: SFT and DPO run as a TrainJob with torchrun")
+    runtime: Name = Field("torch-distributed", description="a ClusterTrainingRuntime of the torch kind")
+    gpus: int = Field(1, ge=0, description="and processes; 0 trains on CPUs")
+    gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
+    cpu: Amount = "4"
+    memory: Amount = "32Gi"
+    tolerations: list[Annotated[str, Field(
+        pattern=r"^[a-zA-Z0-9./_-]+(=[a-zA-Z0-9._-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$")]] = Field(
+        ["nvidia.com/gpu:NoSchedule"], description="key, key=value or key:Effect, as kubectl writes taints")
+    node_selector: dict[str, str] = Field({}, description="labels that a node must have")
+    s3_secret: Name = Field("llm-detox-s3", description="the store's keys, as manifests/connection makes them")
+    deadline_seconds: Positive = Field(172800, description="a job that takes longer is ended")
