@@ -14,6 +14,7 @@ from llm_detox.progress import say
 
 GROUP = "serving.kserve.io"
 _SERVICES, _RUNTIMES = (GROUP, "v1beta1", "inferenceservices"), (GROUP, "v1alpha1", "servingruntimes")
+_TRAIN_JOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = (5, 30)
 _AWAY = {429, 500, 502, 503, 504}
@@ -81,16 +82,25 @@ class Cluster:
         """A ServingRuntime, or None."""
         return self._get(_RUNTIMES, name)
 
+    def train_job(self, name: str) -> Object | None:
+        """A TrainJob, or None."""
+        return self._get(_TRAIN_JOBS, name)
+
     def create(self, service: Object, *, dry_run: bool = False) -> Object:
         """Make an InferenceService.
 
         Raises:
             Conflict: it is there already.
         """
-        group, version, plural = _SERVICES
-        made: Object = self._call("create", plural, lambda **options: self._custom.create_namespaced_custom_object(
-            group, version, self.namespace, plural, service, **options), dry_run=dry_run)
-        return made
+        return self._create(_SERVICES, service, dry_run)
+
+    def create_train_job(self, job: Object, *, dry_run: bool = False) -> Object:
+        """Make a TrainJob.
+
+        Raises:
+            Conflict: it is there already.
+        """
+        return self._create(_TRAIN_JOBS, job, dry_run)
 
     def patch(self, name: str, patch: Object, *, dry_run: bool = False) -> Object:
         """Send a merge patch.
@@ -176,6 +186,12 @@ class Cluster:
             group, version, self.namespace, plural, name, **options), missing=None)
         return found
 
+    def _create(self, kind: tuple[str, str, str], thing: Object, dry_run: bool) -> Object:
+        group, version, plural = kind
+        made: Object = self._call("create", plural, lambda **options: self._custom.create_namespaced_custom_object(
+            group, version, self.namespace, plural, thing, **options), dry_run=dry_run)
+        return made
+
     def _call(self, verb: str, plural: str, call: Callable[..., Any], *, dry_run: bool = False,
               missing: Any = Ellipsis) -> Any:
         from urllib3.exceptions import HTTPError
@@ -226,6 +242,9 @@ class Cluster:
         if error.status == 404 and plural in ("inferenceservices", "servingruntimes"):
             return DetoxError("KServe is not installed in this cluster", place=self._api.configuration.host,
                               remedy="install it, or enable it in OpenShift AI (DataScienceCluster, kserve: Managed)")
+        if error.status == 404 and plural == "trainjobs":
+            return DetoxError("Kubeflow Trainer is not installed in this cluster", place=self._api.configuration.host,
+                              remedy="install it (DataScienceCluster, trainer: Managed), or --set training.job.nodes=1")
         return DetoxError(f"the cluster refuses to {verb} {plural}: {message}", place=place,
                           remedy="correct what it names" if error.status < 500 else "try again later")
 
