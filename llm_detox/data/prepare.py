@@ -6,6 +6,8 @@ there is), so a record never moves between training and evaluation when a source
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,9 +20,10 @@ from llm_detox.data.tables import column, read_table
 from llm_detox.errors import DetoxError
 from llm_detox.folders import step_folder
 from llm_detox.progress import say, track
-from llm_detox.recipe import BudgetSection, Recipe, Table, TextData
+from llm_detox.recipe import BudgetSection, Conversations, Recipe, Table, TextData
 
-_TRUE, _FALSE = {"1", "1.0", "true", "yes", "toxic"}, {"0", "0.0", "false", "no", ""}
+_TRUE, _FALSE = {"1", "1.0", "true", "yes", "toxic", "hate"}, {"0", "0.0", "false", "no", "", "nothate"}
+_FIELD = re.compile(r"\{([\w.]+)\}")
 _EVALUATION_SHARE = 0.4
 _PROMPT_KEY_WORDS = 6
 
@@ -62,14 +65,32 @@ def budget_scale(budget: BudgetSection) -> float:
 
 def _read_texts(table: Table, shorten: int | None = None) -> Iterator[tuple[Record, str]]:
     """Each record of a table with its cleaned text."""
-    path = fetch(table.source, kind="dataset")
-    for number, record in enumerate(read_table(path), start=1):
-        value = column(record, table.text_column, f"{table.source}, record {number}")
-        if not isinstance(value, str):
-            raise DetoxError(f"the column {table.text_column!r} holds no text but {value!r:.40}",
-                             place=f"{table.source}, record {number}", remedy="name the column that holds the text")
-        text = clean_text(value)
+    for number, record in enumerate(read_table(fetch(table.source, kind="dataset")), start=1):
+        text = clean_text(_string(record, table.text_column, f"{table.source}, record {number}"))
         yield record, cut_at_word(text, shorten) if shorten else text
+
+
+def _string(record: Record, name: str, place: str) -> str:
+    value = column(record, name, place)
+    if not isinstance(value, str):
+        raise DetoxError(f"the column {name!r} holds no text but {value!r:.40}", place=place,
+                         remedy="name the column that holds the text")
+    return value
+
+
+def _read_training(settings: TextData) -> Iterator[tuple[Record, str, list[str]]]:
+    """Each record with its text as the recipe puts it together, and the cleaned texts that it was made of.
+
+    What is to be answered is taken as it is: line breaks and marks belong to a request.
+    """
+    columns = _FIELD.findall(settings.template) if settings.template else [settings.text_column]
+    for number, record in enumerate(read_table(fetch(settings.source, kind="dataset")), start=1):
+        place = f"{settings.source}, record {number}"
+        raw = {name: _string(record, name, place) for name in columns}
+        parts = {name: value.strip() if settings.answer_column else clean_text(value) for name, value in raw.items()}
+        text = _FIELD.sub(lambda match, parts=parts: parts[match[1]], settings.template) if settings.template \
+            else parts[settings.text_column]
+        yield record, text, list(parts.values())
 
 
 def _sorted_by_hash(records: Iterable[Record], text_of: Callable[[Record], str], seed: int) -> list[Record]:
@@ -89,30 +110,60 @@ def _is_toxic(label: object, place: str) -> bool:
 
 def _texts(settings: TextData, count: int, seed: int, taken: set[str]) -> list[Record]:
     """Comments of the wanted length, half toxic (or as the recipe says), none of which holds an evaluation prompt."""
+    longest = sys.maxsize if settings.max_chars == "mean" else settings.max_chars
     seen: set[str] = set()
     by_label: dict[bool, list[Record]] = {True: [], False: []}
     number = 0
-    for number, (record, text) in enumerate(track(_read_texts(settings), "reading comments"), start=1):
+    for number, (record, text, parts) in enumerate(track(_read_training(settings), "reading comments"), start=1):
         key = same_text_key(text)
-        if key in seen or not settings.min_chars <= len(text) <= settings.max_chars or _prompt_key(text) in taken:
+        if key in seen or not settings.min_chars <= len(text) <= longest or any(
+                _prompt_key(part) in taken for part in (text, *parts)):
             continue
         seen.add(key)
-        toxic = None
+        place, toxic = f"{settings.source}, record {number}", None
         if settings.label_column is not None:
-            place = f"{settings.source}, record {number}"
             toxic = _is_toxic(column(record, settings.label_column, place), place)
-        by_label[bool(toxic)].append({"id": record_id(text), "text": text, "toxic": toxic})
+        answer = _string(record, settings.answer_column, place) if settings.answer_column else None
+        by_label[bool(toxic)].append(
+            {"id": record_id(text), "text": text, "toxic": toxic, **_answered(text, answer, settings.chat)})
     if not seen:
         raise DetoxError(f"none of {number} records can be used", place=settings.source,
                          remedy=f"texts of {settings.min_chars} to {settings.max_chars} characters are needed")
-    if settings.label_column is None:
-        return _sorted_by_hash(by_label[False], lambda record: record["text"], seed)[:count]
-    toxic_count = round(count * settings.toxic_share)
+    toxic_count = round(count * settings.toxic_share) if settings.label_column is not None else 0
     chosen = [
         record for toxic, size in ((True, toxic_count), (False, count - toxic_count))
         for record in _sorted_by_hash(by_label[toxic], lambda record: record["text"], seed)[:size]
     ]
+    if settings.max_chars == "mean":
+        mean = sum(len(record["text"]) for record in chosen) / len(chosen)
+        chosen = [record for record in chosen if len(record["text"]) <= mean]
+    chosen += [record for table in settings.benign for record in _benign(table, settings.chat, seen)]
+    if settings.label_column is None and not settings.benign:
+        return chosen
     return _sorted_by_hash(chosen, lambda record: record["text"], seed + 1)
+
+
+def _answered(request: str, answer: str | None, chat: bool) -> Record:
+    """The request with its answer, as training reads it."""
+    if answer is None:
+        return {}
+    if chat:
+        return {"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": answer.strip()}]}
+    return {"prompt": request, "completion": f" {answer.strip()}"}
+
+
+def _benign(table: Conversations, chat: bool, seen: set[str]) -> Iterator[Record]:
+    """Harmless conversations, in the order of their source."""
+    fresh = 0
+    for number, record in enumerate(read_table(fetch(table.source, kind="dataset")), start=1):
+        if fresh == table.count:
+            return
+        place = f"{table.source}, record {number}"
+        request, answer = (_string(record, name, place).strip() for name in (table.text_column, table.answer_column))
+        if request and answer and (key := same_text_key(request)) not in seen:
+            seen.add(key)
+            fresh += 1
+            yield {"id": record_id(request), "text": request, "toxic": False, **_answered(request, answer, chat)}
 
 
 def _prompt_key(text: str) -> str:
@@ -133,7 +184,7 @@ def _prompts(recipe: Recipe, scale: float) -> tuple[list[Record], list[Record]]:
                          remedy="give RealToxicityPrompts records, {\"prompt\": ...} lines or plain lines")
     sides: dict[bool, list[Record]] = {True: [], False: []}
     for key, record in found.items():
-        sides[hash_fraction(key, "prompts") < _EVALUATION_SHARE].append(record)
+        sides[settings.training_count == 0 or hash_fraction(key, "prompts") < _EVALUATION_SHARE].append(record)
     ordered = {side: sorted(_sorted_by_hash(records, lambda record: record["prompt"]["text"], recipe.seed),
                             key=lambda record: record["prompt"].get("toxicity", 0.0) < 0.5)
                for side, records in sides.items()}

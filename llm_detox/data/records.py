@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,7 @@ def read_jsonl(path: Path, *, required: Iterable[str] = ()) -> Iterator[Record]:
     """
     wanted = tuple(required)
     try:
-        file = path.open("rb")
+        file = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise DetoxError(f"cannot be read: {error.strerror}", place=str(path),
                          remedy="check the path and its rights") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from llm_detox.data.records import Record, read_jsonl
 from llm_detox.errors import DetoxError
 
-_SUFFIXES = (".jsonl", ".csv", ".tsv", ".txt", ".parquet")
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".tsv", ".txt", ".parquet")
 
 
 def read_table(path: Path) -> Iterator[Record]:
@@ -22,13 +22,13 @@ def read_table(path: Path) -> Iterator[Record]:
         DetoxError: no table there, an unknown format, or a line that cannot be read (with its number).
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
+        files = sorted(file for file in path.rglob("*") if file.name.endswith(_SUFFIXES))
         if not files:
             raise DetoxError("the folder holds no table", place=str(path),
                              remedy=f"give a folder with {', '.join(_SUFFIXES)} files")
         for file in files:
             yield from read_table(file)
-    elif path.suffix == ".jsonl":
+    elif path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from read_jsonl(path)
     elif path.suffix in (".csv", ".tsv"):
         yield from _read_delimited(path)

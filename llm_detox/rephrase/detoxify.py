@@ -65,7 +65,7 @@ def _outcomes(
             done -= len(chunk)
             continue
         workshop.start_afresh()
-        for outcome in workshop.chain.run([records[i] for i in chunk])[done:]:
+        for outcome in workshop.for_records(records).run([records[i] for i in chunk])[done:]:
             out.write(outcome)
             yield outcome
         out.flush()
@@ -83,7 +83,9 @@ def read_records(texts: Path) -> list[Record]:
         if not isinstance(record["text"], str):
             raise DetoxError(f"the text is a {type(record['text']).__name__}, not a string",
                              place=f"{texts}, record {number}", remedy='write it as {"text": "..."}')
-        records.append({"id": record.get("id", record_id(record["text"])), "text": record["text"]})
+        answer = {name: record[name] for name in ("toxic", "messages", "prompt", "completion") if name in record}
+        records.append({"id": record.get("id", record_id(record["text"])), "text": record["text"],
+                        **(answer if len(answer) > 1 else {})})
     if not records:
         raise DetoxError("no records to detoxify", place=str(texts), remedy='give lines such as {"text": "..."}')
     return records

@@ -34,7 +34,9 @@ class Summary:
             if value is not None:
                 histogram[min(_BINS - 1, max(0, int(value * _BINS)))] += 1
                 self._sums[name] += value
-        self._sums["perplexity_ratio"] += record["scores"]["perplexity_after"] / record["scores"]["perplexity_before"]
+        if "perplexity_after" in record["scores"]:  # a refusal has none
+            self._sums["perplexity_ratio"] += (
+                record["scores"]["perplexity_after"] / record["scores"]["perplexity_before"])
 
     def as_result(self) -> dict[str, Any]:
         """Counts, shares and, over the rewritten records, means and histograms of ten bins from 0 to 1."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from llm_detox.data.records import Record
 from llm_detox.generation.models import load_model, load_tokenizer
 from llm_detox.recipe import GeneratorSection, Recipe, SamplingSection
 from llm_detox.rephrase.acceptance import Acceptance, Bounds
@@ -22,6 +23,7 @@ from llm_detox.rephrase.paraphrase import (
     endpoint_generate,
     seq2seq_generate,
 )
+from llm_detox.rephrase.refuse import Refusals
 from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
 
 
@@ -41,6 +43,14 @@ class Workshop:
             Acceptance(self.scorer, _LateSimilarity(self), _LateFluency(self), bounds),
             keep_refused=settings.otherwise == "keep",
         )
+
+    def for_records(self, records: Sequence[Record]) -> Chain | Refusals:
+        """What works on the records: the chain, or on requests with answers the recipe's refusal."""
+        return self._refusals if "messages" in records[0] or "completion" in records[0] else self.chain
+
+    @cached_property
+    def _refusals(self) -> Refusals:
+        return Refusals(self.scorer, self._settings.toxic_threshold, self._settings.refusal)
 
     @cached_property
     def scorer(self) -> Scorer:

@@ -5,6 +5,7 @@ The reference is a frozen copy of the adapter; its log-probabilities are compute
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,17 +19,21 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from llm_detox.data.records import read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.folders import StepFolder
+from llm_detox.folders import MANIFEST, StepFolder
 from llm_detox.generation.models import load_model, load_tokenizer, read_base_source
 from llm_detox.progress import say, task
 from llm_detox.recipe import DpoSection, Recipe
 from llm_detox.training import ranks
 from llm_detox.training.batches import LikeLengthBatches
-from llm_detox.training.lora import adapters_in_float32, open_adapter, save_adapter
+from llm_detox.training.lora import adapters_in_float32, is_whole_model, open_adapter, save_adapter, save_merged
 from llm_detox.training.output_layer import score_labels_only
+from llm_detox.training.pair_tables import GIVEN, given_pairs
 from llm_detox.training.pairs import Pair, prompt_texts, rewrite_pairs, sampled_pairs
+from llm_detox.training.precision import settled
 from llm_detox.training.quiet import quiet_libraries
 from llm_detox.training.run import common_arguments, run_training
+from llm_detox.training.schedule import step_arguments
+from llm_detox.training.sft import tell_translations
 from llm_detox.training.texts import clean_texts, tokenize
 
 _NAN_REMEDY = "lower training.dpo.learning_rate or raise training.dpo.beta"
@@ -57,13 +62,30 @@ def train_dpo(
     """
     inputs = {"adapter": adapter, "records": records, "prompts": prompts, **({"clean": clean} if clean else {})}
     settings = recipe.settings("model", "training", "scoring", "evaluation")
+    if not recipe.training.dpo.enabled:
+        with ranks.shared_step_folder(output, "adapter", settings=settings, inputs=inputs) as folder:
+            return _pass_on(adapter, folder)
     with (ranks.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
           quiet_libraries()):
         pairs = ranks.from_first(lambda: _pairs_of_run(
             folder, lambda: make_pairs(recipe, adapter=adapter, records=records, prompts=prompts)))
-        folder.counts.update({kind: sum(pair.source == kind for pair in pairs) for kind in ("rewrite", "sampled")})
+        folder.counts.update(_counts(recipe, pairs))
         folder.result.update(_train(recipe, adapter, pairs, clean_texts(clean), folder), pairs=dict(folder.counts))
         return folder.result
+
+
+def _pass_on(adapter: Path, folder: StepFolder) -> dict[str, Any]:
+    """The SFT outcome is the last arm's where a recipe has no preference training."""
+    say("no preference training in this recipe (training.dpo.enabled): the SFT outcome is the last arm's")
+    if ranks.is_first():
+        shutil.copytree(adapter, folder.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    folder.result["enabled"] = False
+    return folder.result
+
+
+def _counts(recipe: Recipe, pairs: Sequence[Pair]) -> dict[str, int]:
+    kinds = ["rewrite", "sampled", *([GIVEN] if recipe.training.dpo.pairs else [])]
+    return {kind: sum(pair.source == kind for pair in pairs) for kind in kinds}
 
 
 def _pairs_of_run(folder: StepFolder, make: Callable[[], list[Pair]]) -> list[Pair]:
@@ -78,20 +100,22 @@ def _pairs_of_run(folder: StepFolder, make: Callable[[], list[Pair]]) -> list[Pa
 
 
 def make_pairs(recipe: Recipe, *, adapter: Path, records: Path, prompts: Path) -> list[Pair]:
-    """The preference pairs of a run: from the audit trail, and from samples of the adapter's model.
+    """The preference pairs of a run: from the audit trail, from sets made elsewhere, and from samples of the model.
 
     Raises:
         DetoxError: not one pair could be made.
     """
     dpo = recipe.training.dpo
     pairs = rewrite_pairs(read_jsonl(records), dpo.rewrite_pairs) if dpo.rewrite_pairs else []
-    pairs += _from_samples(recipe, adapter, prompt_texts(prompts))
+    pairs += given_pairs(dpo.pairs, load_tokenizer(adapter)) if dpo.pairs else []
+    pairs += _from_samples(recipe, adapter, prompt_texts(prompts)) if dpo.max_pairs else []
     if not pairs:
         raise DetoxError(
             f"no preference pair could be made: no continuation was {dpo.margin:g} less toxic than another",
             place=str(prompts), remedy="give more or more provoking prompts, or lower training.dpo.margin")
-    counts = {kind: sum(pair.source == kind for pair in pairs) for kind in ("rewrite", "sampled")}
-    say(f"preference pairs: {counts['rewrite']} rewrite against original, {counts['sampled']} sampled")
+    names = {"rewrite": "rewrite against original"}
+    say("preference pairs: " + ", ".join(
+        f"{count} {names.get(kind, kind)}" for kind, count in _counts(recipe, pairs).items()))
     return pairs
 
 
@@ -116,22 +140,35 @@ def _train(
 ) -> dict[str, Any]:
     dpo = recipe.training.dpo
     tokenizer = load_tokenizer(adapter)
-    model = open_adapter(adapter, recipe.training)
+    tell_translations(recipe)
+    base, whole = read_base_source(adapter), is_whole_model(adapter)
+    training = settled(recipe.training, str(adapter) if whole else base, dpo, sides=2)
+    model = open_adapter(adapter, training, recipe.seed)
     clean = tokenize(tokenizer, passages, dpo.max_length) if dpo.clean_weight else []
-    trainer = make_trainer(model, tokenizer, pair_rows(tokenizer, pairs, dpo.max_length), dpo, clean=clean,
-                           seed=recipe.seed, work=folder / "work")
+    trainer = make_trainer(
+        model, tokenizer, pair_rows(tokenizer, pairs, dpo.max_length, dpo.max_prompt_length), dpo, clean=clean,
+        seed=recipe.seed, work=folder / "work")
+
+    def save() -> None:
+        if whole:
+            save_merged(model, tokenizer, adapter, folder.path)
+        else:
+            save_adapter(model, tokenizer, base, folder.path)
+
     return run_training(trainer, "DPO", folder / "metrics.jsonl", remedy=_NAN_REMEDY,
                         minutes=recipe.training.checkpoint_minutes,
-                        save=lambda: save_adapter(model, tokenizer, read_base_source(adapter), folder.path))
+                        save=save)
 
 
-def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int) -> list[dict[str, Any]]:
+def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int,
+              max_prompt_length: int | None = None) -> list[dict[str, Any]]:
     """Token ids of each pair: `prompt_ids`, `chosen_ids`, `rejected_ids`, and the `length` of the longer side.
 
-    No end-of-text token is put behind a completion, unlike TRL's own preparation: a sampled continuation is cut
-    off at its 20 tokens, and a likelihood term would teach the model to stop there. A prompt keeps its last
-    `max_length // 2` tokens (TRL 1 has no `max_prompt_length`).
+    An end-of-text token is put behind whole answers alone, unlike TRL's own preparation: a sampled continuation is
+    cut off at its 20 tokens, and a likelihood term would teach the model to stop there. A prompt keeps its last
+    `max_prompt_length` tokens, or half of `max_length` (TRL 1 cuts no prompts).
     """
+    keep = max_prompt_length or max_length // 2
     rows = []
     for pair in pairs:
         both = tokenizer([pair.prompt + pair.chosen, pair.prompt + pair.rejected])["input_ids"]
@@ -139,8 +176,9 @@ def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_len
         shared = 0
         while shared < min(map(len, (alone, *both))) and alone[shared] == both[0][shared] == both[1][shared]:
             shared += 1
-        prompt = alone[:shared][-(max_length // 2):]
-        chosen, rejected = (ids[shared:][: max_length - len(prompt)] for ids in both)
+        prompt = alone[:shared][-keep:]
+        end = [tokenizer.eos_token_id] if pair.ends and tokenizer.eos_token_id is not None else []
+        chosen, rejected = ((ids[shared:] + end)[: max_length - len(prompt)] for ids in both)
         if prompt and chosen and rejected:
             rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected,
                          "length": len(prompt) + max(len(chosen), len(rejected))})
@@ -203,7 +241,8 @@ def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: lis
     if dpo.likelihood_weight:
         losses, weights = [*losses, "sft"], [*weights, dpo.likelihood_weight]
     arguments = DPOConfig(
-        **common_arguments(dpo, steps_of=len(rows), seed=seed, work=work), max_length=dpo.max_length, beta=dpo.beta,
+        **(common_arguments(dpo, steps_of=len(rows), seed=seed, work=work) | step_arguments(dpo, len(rows))),
+        max_length=dpo.max_length, beta=dpo.beta,
         loss_type=losses, loss_weights=weights, precompute_ref_log_probs=True,
         precompute_ref_batch_size=2 * dpo.batch_size)
     with adapters_in_float32(model):

@@ -1,10 +1,12 @@
-"""The model under training: a frozen base, 4-bit where the recipe says so, with LoRA adapters (QLoRA, Dettmers 2023).
+"""The model under training: a frozen base, quantised where the recipe says so, with LoRA adapters (QLoRA, Dettmers
+2023), or the whole model. What comes out is merged into a base in the precision that it is stored in, never 4-bit.
 
 Products run in bfloat16 on a GPU and in float32 on a CPU, where bfloat16 ones are two orders slower.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import (
+    BASE_SOURCE_FILE,
     compute_dtype,
     device,
     load_model,
@@ -31,17 +34,25 @@ REFERENCE_ADAPTER = "ref"
 
 
 def load_training_base(source: str, training: TrainingSection) -> PreTrainedModel:
-    """The frozen base of a training run, in nf4 (compute type of the device) or unquantised."""
+    """The frozen base of a training run, in nf4 or int8 (compute type of the device) or unquantised."""
     options: dict[str, Any] = {}
-    if training.quantization == "nf4":
-        options = {
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=training.double_quantization,
-                bnb_4bit_compute_dtype=compute_dtype()),
-            "device_map": {"": device().type},
-        }
+    if training.quantization != "none":
+        how = {"load_in_8bit": True} if training.quantization == "int8" else {
+            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute_dtype(),
+            "bnb_4bit_use_double_quant": training.double_quantization}
+        options = {"quantization_config": BitsAndBytesConfig(**how), "device_map": {"": device().type}}
     model = load_model(source, **options)
     model.config.use_cache = False
+    return model
+
+
+def load_for_full_training(source: str, seed: int) -> PreTrainedModel:
+    """The model with every weight trainable, in float32: bfloat16 ones lose small updates."""
+    set_seed(seed)
+    model = load_model(source, dtype=torch.float32)
+    model.config.use_cache = False
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
     return model
 
 
@@ -55,26 +66,38 @@ def new_adapter(model: PreTrainedModel, training: TrainingSection, seed: int) ->
     lora = training.lora
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules,
-        task_type="CAUSAL_LM")
+        bias=lora.bias, task_type="CAUSAL_LM")
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         raise DetoxError(f"no LoRA adapter can be put on this model: {error}", place="training.lora.target_modules",
                          remedy=f"choose among {', '.join(sorted(names))}, or all-linear") from error
+    if not any(name.endswith(".bias") for name, part in adapted.named_parameters() if part.requires_grad):
+        adapted.peft_config["default"].bias = "none"  # as in a Llama: then the adapter can be merged by all readers
+    return adapted  # type: ignore[return-value]
 
 
-def open_adapter(folder: Path, training: TrainingSection) -> PeftModel:
-    """The base of a finished adapter folder, quantised as the recipe says, with the adapter trainable on it.
+def open_adapter(folder: Path, training: TrainingSection, seed: int = 0) -> PeftModel:
+    """The base of a finished training folder, quantised as the recipe says, with its adapter trainable on it.
+
+    A fully trained model gets a fresh adapter, which changes nothing yet.
 
     Raises:
-        DetoxError: `folder` is not an adapter folder.
+        DetoxError: `folder` is not of a training step.
     """
+    if is_whole_model(folder):
+        return new_adapter(load_training_base(str(folder), training), training, seed)
     if not (folder / "adapter_config.json").exists():
         raise DetoxError("no adapter_config.json: this is not an adapter folder", place=str(folder),
                          remedy="give the folder that `llm-detox sft` wrote")
     base = load_training_base(read_base_source(folder), training)
     return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+
+
+def is_whole_model(folder: Path) -> bool:
+    """Whether a training step wrote a whole model there, and no adapter."""
+    return (folder / BASE_SOURCE_FILE).exists() and not (folder / "adapter_config.json").exists()
 
 
 @contextmanager
@@ -92,11 +115,36 @@ def adapters_in_float32(model: PeftModel) -> Iterator[None]:
 
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base_source: str, folder: Path) -> None:
     """Write the adapter named "default", the tokenizer and the note of the base into the folder."""
-    model.save_pretrained(str(folder), selected_adapters=["default"])
+    model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the report writes the real one
     shutil.rmtree(folder / REFERENCE_ADAPTER, ignore_errors=True)
     tokenizer.save_pretrained(folder)
     write_base_source(folder, base_source)
+
+
+def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_source: str, folder: Path) -> None:
+    """Write a fully trained model in the precision of its base, the tokenizer and the note of the base."""
+    config = json.loads((model_folder(base_source) / "config.json").read_text("utf-8"))
+    model.to(getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16"))
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_base_source(folder, base_source)
+
+
+def save_merged(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: Path, folder: Path) -> None:
+    """Write the whole model of a step folder with a further adapter merged in: no later step has to find the former."""
+    from llm_detox.export.merge import write_weights
+
+    adapter = folder / "adapter"
+    model.save_pretrained(str(adapter), selected_adapters=["default"], save_embedding_layers=False)
+    write_weights(base, [adapter], folder)
+    shutil.rmtree(adapter)
+    for name in ("config.json", "generation_config.json"):
+        if (base / name).exists():
+            shutil.copyfile(base / name, folder / name)
+    tokenizer.save_pretrained(folder)
+    write_base_source(folder, read_base_source(base))
 
 
 def portable_base(recipe: Recipe) -> tuple[str, PreTrainedTokenizerBase]:

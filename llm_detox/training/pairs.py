@@ -21,13 +21,17 @@ _LEAST_CHOSEN_CHARS = 12  # an (almost) empty continuation is harmless, but not 
 
 @dataclass(frozen=True)
 class Pair:
-    """`prompt + chosen` is to be preferred to `prompt + rejected`; `margin` is how much less toxic it is."""
+    """`prompt + chosen` is to be preferred to `prompt + rejected`; `margin` is how much less toxic it is.
+
+    `ends`: both are whole answers, behind which the text ends; a sampled continuation was cut off instead.
+    """
 
     prompt: str
     chosen: str
     rejected: str
     margin: float
     source: str
+    ends: bool = False
 
     def as_record(self) -> Record:
         return asdict(self)
@@ -43,8 +47,14 @@ def rewrite_pairs(records: Iterable[Record], limit: int) -> list[Pair]:
         records: with `text`, `original` and `action`; only rewritten ones count.
         limit: at most so many, those whose toxicity falls most.
     """
-    pairs = [pair for record in records if record.get("action") == "rewritten" and (pair := _rewrite_pair(record))]
+    rewritten = (record for record in records if record.get("action") == "rewritten" and not is_answer(record))
+    pairs = [pair for record in rewritten if (pair := _rewrite_pair(record))]
     return sorted(pairs, key=lambda pair: -pair.margin)[:limit]
+
+
+def is_answer(record: Record) -> bool:
+    """Whether the record's text is an answer, whose request stands in other fields."""
+    return "messages" in record or "completion" in record
 
 
 def _rewrite_pair(record: Record) -> Pair | None:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: TRL's SFTTrainer on a QLoRA base, for raw and for detoxified text alike."""
+"""Supervised fine-tuning: LoRA on a (quantised) base or the whole model, for raw and for detoxified text alike."""
 
 from __future__ import annotations
 
@@ -7,19 +7,32 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from llm_detox.data.records import Record
 from llm_detox.folders import StepFolder
+from llm_detox.progress import say
 from llm_detox.recipe import Recipe, SftSection
-from llm_detox.training.batches import LikeLengthBatches
-from llm_detox.training.lora import adapters_in_float32, load_training_base, new_adapter, portable_base, save_adapter
+from llm_detox.training.lora import (
+    adapters_in_float32,
+    load_for_full_training,
+    load_training_base,
+    new_adapter,
+    portable_base,
+    save_adapter,
+    save_whole,
+)
 from llm_detox.training.output_layer import score_labels_only
+from llm_detox.training.packing import PackedRows, pack
+from llm_detox.training.precision import settled
 from llm_detox.training.quiet import quiet_libraries
 from llm_detox.training.ranks import shared_step_folder
 from llm_detox.training.run import common_arguments, run_training
-from llm_detox.training.texts import clean_texts, tokenize, training_texts
+from llm_detox.training.schedule import step_arguments
+from llm_detox.training.sft_trainers import TextTrainer, WholeLogitsTrainer, adapts_output_layer
+from llm_detox.training.texts import clean_texts, encode, tokenize, training_texts
 
 _NAN_REMEDY = "lower training.sft.learning_rate or training.sft.max_grad_norm, and look for odd records in the data"
 
@@ -50,28 +63,44 @@ def train_sft(recipe: Recipe, *, texts: Path, clean: Path | None, output: Path) 
         return folder.result
 
 
-def _train(recipe: Recipe, comments: list[str], passages: list[str], folder: StepFolder) -> dict[str, Any]:
+def tell_translations(recipe: Recipe) -> None:
+    """Say where the recipe departs from its published source, and why."""
+    for one in recipe.translations:
+        say(f"the source has {one.source}; here {one.here}: {one.reason}")
+
+
+def _train(recipe: Recipe, comments: list[Record], passages: list[str], folder: StepFolder) -> dict[str, Any]:
     base, tokenizer = portable_base(recipe)
     sft = recipe.training.sft
-    rows = tokenize(tokenizer, comments, sft.max_length) + tokenize(tokenizer, passages, sft.max_length)
-    model = new_adapter(load_training_base(base, recipe.training), recipe.training, recipe.seed)
+    rows = encode(tokenizer, comments, sft.max_length, completion_only=sft.completion_only)
+    rows += tokenize(tokenizer, passages, sft.max_length)
+    rows = pack(rows, sft.max_length) if sft.packing else rows
+    tell_translations(recipe)
+    model: Any
+    if sft.method == "full":
+        model, save = load_for_full_training(base, recipe.seed), save_whole
+    else:
+        training = settled(recipe.training, base, sft)
+        model, save = new_adapter(load_training_base(base, training), training, recipe.seed), save_adapter
     trainer = make_trainer(model, tokenizer, rows, sft, seed=recipe.seed, work=folder / "work")
     return run_training(trainer, "SFT", folder / "metrics.jsonl", remedy=_NAN_REMEDY,
                         minutes=recipe.training.checkpoint_minutes,
-                        save=lambda: save_adapter(model, tokenizer, base, folder.path))
+                        save=lambda: save(model, tokenizer, base, folder.path))
 
 
-class _TextTrainer(LikeLengthBatches, SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer with batches of like length."""
-
-
-def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], sft: SftSection, *,
-                 seed: int, work: Path) -> SFTTrainer:
-    """TRL's trainer for token rows (`tokenize`). Sequences of like length share a batch, so little is padding."""
-    arguments = SFTConfig(
-        **common_arguments(sft, steps_of=len(rows), seed=seed, work=work), max_length=sft.max_length)
+def make_trainer(model: PeftModel | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]],
+                 sft: SftSection, *, seed: int, work: Path) -> Trainer:
+    """The trainer for token rows (`encode`, `pack`). Sequences of like length share a batch: little is padding."""
+    arguments = SFTConfig(**(common_arguments(sft, steps_of=len(rows), seed=seed, work=work)
+                             | step_arguments(sft, len(rows))),
+                          max_length=sft.max_length, dataset_kwargs={"skip_prepare_dataset": True})
+    pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "model": model, "args": arguments, "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer,
+        "data_collator": PackedRows(pad) if sft.packing else DataCollatorForLanguageModeling(pad)}
+    if adapts_output_layer(model):
+        return WholeLogitsTrainer(**options)
     with adapters_in_float32(model):
-        trainer = _TextTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows),
-                               processing_class=tokenizer)
+        trainer = TextTrainer(**options)
     score_labels_only(model)
     return trainer

@@ -1,4 +1,7 @@
-"""What SFT reads: comments (labelled, or with detoxify's audit trail) and clean passages, as token ids."""
+"""What training reads: texts, prompts with completions and conversations, as token ids with the labels to learn.
+
+A text is learned whole; of a prompt with a completion, and of a conversation, the model's part alone.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,66 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llm_detox.data.records import read_jsonl
+from llm_detox.data.records import Record, read_jsonl
 from llm_detox.errors import DetoxError
 
+IGNORED = -100
 
-def training_texts(path: Path) -> tuple[list[str], dict[str, int]]:
-    """The texts to train on and how many records were left out; a record that detoxify dropped is not trained on.
+
+def training_texts(path: Path) -> tuple[list[Record], dict[str, int]]:
+    """The records to train on and how many were left out; a record that detoxify dropped is not trained on.
+
+    Args:
+        path: JSON lines. What a record holds decides how it is read: `messages` (a list of `role` and `content`), or
+            `prompt` and `completion` (texts, or lists of messages), or `text`.
+
+    Returns:
+        records with `messages`, with `prompt` and `completion` as texts, or with `text` alone.
 
     Raises:
-        DetoxError: the file cannot be read, or nothing is left to train on.
+        DetoxError: the file cannot be read, a record is none of these, or nothing is left to train on.
     """
-    texts: list[str] = []
+    found: list[Record] = []
     counts = {"texts": 0, "dropped": 0, "empty": 0}
-    for record in read_jsonl(path, required=["text"]):
+    for number, record in enumerate(read_jsonl(path), start=1):
         if record.get("action") == "dropped":
             counts["dropped"] += 1
-        elif not isinstance(record["text"], str) or not record["text"].strip():
+        elif (example := _example(record, f"{path}, record {number}")) is None:
             counts["empty"] += 1
         else:
-            texts.append(record["text"].strip())
-    counts["texts"] = len(texts)
-    if not texts:
+            found.append(example)
+    counts["texts"] = len(found)
+    if not found:
         left_out = f" ({counts['dropped']} dropped, {counts['empty']} empty)" if sum(counts.values()) else ""
         raise DetoxError(f"no text to train on{left_out}", place=str(path),
                          remedy="give more records, or loosen detoxify's acceptance (detoxify.accept_*)")
-    return texts, counts
+    return found, counts
+
+
+def _example(record: Record, place: str) -> Record | None:
+    """The part of a record that is trained on; None where it is empty."""
+    prompt, completion = record.get("prompt"), record.get("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        record = {"messages": [*prompt, *completion]}
+    if "messages" in record:
+        return _conversation(record["messages"], place)
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return {"prompt": prompt, "completion": completion} if completion.strip() else None
+    if "text" not in record:
+        raise DetoxError("the record has neither `text`, nor `prompt` and `completion`, nor `messages`", place=place,
+                         remedy=f"fields here: {', '.join(map(str, record)) or 'none'}")
+    text = record["text"]
+    return {"text": text.strip()} if isinstance(text, str) and text.strip() else None
+
+
+def _conversation(messages: Any, place: str) -> Record | None:
+    if not isinstance(messages, list) or not all(
+            isinstance(one, dict) and isinstance(one.get("content"), str) and isinstance(one.get("role"), str)
+            for one in messages):
+        raise DetoxError("`messages` is no list of messages", place=place,
+                         remedy='a message is {"role": "user", "content": "..."}')
+    answered = any(one["role"] == "assistant" and one["content"].strip() for one in messages)
+    return {"messages": messages} if answered else None
 
 
 def clean_texts(path: Path | None) -> list[str]:
@@ -43,19 +81,75 @@ def clean_texts(path: Path | None) -> list[str]:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[dict[str, Any]]:
-    """Token ids of each text with an end-of-text token, cut to `max_length`; a cut text keeps no end.
+    """`encode` for plain texts."""
+    return encode(tokenizer, [{"text": text} for text in texts], max_length)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record], max_length: int, *,
+           completion_only: bool = True) -> list[dict[str, Any]]:
+    """Token ids and labels of records of `training_texts`, cut to `max_length`.
+
+    A text and a completion get an end-of-text token (a conversation has its template's), which a cut one loses.
+
+    Args:
+        completion_only: learn completions and answers alone; otherwise everything.
 
     Returns:
-        For each text `{"input_ids": ids, "length": len(ids)}`; texts of fewer than two tokens teach nothing and
-        are left out.
+        For each example `{"input_ids": ids, "labels": ids or -100, "length": len(ids)}`; those that teach nothing
+        (fewer than two tokens, a completion that was cut off) are left out.
+
+    Raises:
+        DetoxError: a conversation for a tokenizer without a chat template, or with one that cannot be followed.
     """
-    if not texts:
-        return []
     rows = []
-    for ids in tokenizer(list(texts))["input_ids"]:
-        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-            ids = [*ids, tokenizer.eos_token_id]
-        ids = ids[:max_length]
-        if len(ids) > 1:
-            rows.append({"input_ids": ids, "length": len(ids)})
+    for example in examples:
+        text, learned, chat = _rendered(tokenizer, example)
+        encoded = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
+        ids: list[int] = list(encoded["input_ids"])  # type: ignore[call-overload]
+        spans: list[tuple[int, int]] = list(encoded["offset_mapping"])  # type: ignore[call-overload]
+        whole = learned is None or not completion_only
+        # A token that begins in the prompt and ends in the completion belongs to the completion.
+        labels = ids[:] if whole else [
+            token if any(start < end <= stop and end > first for first, stop in learned or ()) else IGNORED
+            for token, (start, end) in zip(ids, spans, strict=True)]
+        if not chat and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+            ids.append(tokenizer.eos_token_id)
+            labels.append(tokenizer.eos_token_id)
+        ids, labels = ids[:max_length], labels[:max_length]
+        if any(label != IGNORED for label in labels[1:]):
+            rows.append({"input_ids": ids, "labels": labels, "length": len(ids)})
     return rows
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, example: Record) -> tuple[str, list[tuple[int, int]] | None, bool]:
+    """The text, the spans of characters to learn (None: all of it), and whether a chat template made it."""
+    if "messages" in example:
+        return *render_chat(tokenizer, example["messages"]), True
+    if "completion" in example:
+        text = example["prompt"] + example["completion"]
+        return text, [(len(example["prompt"]), len(text))], False
+    return example["text"], None, False
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Record]) -> tuple[str, list[tuple[int, int]]]:
+    """A conversation in the tokenizer's chat template, and the spans of characters that the model says.
+
+    Raises:
+        DetoxError: there is no template, or it changes what came before when a message is added.
+    """
+    if not tokenizer.chat_template:
+        raise DetoxError("the tokenizer has no chat template, and the text is a conversation", place="model.source",
+                         remedy="take a chat model, or give prompts and completions as texts (data.texts.chat: false)")
+
+    def rendered(part: list[Record], turn: bool) -> str:
+        return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=turn))
+
+    whole, spans = rendered(messages, False), []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, behind = rendered(messages[:number], True), rendered(messages[: number + 1], False)
+            if not (whole.startswith(behind) and behind.startswith(before)):
+                raise DetoxError("the chat template changes earlier messages, so the answers cannot be found in it",
+                                 place="model.source", remedy="set training.sft.completion_only: false")
+            spans.append((len(before), len(behind)))
+    return whole, spans

@@ -1,0 +1,85 @@
+"""The part of a recipe that is about training: LoRA, SFT, DPO."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llm_detox.recipe_base import Positive, Section, Share, Source
+
+
+class LoraSection(Section):
+    r: Positive = 16
+    alpha: Positive = 32
+    dropout: Share = 0.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    bias: Literal["none", "lora_only"] = Field("none", description="lora_only: the biases of the target modules too")
+
+
+class OptimisationSection(Section):
+    """What SFT and DPO set alike."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0)] = 1
+    max_steps: Positive | None = Field(None, description="in place of epochs")
+    batch_size: Positive = 8
+    accumulation: Positive = Field(1, description="batches to one step")
+    max_length: Positive = 128
+    warmup_ratio: Share
+    warmup_steps: int | None = Field(None, ge=0, description="in place of warmup_ratio")
+    lr_scheduler: str = "cosine"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
+    gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
+
+
+class SftSection(OptimisationSection):
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    warmup_ratio: Share = 0.03
+    method: Literal["lora", "full"] = Field("lora", description="full: every weight, unquantised")
+    packing: bool = Field(False, description="several texts to a row of max_length, none of which sees another")
+    completion_only: bool = Field(True, description="of texts with a prompt, learn the completion alone")
+
+
+class PairTable(Section):
+    """A preference set: `prompt`, and the answers that are preferred and refused."""
+
+    source: Source
+    prompt_column: str | None = Field(
+        "prompt", description="None: the conversation that both begin with, up to their last answer")
+    chosen_column: str = "chosen"
+    rejected_column: str = "rejected"
+    count: Positive = Field(1000, description="at most so many")
+
+
+class DpoSection(OptimisationSection):
+    enabled: bool = Field(True, description="false: no preference training, the SFT adapter is the last arm")
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    max_prompt_length: Positive | None = Field(
+        None, description="tokens of a prompt's end that are kept; None: half of max_length")
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    warmup_ratio: Share = 0.1
+    loss: Annotated[str, Field(min_length=1)] = Field("sigmoid", description="a preference loss that TRL knows by name")
+    likelihood_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the chosen text's likelihood (RPO)")
+    clean_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the likelihood of clean text, where clean text is given")
+    pairs_per_prompt: Positive = Field(1, description="sampled pairs from one prompt, at most")
+    samples_per_prompt: Positive = 8
+    margin: Share = Field(0.3, description="least difference of toxicity between rejected and chosen")
+    max_pairs: int = Field(200, ge=0, description="at most so many sampled pairs")
+    rewrite_pairs: int = Field(60, ge=0, description="at most so many pairs rewrite against original")
+    pairs: list[PairTable] = Field([], description="preference sets made elsewhere")
+
+
+class TrainingSection(Section):
+    quantization: Literal["nf4", "int8", "none"] = Field("nf4", description="of the frozen base under LoRA")
+    double_quantization: bool = True
+    precision: Literal["bf16", "auto"] = Field(
+        "bf16", description="products in bfloat16 (on CPUs float32); auto: and no quantisation where the memory allows")
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="between two checkpoints: what a kill costs at most; 0 saves after every step")
+    lora: LoraSection = LoraSection()
+    sft: SftSection = SftSection()
+    dpo: DpoSection = DpoSection()
