@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llm_detox.recipe_base import Positive, Section, Share, Source
+from llm_detox.recipe_nodes import TrainJobSection
 
 
 class LoraSection(Section):
@@ -80,6 +81,7 @@ class TrainingSection(Section):
         "bf16", description="products in bfloat16 (on CPUs float32); auto: and no quantisation where the memory allows")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         5.0, description="between two checkpoints: what a kill costs at most; 0 saves after every step")
+    job: TrainJobSection = TrainJobSection()
     lora: LoraSection = LoraSection()
     sft: SftSection = SftSection()
     dpo: DpoSection = DpoSection()

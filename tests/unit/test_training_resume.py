@@ -143,7 +143,14 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
 
 def test_memory_that_runs_out_is_said_with_what_to_change(
         tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft_step._TextTrainer, "compute_loss", lambda *_, **__: torch.empty(2**50))
+    made = sft_step.make_trainer
+
+    def hungry(*arguments: Any, **options: Any) -> Any:
+        trainer: Any = made(*arguments, **options)
+        trainer.compute_loss = lambda *_, **__: torch.empty(2**50)
+        return trainer
+
+    monkeypatch.setattr(sft_step, "make_trainer", hungry)
     with pytest.raises(DetoxError, match="memory is full") as caught:
         sft_step.train_sft(recipe, texts=texts_file(tmp_path), clean=None, output=tmp_path / "sft")
     assert "batch_size" in (caught.value.remedy or "")
