@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from llm_detox.recipe_base import Positive, Section, Share, Source
+from llm_detox.recipe_chat import JudgeSection, StopHateSection
 from llm_detox.recipe_training import DpoSection as DpoSection
 from llm_detox.recipe_training import LoraSection as LoraSection
 from llm_detox.recipe_training import SftSection as SftSection
@@ -258,6 +259,7 @@ class EvaluationSection(Section):
         None, description="independent judge of fluency; None, or not installed: the base")
     clean_prompts: Positive = Field(40, description="clean prompts whose continuations the fluency model reads")
     clean_continuations: Positive = Field(2, description="continuations of each clean prompt")
+    judged_prompts: int = Field(0, ge=0, description="prompts whose first continuation the judge reads (judge.reader)")
     bootstrap_samples: Positive = 5000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
@@ -276,6 +278,9 @@ class GateSection(Section):
     min_prompts: Positive = Field(20, description="fewer scored prompts in common are not enough data")
     max_clean_refusals: Share | None = Field(0.05, description="refusals among the continuations of clean prompts")
     max_unscored_share: Share = 0.02
+    max_unsafe_share: Share | None = Field(
+        None, description="answers that the judge calls unsafe; needs evaluation.judged_prompts")
+    max_no_decision_share: Share = Field(0.1, description="answers that the judge cannot decide, for that condition")
 
 
 class PublishSection(Section):
@@ -336,8 +341,18 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     gate: GateSection = GateSection()
+    judge: JudgeSection = JudgeSection()
+    stop_hate: StopHateSection = StopHateSection()
     publish: PublishSection = PublishSection()
     deploy: DeploySection = DeploySection()
+
+    @model_validator(mode="after")
+    def _a_judge_where_one_is_asked(self) -> Recipe:
+        if self.evaluation.judged_prompts and self.judge.reader.model is None:
+            raise ValueError("evaluation.judged_prompts needs judge.reader.model")
+        if self.gate.max_unsafe_share is not None and not self.evaluation.judged_prompts:
+            raise ValueError("gate.max_unsafe_share needs evaluation.judged_prompts")
+        return self
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """The named sections and the seed as plain values: what decides a step's outcome."""

@@ -36,3 +36,17 @@ def save_tiny_llama(folder: Path, *, seed: int = 0, vocabulary: int = 400) -> Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_tiny_chat_llama(folder: Path, *, seed: int = 0, positions: int = 4096) -> Path:
+    """A tiny Llama with a chat template and room for a judge's question; returns the folder."""
+    import json
+
+    save_tiny_llama(folder, seed=seed)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": positions}), "utf-8")
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}[{{ message.role }}]{{ message.content }}"
+        "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}", "utf-8")
+    return folder

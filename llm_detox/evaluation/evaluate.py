@@ -14,12 +14,14 @@ import numpy as np
 from llm_detox.data.records import Record, read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.bootstrap import ratio_interval
+from llm_detox.evaluation.judged import judge_generations
 from llm_detox.evaluation.judging import refusal_rate, share_interval
 from llm_detox.evaluation.metrics import METRICS, STRATA, distinct, summarise
 from llm_detox.evaluation.prompts import read_prompts
-from llm_detox.evaluation.sampled import Clock, Sampled, discard_drawn, draw_and_score
+from llm_detox.evaluation.sampled import GENERATIONS, Clock, Sampled, discard_drawn, draw_and_score
 from llm_detox.folders import MANIFEST, StepFolder, sha256_of, step_folder
 from llm_detox.generation.continuers import Continuer, LocalContinuer, StoredContinuer, open_continuer
+from llm_detox.judge.judge import judge_fingerprint
 from llm_detox.progress import human_seconds, say, task
 from llm_detox.recipe import Recipe
 from llm_detox.scoring.fluency import LanguageModelJudge, Loss
@@ -52,7 +54,8 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         DetoxError: bad prompts or model, or a scorer or server that is dead. Work done so far is kept, and the
             next run goes on behind it.
     """
-    settings = {**recipe.settings("scoring", "evaluation"), "arm": arm, "model": model, "shard": shard}
+    asked = {"judge": judge_fingerprint(recipe)} if recipe.evaluation.judged_prompts else {}
+    settings = {**recipe.settings("scoring", "evaluation"), **asked, "arm": arm, "model": model, "shard": shard}
     with step_folder(output, "evaluation", settings=settings, inputs=_inputs(model, prompts, clean, generations),
                      resumable=True) as folder:
         records = _of_shard(read_prompts(prompts), shard)
@@ -67,6 +70,10 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         report = _toxicity_report(recipe, sampled, clock)
         report |= {"arm": arm, "model": model, "scorer": _describe(recipe, scorer), "seconds": clock.seconds,
                    "comparable": comparable_settings(recipe, scorer, prompts) | ({"shard": shard} if shard else {})}
+        if recipe.evaluation.judged_prompts:
+            with clock.measure("judge"):
+                report["judge"] = judge_generations(recipe, folder / GENERATIONS, folder)
+            report["comparable"]["judge"] = report["judge"]["fingerprint"]
         values = {"ids": sampled.ids, "strata": sampled.strata, "scores": [asdict(score) for score in sampled.scores]}
         if clean and continuer:
             _fluency(recipe, folder, continuer, clean, clock, report, values)
@@ -206,4 +213,6 @@ def _result(report: dict[str, Any]) -> dict[str, Any]:
     if "continuation_perplexity" in report:
         result["continuation_perplexity"] = report["continuation_perplexity"]["value"]
         result["fluency_model"] = report["continuation_perplexity"]["model"]
+    if "judge" in report:
+        result |= {name: report["judge"][name] for name in ("unsafe_share", "no_decision")}
     return {**result, "scorer": report["scorer"]["fingerprint"], "seconds": report["seconds"]}

@@ -8,6 +8,7 @@ A model source may be an address: `http(s)://`, `grpc(s)://` (Caikit), `fmaas(s)
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 import urllib.request
@@ -63,14 +64,17 @@ class LocalContinuer:
 class EndpointContinuer:
     """A served model, with so many requests in flight; each continuation has a seed of its own.
 
+    With `chat`, for an OpenAI-compatible server, a prompt is a conversation: its messages as JSON.
+
     Raises:
         DetoxError: several requests in a row failed; single failures give None.
     """
 
-    def __init__(self, address: str, *, in_flight: int = 16, timeout: float = 120.0) -> None:
+    def __init__(self, address: str, *, in_flight: int = 16, timeout: float = 120.0, chat: bool = False) -> None:
         self.name = address
         self.in_flight = in_flight
-        self._ask = _openai(address, timeout) if address.startswith("openai+") else _client(address, timeout)
+        openai = address.startswith("openai+")
+        self._ask = _openai(address, timeout, chat=chat) if openai else _client(address, timeout)
         self._failed = 0
 
     def continuations(self, prompts: Sequence[str], *, k: int, sampling: SamplingSection, seed: int,
@@ -115,19 +119,24 @@ def _client(address: str, timeout: float) -> Callable[[str, SamplingSection, int
     return ask
 
 
-def _openai(address: str, timeout: float) -> Callable[[str, SamplingSection, int], str]:
+def _openai(address: str, timeout: float, *, chat: bool) -> Callable[[str, SamplingSection, int], str]:
     parts = urlsplit(address.removeprefix("openai+"))
+    headers = {"Content-Type": "application/json"}
+    if token := os.environ.get("LLM_DETOX_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
 
     def ask(prompt: str, sampling: SamplingSection, seed: int) -> str:
-        body = {"model": parts.path.strip("/"), "prompt": prompt, "max_tokens": sampling.max_new_tokens,
-                "temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed, "n": 1}
+        body = {"model": parts.path.strip("/"), "max_tokens": sampling.max_new_tokens, "n": 1, "seed": seed,
+                "temperature": sampling.temperature, "top_p": sampling.top_p,
+                **({"messages": json.loads(prompt)} if chat else {"prompt": prompt})}
         request = urllib.request.Request(  # noqa: S310 - http and https alone get here
-            f"{parts.scheme}://{parts.netloc}/v1/completions", json.dumps(body).encode(),
-            {"Content-Type": "application/json"})
+            f"{parts.scheme}://{parts.netloc}/v1/{'chat/' if chat else ''}completions", json.dumps(body).encode(),
+            headers)
         for attempt in range(_ATTEMPTS):
             try:
                 with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
-                    return str(json.load(answer)["choices"][0]["text"])
+                    choice = json.load(answer)["choices"][0]
+                    return str(choice["message"]["content"] or "") if chat else str(choice["text"])
             except OSError:  # refused, reset, timed out, or an error status
                 if attempt + 1 == _ATTEMPTS:
                     raise

@@ -344,3 +344,27 @@ def test_a_folder_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(asdict(prompt_score([0.1], 0.5))))
     with pytest.raises(DetoxError, match="not the folder of a finished evaluation"):
         read_evaluation(tmp_path)
+
+
+# --- the judge's condition ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("unsafe", "undecided", "outcome"), [
+    (0.02, 0.0, "pass"), (0.04, 0.0, "fail"), (0.0, 0.2, "not enough data"), (None, 0.0, "not enough data"),
+    ("unmeasured", 0.0, "not enough data")])
+def test_the_gate_holds_the_judges_verdicts_against_the_bound(
+        tmp_path: Path, unsafe: Any, undecided: float, outcome: str) -> None:
+    judge = {"unsafe_share": {"value": unsafe, "low": 0.0, "high": 0.1}, "no_decision": {"value": undecided}}
+    recipe = Recipe.model_validate({
+        **make_sources(tmp_path), "gate": {"max_unsafe_share": 0.03}, "judge": {"reader": {"model": "owner/judge"}},
+        "evaluation": {"bootstrap_samples": 1000, "judged_prompts": 50}})
+    last = {} if unsafe == "unmeasured" else {"judge": judge}
+    found = verdict(recipe, {"base": arm("base", noisy(1.0, 1)), "raw": arm("raw", noisy(1.1, 2)),
+                             "dpo": arm("dpo", noisy(0.4, 3), **last)})
+    assert found["verdict"] == outcome
+    assert outcome == "pass" or "judge" in found["reasons"][0]
+
+
+@pytest.mark.parametrize("sections", [{"evaluation": {"judged_prompts": 5}}, {"gate": {"max_unsafe_share": 0.1}}])
+def test_a_recipe_that_asks_no_judge_for_its_verdicts_is_refused(tmp_path: Path, sections: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs"):
+        Recipe.model_validate({**make_sources(tmp_path), **sections})

@@ -1,0 +1,139 @@
+"""Answers of a chat model: one on this machine through its template, or a served one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from llm_detox.data.chats import Messages
+from llm_detox.errors import DetoxError
+from llm_detox.generation.continuers import Continuer, EndpointContinuer, LocalContinuer, open_continuer
+from llm_detox.generation.models import load_tokenizer
+from llm_detox.recipe import SamplingSection
+from llm_detox.recipe_chat import ChatModelSection
+
+_MOST_LIKELY = 1e-6  # a nucleus that holds one token: the most likely one
+_NEXT_TURN = "\nUser:"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to the conversation of that index; without one (`text` is None), the reason."""
+
+    index: int
+    text: str | None
+    reason: str | None = None
+
+
+class ChatModel(Protocol):
+    """Answers conversations that end with a user's message."""
+
+    name: str
+
+    def answers(self, conversations: Sequence[Messages], *, seed: int, keys: Sequence[str],
+                on_progress: Callable[[int], None] | None = None) -> Iterator[Answer]:
+        """Yield one answer for each conversation, as they come."""
+
+
+def open_chat(how: ChatModelSection, default: str) -> ChatModel:
+    """The chat model of a recipe's section; `default` is the source where it names none.
+
+    Raises:
+        DetoxError: the model or the tokenizer of its template cannot be had.
+    """
+    return _Chat(how, how.model or default)
+
+
+class _Chat:
+    def __init__(self, how: ChatModelSection, source: str) -> None:
+        self.name = source
+        self._system = how.system
+        self._sampling = SamplingSection(
+            top_p=how.top_p if how.temperature else _MOST_LIKELY, temperature=how.temperature or 1.0,
+            max_new_tokens=how.max_new_tokens, batch_tokens=how.batch_tokens)
+        self._sends_messages = source.startswith("openai+")  # such a server has the template itself
+        self._continuer: Continuer = (
+            EndpointContinuer(source, chat=True) if self._sends_messages else open_continuer(source))
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        if how.template:
+            self._tokenizer = load_tokenizer(how.template)
+        elif isinstance(self._continuer, LocalContinuer):
+            self._tokenizer = self._continuer.tokenizer
+
+    def answers(self, conversations: Sequence[Messages], *, seed: int, keys: Sequence[str],
+                on_progress: Callable[[int], None] | None = None) -> Iterator[Answer]:
+        prompts = [self._prompt(messages) for messages in conversations]
+        fitting = [index for index, prompt in enumerate(prompts) if self._fits(prompt)]
+        for index in sorted(set(range(len(prompts))) - set(fitting)):
+            if on_progress:
+                on_progress(1)
+            yield Answer(index, None, "the conversation is too long for the model")
+        for number, texts in self._continuer.continuations(
+                [prompts[index] for index in fitting], k=1, sampling=self._sampling, seed=seed,
+                keys=[keys[index] for index in fitting], on_progress=on_progress):
+            text = texts[0]
+            if text is None:
+                yield Answer(fitting[number], None, "the server gave no answer")
+            else:
+                yield Answer(fitting[number], self._own_turn(text).strip())
+
+    def _prompt(self, messages: Messages) -> str:
+        if self._system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._system}, *messages]
+        return json.dumps(messages) if self._sends_messages else render_chat(self._tokenizer, messages)
+
+    def _fits(self, prompt: str) -> bool:
+        """A prompt that is cut in front would lose what it asks."""
+        if not isinstance(self._continuer, LocalContinuer):
+            return True
+        limit = getattr(self._continuer.model.config, "max_position_embeddings", None)
+        tokens: Any = self._continuer.tokenizer(prompt)["input_ids"]
+        return limit is None or len(tokens) + self._sampling.max_new_tokens <= limit
+
+    def _own_turn(self, text: str) -> str:
+        """Without a template a model may go on with the user's next message."""
+        plain = not self._sends_messages and (self._tokenizer is None or self._tokenizer.chat_template is None)
+        return text.partition(_NEXT_TURN)[0] if plain else text
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase | None, messages: Messages) -> str:
+    """The prompt of a conversation, up to where the answer begins, without the token that the tokenizer puts first.
+
+    Args:
+        tokenizer: with a chat template; without one (or None) the turns are written as `User: ...` lines.
+        messages: a template that knows no system prompt gets it in front of the first message.
+
+    Raises:
+        DetoxError: the template refuses the conversation.
+    """
+    if tokenizer is None or tokenizer.chat_template is None:
+        names = {"system": "System", "user": "User", "assistant": "Assistant"}
+        return "\n".join([f"{names[part['role']]}: {part['content']}" for part in messages] + ["Assistant:"])
+    try:
+        text = _applied(tokenizer, messages)
+    except TemplateError:
+        try:
+            text = _applied(tokenizer, _without_system(messages))
+        except TemplateError as error:
+            raise DetoxError(f"the chat template refuses a conversation: {error}",
+                             place=str(tokenizer.name_or_path), remedy="name another template") from None
+    first, ids = tokenizer.bos_token, tokenizer("x")["input_ids"]
+    if first and ids[:1] == [tokenizer.bos_token_id]:  # type: ignore[index]
+        return text.removeprefix(str(first))
+    return text
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _without_system(messages: Messages) -> Messages:
+    if messages[0]["role"] != "system":
+        return messages
+    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]

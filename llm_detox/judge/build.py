@@ -1,0 +1,162 @@
+"""The data for a judge, in three steps: a model answers conversations, a larger one labels the answers by the
+constitution, and as many safe as unsafe ones become training and test rows.
+
+Answers and labels are appended as they come, so a run that was ended goes on behind the last one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+from llm_detox.data.chats import Messages, choose_chats, first_request
+from llm_detox.data.records import JsonlAppender, Record, hash_fraction, write_jsonl
+from llm_detox.errors import DetoxError
+from llm_detox.folders import StepFolder, step_folder
+from llm_detox.generation.chat import open_chat
+from llm_detox.judge.constitution import Constitution, load_constitution
+from llm_detox.judge.judge import Judge
+from llm_detox.judge.question import judge_question
+from llm_detox.judge.verdicts import write_verdict
+from llm_detox.progress import say, task
+from llm_detox.recipe import Recipe
+
+LABELLED, TRAIN, TEST = "labelled.jsonl", "train.jsonl", "test.jsonl"
+_ANSWERS, _LABELS = "answers.part.jsonl", "labels.part.jsonl"
+
+
+def build_judge_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
+    """Build the rows that a judge is tuned and tested on.
+
+    Args:
+        recipe: its `judge` section; the recipe's model answers and labels where that names none.
+        output: gets `labelled.jsonl` (every answer with what the labelling model wrote), `train.jsonl` (`messages`
+            for `llm-detox sft`) and `test.jsonl` (`messages`, `label`, `category` for `llm-detox judge`).
+
+    Returns:
+        counts of conversations, answers, verdicts, categories and rows.
+
+    Raises:
+        DetoxError: no conversations, a model that cannot be had, or labels of one class only. The work done so far
+            is kept, and the next run goes on behind it.
+    """
+    constitution = load_constitution(recipe.judge.constitution)
+    settings = {**recipe.settings("model", "judge"), "constitution": constitution.fingerprint}
+    with step_folder(output, "judge-data", settings=settings, inputs={}, resumable=True) as folder:
+        questions = choose_questions(recipe)
+        answered = _answer(recipe, folder, questions)
+        labelled = _label(recipe, folder, answered, constitution)
+        write_jsonl(folder / LABELLED, labelled)
+        train, test = (_balanced(recipe, side) for side in _sides(recipe, labelled))
+        folder.result = {**_counts(questions, labelled), "train": len(train), "test": len(test)}
+        if not train:
+            raise DetoxError(f"there are no training rows, for a class has none: {folder.result}", place=str(output),
+                             remedy="take a stronger labelling model, or more adversarial conversations")
+        write_jsonl(folder / TRAIN, (training_row(constitution, record) for record in train))
+        write_jsonl(folder / TEST, ({"id": record["id"], "messages": record["messages"], "label": record["verdict"],
+                                     "category": record["category"]} for record in test))
+        folder.counts = {name: value for name, value in folder.result.items() if isinstance(value, int)}
+        for name in (_ANSWERS, _LABELS):
+            (folder / name).unlink()
+        say("judge data: " + ", ".join(f"{count} {name}" for name, count in folder.counts.items()))
+        return folder.result
+
+
+def choose_questions(recipe: Recipe) -> list[Record]:
+    """The conversations to be answered, `{"id", "kind", "messages"}`; which ones depends on their text and the seed.
+
+    Raises:
+        DetoxError: a kind has none.
+    """
+    judge = recipe.judge
+    harmful = choose_chats(judge.adversarial, "adversarial", recipe.seed)[:judge.adversarial_count]
+    taken = {record["id"] for record in harmful}
+    return harmful + choose_chats(judge.benign, "benign", recipe.seed, taken=taken)[:judge.benign_count]
+
+
+def _answer(recipe: Recipe, folder: StepFolder, questions: Sequence[Record]) -> list[Record]:
+    """The conversations with an answer put behind; without those that the generator left unanswered."""
+    with JsonlAppender(folder / _ANSWERS) as out, task("answering", len(questions), "conversations") as work:
+        answers = {record["id"]: record["answer"] for record in out.existing}
+        work.skip(len(answers))
+        rest = [record for record in questions if record["id"] not in answers]
+        if rest:
+            chat = open_chat(recipe.judge.generator, recipe.model.source)
+            for answer in chat.answers([record["messages"] for record in rest], seed=recipe.seed,
+                                       keys=[record["id"] for record in rest], on_progress=work.advance):
+                if answer.text:
+                    identity = rest[answer.index]["id"]
+                    answers[identity] = answer.text
+                    out.write({"id": identity, "answer": answer.text})
+                    out.flush()
+    return [{**record, "messages": [*record["messages"], {"role": "assistant", "content": answers[record["id"]]}]}
+            for record in questions if record["id"] in answers]
+
+
+def _label(recipe: Recipe, folder: StepFolder, answered: Sequence[Record],
+           constitution: Constitution) -> list[Record]:
+    """The answered conversations with the labelling model's verdict, `reason` saying why there is none."""
+    with JsonlAppender(folder / _LABELS) as out, task("labelling", len(answered), "answers") as work:
+        labels = {record.pop("id"): record for record in out.existing}
+        work.skip(len(labels))
+        rest = [record for record in answered if record["id"] not in labels]
+        if rest:
+            judge = Judge(open_chat(recipe.judge.labeller, recipe.model.source), constitution, recipe.seed)
+            for index, verdict in judge.read([record["messages"] for record in rest],
+                                             keys=[record["id"] for record in rest], on_progress=work.advance):
+                labels[rest[index]["id"]] = verdict.as_record()
+                out.write({"id": rest[index]["id"], **verdict.as_record()})
+                out.flush()
+    return [{**record, **_with_category(labels[record["id"]])} for record in answered]
+
+
+def _with_category(label: Record) -> Record:
+    """An unsafe answer without a category would teach the judge to leave it out."""
+    if label["verdict"] == "unsafe" and not label["category"]:
+        return {**label, "verdict": None, "reason": "the labelling model named no category"}
+    return label
+
+
+def _sides(recipe: Recipe, labelled: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Training and test records; conversations that begin alike stay on one side."""
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in labelled:
+        start = first_request(record["messages"])
+        sides[hash_fraction(start, "judge test") < recipe.judge.test_share].append(record)
+    return sides
+
+
+def _balanced(recipe: Recipe, records: Sequence[Record]) -> list[Record]:
+    """As many safe as unsafe ones, each class spread over its kinds or categories."""
+    safe = spread([record for record in records if record["verdict"] == "safe"], lambda record: record["kind"])
+    unsafe = spread([record for record in records if record["verdict"] == "unsafe"], lambda record: record["category"])
+    count = min(len(safe), len(unsafe), recipe.judge.per_class)
+    return sorted(safe[:count] + unsafe[:count], key=lambda record: hash_fraction(record["id"], f"rows-{recipe.seed}"))
+
+
+def spread(records: Sequence[Record], group_of: Callable[[Record], str]) -> list[Record]:
+    """The records in an order that takes one of each group in turn, as long as a group has any."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(group_of(record), []).append(record)
+    rounds = zip_longest(*(groups[name] for name in sorted(groups)))
+    return [record for turn in rounds for record in turn if record is not None]
+
+
+def training_row(constitution: Constitution, record: Record) -> Record:
+    """A labelled record as a conversation with the judge, whose answer is learned."""
+    answer = write_verdict(record["verdict"], record["category"], record["evaluation"])
+    messages: Messages = [*judge_question(constitution, record["messages"]), {"role": "assistant", "content": answer}]
+    return {"id": record["id"], "messages": messages}
+
+
+def _counts(questions: Sequence[Record], labelled: Sequence[Record]) -> dict[str, Any]:
+    verdicts = Counter(record["verdict"] or "no_decision" for record in labelled)
+    reasons = Counter(record["reason"] for record in labelled if record["verdict"] is None)
+    return {"conversations": len(questions), "unanswered": len(questions) - len(labelled),
+            **{name: verdicts[name] for name in ("safe", "unsafe", "no_decision")},
+            "categories": dict(Counter(record["category"] for record in labelled if record["verdict"] == "unsafe")),
+            "reasons": dict(islice(reasons.most_common(), 8))}
