@@ -20,6 +20,8 @@ from llm_detox.cli import (
     doctor,
     dpo,
     evaluate,
+    judge,
+    judge_data,
     models,
     publish,
     recipe,
@@ -28,6 +30,7 @@ from llm_detox.cli import (
     sft,
     smoke,
     stop,
+    stop_hate,
     train_experts,
     train_paraphraser,
     train_scorer,
@@ -61,7 +64,7 @@ def _options(
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(models.app, name="models")
 for module in (data, detoxify, sft, dpo, evaluate, compare, report, convert, publish, deploy, smoke, stop, serve, ask,
-               doctor, train_scorer, train_experts, train_paraphraser):
+               doctor, train_scorer, train_experts, train_paraphraser, judge_data, judge, stop_hate):
     app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 
