@@ -1,4 +1,4 @@
-"""`llm-detox recipe show|validate|schema`."""
+"""`llm-detox recipe show|validate|schema|rehearse`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from llm_detox.cli.common import Overrides, read_recipe
 
-app = typer.Typer(no_args_is_help=True, help="Show or check a recipe.")
+app = typer.Typer(no_args_is_help=True, help="Show, check or rehearse a recipe.")
 File = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
 
 
@@ -43,3 +43,20 @@ def schema() -> None:
     from llm_detox.recipe import Recipe
 
     print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@app.command()
+def rehearse(
+    file: File,
+    output: Annotated[Path | None, typer.Option(help="Keep the steps' folders there.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run the recipe's own settings on tiny models and data: minutes at most, on any machine."""
+    import tempfile
+
+    recipe = read_recipe(file, overrides)
+    from llm_detox.rehearsal.run import rehearse as run
+
+    with tempfile.TemporaryDirectory() as scratch:
+        found = run(recipe, output=output or Path(scratch) / "rehearsal")
+    print(f"{file}: all {len(found)} steps ran; their figures mean nothing")
