@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, one_voice, say
 from llm_detox.recipe import Recipe
+from llm_detox.recipe_file import settle_recipe
 
 ERROR_FILE_VARIABLE = "LLM_DETOX_ERROR_FILE"
 
@@ -24,12 +25,15 @@ class MetricsArtifact(Protocol):
 
 
 @contextmanager
-def pipeline_step(name: str, recipe: str) -> Iterator[Recipe]:
+def pipeline_step(
+    name: str, recipe: str, changes: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Iterator[Recipe]:
     """Run one step's body: yields the recipe; a `DetoxError` ends the process with its message, without a traceback.
 
     Args:
         name: the step, named in messages.
         recipe: the recipe as JSON, as the pipeline passes it on.
+        changes, overrides: other values for single keys (see `settle_recipe`).
     """
     import time
 
@@ -37,7 +41,7 @@ def pipeline_step(name: str, recipe: str) -> Iterator[Recipe]:
     started = time.monotonic()
     say(f"== {name} ==")
     try:
-        yield Recipe.model_validate_json(recipe)
+        yield settle_recipe(recipe, changes=changes, overrides=overrides)
     except DetoxError as error:
         _tell_the_runner(name, error)
         print(f"error in {name}: {error}", file=sys.stderr, flush=True)

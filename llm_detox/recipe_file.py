@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,6 +43,31 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return check_recipe(values, str(path))
 
 
+def settle_recipe(text: str, *, changes: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe that came as text: the parameter of a pipeline.
+
+    Args:
+        text: JSON, or the YAML of a recipe file.
+        changes: dotted key -> value; an empty string changes nothing.
+        overrides: `dotted.key=value` each, applied last.
+
+    Raises:
+        UsageError: as `load_recipe`.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = _parse_yaml(text, "the parameter recipe")
+    if not isinstance(values, dict):
+        raise _no_mapping("the parameter recipe")
+    for key, value in (changes or {}).items():
+        if value != "":
+            _put(values, key, value)
+    for override in overrides:
+        _apply(values, override)
+    return check_recipe(values, "the parameter recipe")
+
+
 def check_recipe(values: dict[str, Any], place: str) -> Recipe:
     """Check plain values against the schema; `place` is named in the errors."""
     try:
@@ -66,15 +92,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
                          remedy="recipes of this project lie in recipes/") from None
     except UnicodeDecodeError:
         raise UsageError("the recipe is not UTF-8", place=str(path), remedy="save it as UTF-8") from None
+    values = _parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise _no_mapping(str(path))
+    return values
+
+
+def _parse_yaml(text: str, place: str) -> Any:
     try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise UsageError(f"not valid YAML: {error.problem}", place=f"{path}, line {line}",
+        raise UsageError(f"not valid YAML: {error.problem}", place=f"{place}, line {line}",
                          remedy="check indentation and quotes there") from None
-    if not isinstance(values, dict):
-        raise UsageError("a recipe is a mapping of keys to values", place=str(path), remedy="see recipes/ for examples")
-    return values
+
+
+def _no_mapping(place: str) -> UsageError:
+    return UsageError("a recipe is a mapping of keys to values", place=place, remedy="see recipes/ for examples")
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -87,7 +121,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    node = values
+    _put(values, key.strip(), value)
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    node, parts = values, key.split(".")
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):

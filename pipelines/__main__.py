@@ -24,9 +24,14 @@ def run(
     runs: Runs = Path("runs"),
     keep_serving: Annotated[bool, typer.Option(help="Leave the store and the model running.")] = False,
     fresh: Annotated[bool, typer.Option(help="Do every step anew, also those an earlier run finished.")] = False,
+    tiny: Annotated[bool, typer.Option(help="The recipe's own settings on tiny models and data.")] = False,
 ) -> None:
     """Run detox-and-serve whole on this machine. Exit code 3: the model did not pass the gate."""
     settings = read_recipe(recipe, overrides)
+    if tiny:
+        from llm_detox.rehearsal.stand_ins import rehearsal_of
+
+        settings = rehearsal_of(settings)
     from pipelines.local import run_locally
     from pipelines.outcome import show_outcome as show_run
 
@@ -39,8 +44,10 @@ def submit_run(
     recipe: RecipeFile,
     host: Annotated[str, typer.Option(envvar="LLM_DETOX_PIPELINE_HOST", help="The pipeline server's URL.")],
     overrides: Overrides = None,
-    pipeline: Annotated[str, typer.Option(help="detox-and-serve, evaluate-only or promote.")] = "detox-and-serve",
-    address: Annotated[str | None, typer.Option(help="What `promote` serves: an s3:// address.")] = None,
+    pipeline: Annotated[str, typer.Option(help="detox-and-serve, evaluate-only, train-judge or promote.")
+                        ] = "detox-and-serve",
+    parameter: Annotated[list[str] | None, typer.Option(
+        help="name=value, of the pipeline's other parameters: shards=4, address=s3://... for promote.")] = None,
     token_file: Annotated[Path | None, typer.Option(
         help="A file with the token; else $LLM_DETOX_PIPELINE_TOKEN, else the pod's own.")] = None,
     ca: Annotated[Path | None, typer.Option(help="PEM file of the authority that signed the certificate.")] = None,
@@ -57,7 +64,7 @@ def submit_run(
     from pipelines.submit import PipelineServer, submit
 
     result = submit(settings, PipelineServer(host, token_file, ca, namespace), experiment=experiment, wait=wait,
-                    pipeline=pipeline, address=address, placement=Placement.load(placement or DEFAULT),
+                    pipeline=pipeline, parameters=parameter or (), placement=Placement.load(placement or DEFAULT),
                     timeout_seconds=timeout)
     show_outcome(result, None, as_json)
 

@@ -4,13 +4,11 @@ from pathlib import Path
 
 from kfp import compiler
 
-from pipelines.detox_and_serve import detox_and_serve
-from pipelines.evaluate_only import evaluate_only
+from pipelines.cluster import detox_and_serve, evaluate_only, promote, train_judge
 from pipelines.placement import Placement, placed
-from pipelines.promote import promote
 
 COMPILED = Path(__file__).parent / "compiled"
-PIPELINES = {"detox-and-serve": detox_and_serve, "evaluate-only": evaluate_only, "promote": promote}
+PIPELINES = {pipeline.name: pipeline for pipeline in (detox_and_serve, evaluate_only, train_judge, promote)}
 
 
 def compile_all(folder: Path = COMPILED, placement: Placement | None = None) -> list[Path]:

@@ -17,12 +17,15 @@ from kfp.dsl.graph_component import GraphComponent
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llm_detox.errors import UsageError
+from llm_detox.pipeline_step import ERROR_FILE_VARIABLE
 
 DEFAULT = Path(__file__).with_name("placement.yaml")
 _CA_FOLDER = "/etc/llm-detox/ca"
 _CA_FILE = f"{_CA_FOLDER}/ca-bundle.crt"
 _CA_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _RETRY_SECONDS = "30s"
+# What a container leaves here is in its pod's status: `outcome` reads the step's own error there.
+_LAST_WORDS = "/dev/termination-log"
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|[KMGT]i?)?$")]
@@ -115,6 +118,7 @@ def _put(task: dsl.PipelineTask, placement: Placement) -> None:
     task.set_cpu_request(step.cpu).set_cpu_limit(step.cpu)
     task.set_memory_request(step.memory).set_memory_limit(step.memory)
     task.set_caching_options(step.cache)
+    task.set_env_variable(ERROR_FILE_VARIABLE, _LAST_WORDS)
     if step.retries:
         task.set_retry(step.retries, backoff_duration=_RETRY_SECONDS, backoff_factor=2.0)
     if step.gpus:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ class PipelineServer:
 
 def submit(
     recipe: Recipe, server: PipelineServer, *, experiment: str, placement: Placement, wait: bool = True,
-    pipeline: str = "detox-and-serve", address: str | None = None, timeout_seconds: float = 86400.0,
+    pipeline: str = "detox-and-serve", parameters: Sequence[str] = (), timeout_seconds: float = 86400.0,
     poll_seconds: float = 10.0,
 ) -> dict[str, Any]:
     """Run a pipeline in a cluster.
@@ -97,8 +97,8 @@ def submit(
         server: the pipeline server.
         experiment: the experiment that the run is filed under; made where missing.
         placement: where the steps run.
-        pipeline: "detox-and-serve", "evaluate-only" or "promote".
-        address: the published version that "promote" serves.
+        pipeline: "detox-and-serve", "evaluate-only", "train-judge" or "promote".
+        parameters: `name=value` each, of the pipeline's other parameters, such as "shards=4".
         wait: return when it has ended, showing the steps as they begin and end.
         timeout_seconds, poll_seconds: of the waiting.
 
@@ -110,7 +110,7 @@ def submit(
         DetoxError: the server refuses, or a step failed; the message names it.
     """
     started = time.monotonic()
-    parameters = _parameters(recipe, pipeline, address)
+    values = _parameters(recipe, pipeline, parameters)
     client = server.client()
     # kfp prints links; stdout is for the result.
     with tempfile.TemporaryDirectory() as folder, _clear_errors(server.host), redirect_stdout(sys.stderr):
@@ -118,7 +118,7 @@ def submit(
         filed = client.create_experiment(experiment, namespace=server.namespace)
         run = client.run_pipeline(
             experiment_id=filed.experiment_id, job_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M')}",
-            pipeline_package_path=str(package), params=parameters)
+            pipeline_package_path=str(package), params=values)
     result = {"run_id": run.run_id, "url": f"{server.host.rstrip('/')}/#/runs/details/{run.run_id}"}
     say(f"submitted: {result['url']}")
     if not wait:
@@ -134,23 +134,42 @@ def _compile(pipeline: str, placement: Placement, folder: Path) -> Path:
     return next(path for path in compile_all(folder, placement) if path.stem == pipeline)
 
 
-def _parameters(recipe: Recipe, pipeline: str, address: str | None) -> dict[str, str]:
+def _parameters(recipe: Recipe, pipeline: str, given: Sequence[str]) -> dict[str, Any]:
     from pipelines.compile import PIPELINES
 
     if pipeline not in PIPELINES:
         raise UsageError("there is no such pipeline", place=pipeline, remedy=f"one of {', '.join(PIPELINES)}")
-    if (pipeline == "promote") != bool(address):
-        raise UsageError("`promote`, and only it, takes the address of a published version", place="--address",
-                         remedy="--pipeline promote --address s3://bucket/prefix/version")
+    known = PIPELINES[pipeline].pipeline_spec.root.input_definitions.parameters
     deploy = recipe.deploy.model_copy(update={"target": "kserve"})
-    parameters = {"recipe": recipe.model_copy(update={"deploy": deploy}).model_dump_json()}
-    return {**parameters, "address": address} if address else parameters
+    values: dict[str, Any] = {"recipe": recipe.model_copy(update={"deploy": deploy}).model_dump_json()}
+    for one in given:
+        name, equal, text = one.partition("=")
+        if name not in known or not equal:
+            raise UsageError(f"{one!r} is no parameter of {pipeline}", place="--parameter",
+                             remedy=f"name=value, of {', '.join(known)}")
+        values[name] = _value(name, text, known[name].parameter_type)
+    if missing := [name for name, one in known.items() if not one.is_optional and name not in values]:
+        raise UsageError(f"{pipeline} needs {', '.join(missing)}", place="--parameter",
+                         remedy=f"--parameter {missing[0]}=...")
+    return values
+
+
+def _value(name: str, text: str, kind: int) -> Any:
+    """The parameter as the pipeline declares it."""
+    from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
+
+    if kind == ParameterType.LIST:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return {ParameterType.NUMBER_INTEGER: int, ParameterType.NUMBER_DOUBLE: float}.get(kind, str)(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no number", place=f"--parameter {name}", remedy=f"{name}=1") from None
 
 
 def _follow(look: Callable[[], Any], host: str, timeout: float, poll: float) -> tuple[str, dict[str, str]]:
     """Show each step as its state changes, until the run has ended; a server that is away for a while is waited for."""
     started, seen_last = time.monotonic(), time.monotonic()
-    states: dict[str, str] = {}
+    states: dict[str, tuple[str, str]] = {}
     while True:
         try:
             with _clear_errors(host):
@@ -163,28 +182,35 @@ def _follow(look: Callable[[], Any], host: str, timeout: float, poll: float) -> 
             continue
         _show(run, states, started)
         if run.state in _ENDED:
-            return str(run.state), states
+            return str(run.state), _by_name(states)
         if time.monotonic() - started > timeout:
             raise DetoxError(f"still {run.state} after {human_seconds(timeout)}", place=run.run_id,
                              remedy="it goes on; look at it in the dashboard, or wait longer with --timeout")
         time.sleep(poll)
 
 
-def _show(run: Any, states: dict[str, str], started: float) -> None:
+def _show(run: Any, states: dict[str, tuple[str, str]], started: float) -> None:
+    """Say what changed; `states` has name and state of each task by its id, for shards share a name."""
     for task in (run.run_details.task_details if run.run_details else None) or ():
         name, state = task.display_name or task.task_id, task.state
-        if name.endswith(("-driver", "executor")) or name == "root" or state is None or states.get(name) == state:
+        if name.endswith(("-driver", "executor")) or name == "root" or state is None:
             continue
-        states[name] = state
-        say(f"{name}: {state.lower()} ({human_seconds(time.monotonic() - started)})")
+        if states.get(task.task_id) != (name, state):
+            states[task.task_id] = (name, state)
+            say(f"{name}: {state.lower()} ({human_seconds(time.monotonic() - started)})")
+
+
+def _by_name(states: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """The state of each name; where tasks share one, a failed shard counts before the others."""
+    return dict(sorted(states.values(), key=lambda one: one[1] == "FAILED"))
 
 
 def _judge(state: str, steps: dict[str, str], url: str) -> None:
     failed = sorted(name for name, one in steps.items() if one == "FAILED")
     if state != "SUCCEEDED":
         raise DetoxError(f"the run ended as {state}" + (f"; failed: {', '.join(failed)}" if failed else ""), place=url,
-                         remedy="read the log of the failed step there; a run of the same recipe goes on behind the "
-                                "steps that are done")
+                         remedy="the step `outcome` there says why; a run of the same recipe goes on behind the steps "
+                                "that are done")
     if steps.get("gate") == "SKIPPED":
         raise GateNotPassed("the model did not pass the gate: nothing was published or deployed", place=url,
                             remedy="read the report there")

@@ -6,11 +6,11 @@ from components.images import WORKBENCH
 
 
 @dsl.component(base_image=WORKBENCH, install_kfp_package=False)
-def deploy(recipe: str, address: str, deployment: dsl.Output[dsl.Artifact]):
+def deploy(recipe: str, address: str, deployment: dsl.Output[dsl.Artifact], run: str = ""):
     from pathlib import Path
 
     from llm_detox.deploy.step import deploy
     from llm_detox.pipeline_step import pipeline_step
 
     with pipeline_step("deploy", recipe) as settings:
-        deploy(settings, address=address, output=Path(deployment.path))
+        deploy(settings, address=address, output=Path(deployment.path), run=run)

@@ -7,13 +7,18 @@ from components.images import WORKBENCH
 
 @dsl.component(base_image=WORKBENCH, install_kfp_package=False)
 def detoxify(
-    recipe: str, data: dsl.Input[dsl.Dataset], rewritten: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics]
+    recipe: str,
+    data: dsl.Input[dsl.Dataset],
+    rewritten: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    shard: str = "0/1",
 ):
     from pathlib import Path
 
     from llm_detox.pipeline_step import log_metrics, pipeline_step
-    from llm_detox.rephrase.detoxify import detoxify
+    from llm_detox.rephrase.detoxify import detoxify, read_shard
 
-    with pipeline_step("detoxify", recipe) as settings:
-        result = detoxify(settings, texts=Path(data.path) / "texts.jsonl", output=Path(rewritten.path))
+    with pipeline_step("detoxify" if shard == "0/1" else f"detoxify, shard {shard}", recipe) as settings:
+        texts = Path(data.path) / "texts.jsonl"
+        result = detoxify(settings, texts=texts, output=Path(rewritten.path), shard=read_shard(shard))
         log_metrics(result, metrics)

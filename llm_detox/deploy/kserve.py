@@ -16,7 +16,7 @@ from typing import Any
 
 from llm_detox.deploy.kserve_api import Cluster, Conflict
 from llm_detox.deploy.kserve_patch import last_applied, merge_patch, with_last_applied, without_last_applied
-from llm_detox.deploy.kserve_render import ADDRESS, CANARY, VERSION, inference_service, version_of
+from llm_detox.deploy.kserve_render import ADDRESS, CANARY, RUN, VERSION, inference_service, version_of
 from llm_detox.deploy.kserve_status import condition, urls
 from llm_detox.deploy.kserve_wait import Patience, noted_warnings, wait_until_ready
 from llm_detox.errors import DetoxError
@@ -36,7 +36,7 @@ Probe = Callable[[dict[str, str], str, DeploySection], None]
 
 def deploy_kserve(
     recipe: Recipe, *, address: str, output: Path, cluster: Cluster | None = None, patience: Patience | None = None,
-    probe: Probe | None = None,
+    probe: Probe | None = None, run: str = "",
 ) -> dict[str, Any]:
     """Serve a published model in a cluster; returns when a generation has come back from it.
 
@@ -45,6 +45,7 @@ def deploy_kserve(
         address: what `publish` returned.
         output: a new folder: `deployment.json`.
         cluster, patience, probe: instead of the configured cluster, the recipe's patience, and a request to the model.
+        run: the pipeline run that deploys; the canary carries it, for `remove_leftover`.
 
     Returns:
         `model_id`, `address`, `version`, `namespace`, `rest_url`, `grpc_url`, `rollout` ("created", "unchanged",
@@ -59,13 +60,23 @@ def deploy_kserve(
     cluster = cluster or Cluster.connect(settings.namespace)
     patience = patience or Patience(ready=settings.kserve.ready_seconds, pending=settings.kserve.pending_seconds)
     with step_folder(output, "deployment", settings=recipe.settings("deploy"), inputs={}) as folder:
-        deployment = _Deployment(settings, address, cluster, patience, probe or answers)
+        deployment = _Deployment(settings, address, cluster, patience, probe or answers, run)
         state = deployment.roll_out()
         (folder / STATE).write_text(json.dumps({"schema": 1, "target": "kserve", **state}, indent=2), "utf-8")
         folder.result.update({
             "model_id": state["name"], "rest_url": state["urls"]["rest"], "grpc_url": state["urls"]["grpc"],
             **{key: state[key] for key in ("address", "version", "namespace", "rollout", "previous")}})
         return folder.result
+
+
+def remove_leftover(settings: DeploySection, run: str, cluster: Cluster) -> str | None:
+    """Remove the canary of a run that ended before it could; its name, or None where there is none of this run."""
+    name = settings.name + CANARY
+    live = cluster.service(name)
+    if live is None or live["metadata"].get("annotations", {}).get(RUN) != run:
+        return None
+    cluster.delete(name)
+    return name
 
 
 def plan(settings: DeploySection, address: str, *, namespace: str) -> list[Object]:
@@ -116,10 +127,10 @@ class _Deployment:
     """One roll-out."""
 
     def __init__(
-        self, settings: DeploySection, address: str, cluster: Cluster, patience: Patience, probe: Probe
+        self, settings: DeploySection, address: str, cluster: Cluster, patience: Patience, probe: Probe, run: str
     ) -> None:
         self._settings, self._address, self._cluster = settings, address, cluster
-        self._patience, self._probe, self._name = patience, probe, settings.name
+        self._patience, self._probe, self._name, self._run = patience, probe, settings.name, run
 
     def roll_out(self) -> dict[str, Any]:
         self._require_runtime()
@@ -142,6 +153,8 @@ class _Deployment:
     def _bring_up(self, *, canary: bool) -> tuple[Object, bool]:
         wanted = inference_service(self._settings, self._address, namespace=self._cluster.namespace, canary=canary)
         name = wanted["metadata"]["name"]
+        if canary and self._run:
+            wanted["metadata"]["annotations"][RUN] = self._run
         known = noted_warnings(self._cluster, name)
         sent = _apply(self._cluster, wanted)
         live = wait_until_ready(self._cluster, name, version_of(self._address), self._patience, known)

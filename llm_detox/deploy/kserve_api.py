@@ -47,11 +47,12 @@ class Cluster:
         self.namespace, self._away_seconds, self._awake_at = namespace, away_seconds, 0.0
 
     @classmethod
-    def connect(cls, namespace: str | None = None) -> Cluster:
+    def connect(cls, namespace: str | None = None, *, away_seconds: float = 180.0) -> Cluster:
         """From inside a pod by its account, else by the kubeconfig.
 
         Args:
             namespace: the project; None takes the pod's own or that of the kubeconfig's context.
+            away_seconds: see the class.
 
         Raises:
             DetoxError: no cluster is configured, or no namespace is known.
@@ -64,7 +65,8 @@ class Cluster:
         if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
             config.load_incluster_config()
             own = _ACCOUNT / "namespace"
-            return cls(client.ApiClient(), _known(namespace or (own.read_text("utf-8") if own.exists() else None)))
+            known = _known(namespace or (own.read_text("utf-8") if own.exists() else None))
+            return cls(client.ApiClient(), known, away_seconds=away_seconds)
         try:
             config.load_kube_config()
             context = config.list_kube_config_contexts()[1]["context"]
@@ -72,7 +74,7 @@ class Cluster:
             raise DetoxError(f"no cluster is configured: {error}", place=os.environ.get("KUBECONFIG", "~/.kube/config"),
                              remedy="log in (oc login), or set KUBECONFIG; --set deploy.target=local needs no cluster"
                              ) from None
-        return cls(client.ApiClient(), _known(namespace or context.get("namespace")))
+        return cls(client.ApiClient(), _known(namespace or context.get("namespace")), away_seconds=away_seconds)
 
     def service(self, name: str) -> Object | None:
         """An InferenceService, or None."""
@@ -121,8 +123,15 @@ class Cluster:
 
     def pods(self, name: str) -> list[Object]:
         """The pods of an InferenceService as plain values."""
+        return self._pods(f"{GROUP}/inferenceservice={name}")
+
+    def pods_of_run(self, run: str) -> list[Object]:
+        """The pods of a pipeline run, those that have ended too."""
+        return self._pods(f"pipeline/runid={run}")
+
+    def _pods(self, selector: str) -> list[Object]:
         found = self._call("list", "pods", lambda **options: self._core.list_namespaced_pod(
-            self.namespace, label_selector=f"{GROUP}/inferenceservice={name}", **options))
+            self.namespace, label_selector=selector, **options))
         return list(self._plain(found)["items"])
 
     def warnings(self, name: str) -> list[Object]:

@@ -18,6 +18,7 @@ Object = dict[str, Any]
 
 VERSION = "llm-detox/version"
 ADDRESS = "llm-detox/address"
+RUN = "llm-detox/run"
 CANARY = "-canary"
 _LONGEST_NAME = 53
 _LONGEST_LABEL = 63

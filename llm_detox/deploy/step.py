@@ -8,13 +8,14 @@ from typing import Any
 from llm_detox.recipe import Recipe
 
 
-def deploy(recipe: Recipe, *, address: str, output: Path) -> dict[str, Any]:
+def deploy(recipe: Recipe, *, address: str, output: Path, run: str = "") -> dict[str, Any]:
     """Serve a published model as the recipe's `deploy` section says.
 
     Args:
         recipe: its `deploy` section counts.
         address: what `publish` returned.
         output: a new folder that describes the deployment.
+        run: the pipeline run that deploys: what it leaves behind can be told from what others made.
 
     Raises:
         DetoxError: the model does not get ready.
@@ -27,4 +28,4 @@ def deploy(recipe: Recipe, *, address: str, output: Path) -> dict[str, Any]:
                             grpc_port=settings.grpc_port)
     from llm_detox.deploy.kserve import deploy_kserve
 
-    return deploy_kserve(recipe, address=address, output=output)
+    return deploy_kserve(recipe, address=address, output=output, run=run)

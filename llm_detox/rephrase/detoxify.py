@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_detox.data.records import JsonlAppender, Record, read_jsonl, record_id
+from llm_detox.data.records import JsonlAppender, Record, read_jsonl, record_id, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.folders import step_folder
+from llm_detox.folders import read_manifest, step_folder
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
 from llm_detox.rephrase.summary import Summary
 from llm_detox.rephrase.workshop import Workshop
 
 CHUNK = 128
+LARGEST_COUNT = 64
 RECORDS = "records.jsonl"
 
 
@@ -52,7 +53,42 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: tuple[int, int
                 summary.add(outcome)
                 work.advance()
         folder.counts = dict(summary.counts)
-        folder.result = summary.as_result()
+        folder.result = {**summary.as_result(), "shard": list(shard)}
+        return folder.result
+
+
+def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> dict[str, Any]:
+    """Put the outputs of the shards of one input together: what an unsharded run writes.
+
+    Args:
+        parts: the folders that `detoxify` wrote, in any order.
+        texts: their input.
+        output: the folder to write.
+
+    Raises:
+        DetoxError: a shard is missing or there twice, or they are not of this input.
+    """
+    shards = {tuple(read_manifest(part)["result"]["shard"]): part for part in parts}
+    wanted = [(index, len(parts)) for index in range(len(parts))]
+    if sorted(shards) != wanted:
+        raise DetoxError(f"these are not the shards 0 to {len(parts) - 1} of {len(parts)}: {sorted(shards)}",
+                         place=str(texts), remedy="pass every shard of one run once")
+    inputs = {"texts": texts, **{f"shard {index}": shards[index, total] for index, total in wanted}}
+    with step_folder(output, "rewritten", settings={"shards": len(parts)}, inputs=inputs) as folder:
+        summary = Summary()
+
+        def counted() -> Iterator[Record]:
+            for shard in wanted:
+                for record in read_jsonl(shards[shard] / RECORDS):
+                    summary.add(record)
+                    yield record
+
+        written, expected = write_jsonl(folder / RECORDS, counted()), len(read_records(texts))
+        if written != expected:
+            raise DetoxError(f"the shards hold {written} records, the input {expected}", place=str(texts),
+                             remedy="pass the shards of this input")
+        folder.counts = dict(summary.counts)
+        folder.result = {**summary.as_result(), "shard": [0, 1]}
         return folder.result
 
 
@@ -101,6 +137,17 @@ def read_shard(text: str) -> tuple[int, int]:
     if not (slash and index.isdecimal() and total.isdecimal() and int(index) < int(total)):
         raise UsageError(f"{text!r} is no shard", place="--shard", remedy="write i/n with i from 0 to n - 1, as in 0/4")
     return int(index), int(total)
+
+
+def shard_names(count: int) -> list[str]:
+    """`["0/2", "1/2"]` for 2.
+
+    Raises:
+        UsageError: less than one shard, or more than a cluster should be asked for.
+    """
+    if not 1 <= count <= LARGEST_COUNT:
+        raise UsageError(f"{count} shards", place="shards", remedy=f"from 1 to {LARGEST_COUNT}")
+    return [f"{index}/{count}" for index in range(count)]
 
 
 def shard_chunks(count: int, shard: tuple[int, int] = (0, 1)) -> list[range]:

@@ -11,121 +11,90 @@ import yaml
 from llm_detox.errors import UsageError
 from pipelines.compile import COMPILED, PIPELINES, compile_all
 from pipelines.placement import DEFAULT, Placement
+from tests.pipeline.specs import documents, executors, step_of, steps
 
-GPU_STEPS = {"detoxify", "sft", "dpo", "evaluate"}
-# Known to the 2.17 SDK only; the backend of OpenShift AI is 2.16.
-NEWER_THAN_2_16 = {"resourceTtlOnCompletion", "resourceTtlOnSuccess", "resourceTtlOnFailure", "activeDeadlineSeconds",
-                   "dataSource"}
-
-
-def documents(path: Path = COMPILED / "detox-and-serve.yaml") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The pipeline spec and the platform's executors."""
-    spec, platform = yaml.safe_load_all(path.read_text("utf-8"))
-    return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+GPU_STEPS = {"detoxify", "sft", "dpo", "sample", "measure"}
+FILES = [COMPILED / f"{name}.yaml" for name in PIPELINES]
 
 
-def step_of(executor: str) -> str:
-    return executor.removeprefix("exec-").rstrip("0123456789").rstrip("-")
-
-
-def tasks(thing: Any) -> list[tuple[str, dict[str, Any]]]:
-    """All tasks of the spec, at any depth."""
-    if not isinstance(thing, dict):
-        return []
-    own = list(thing["tasks"].items()) if "tasks" in thing else []
-    return own + [one for value in thing.values() for one in tasks(value)]
-
-
-def keys(thing: Any) -> set[str]:
-    if isinstance(thing, dict):
-        return set(thing) | {key for value in thing.values() for key in keys(value)}
-    return {key for value in thing for key in keys(value)} if isinstance(thing, list) else set()
-
-
-def with_placement(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def with_placement(folder: Path, **changes: Any) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     plain = yaml.safe_load(DEFAULT.read_text("utf-8")) | changes
     compile_all(folder, Placement.model_validate(plain))
-    return documents(folder / "detox-and-serve.yaml")
+    return executors(folder / "detox-and-serve.yaml")
 
 
-def test_steps_that_run_models_get_a_gpu_its_toleration_and_shared_memory_and_no_other_step_does() -> None:
-    spec, platform = documents()
-    for name, executor in spec["deploymentSpec"]["executors"].items():
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_steps_that_run_models_get_a_gpu_its_toleration_and_shared_memory_and_no_other_step_does(path: Path) -> None:
+    for name, (container, placed) in executors(path).items():
         on_gpu = step_of(name) in GPU_STEPS
-        accelerator = executor["container"]["resources"].get("accelerator", {})
+        accelerator = container["resources"].get("accelerator", {})
         assert accelerator.get("resourceType") == ("nvidia.com/gpu" if on_gpu else None), name
-        placed = platform.get(name, {})
-        assert [one["key"] for one in placed.get("tolerations", [])] == (["nvidia.com/gpu"] if on_gpu else []), name
+        assert accelerator.get("resourceCount") == ("1" if on_gpu else None), name
+        assert placed.get("tolerations", []) == (
+            [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if on_gpu else []), name
         shm = [one for one in placed.get("emptyDirMounts", []) if one["mountPath"] == "/dev/shm"]  # noqa: S108
         assert bool(shm) == on_gpu, name
         assert all(one["medium"] == "Memory" for one in shm), name
 
 
-def test_every_step_has_requests_and_limits() -> None:
-    spec, _ = documents()
-    for name, executor in spec["deploymentSpec"]["executors"].items():
-        resources = executor["container"]["resources"]
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_step_has_requests_and_limits_and_leaves_its_last_words(path: Path) -> None:
+    for name, (container, _) in executors(path).items():
         for kind in ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"):
-            assert resources.get(kind), f"{name}: {kind}"
+            assert container["resources"].get(kind), f"{name}: {kind}"
+        assert {"name": "LLM_DETOX_ERROR_FILE", "value": "/dev/termination-log"} in container["env"], name
 
 
-def test_secrets_are_named_never_written_and_come_only_where_s3_is_used() -> None:
-    _, platform = documents()
-    with_s3 = {step_of(name) for name, one in platform.items()
-               if any(secret["secretName"] == "llm-detox-s3" for secret in one.get("secretAsEnv", []))}
-    assert with_s3 == {"data", "detoxify", "sft", "dpo", "evaluate", "convert", "publish", "deploy"}
-    for executor in platform.values():
-        hub = [secret for secret in executor.get("secretAsEnv", []) if secret["secretName"] == "llm-detox-hub"]
-        assert all(secret["optional"] for secret in hub), "open models need no token"
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_secrets_are_named_never_written_and_come_only_where_s3_is_used(path: Path) -> None:
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION"}
+    without = {"settle", "join", "report", "smoke", "outcome"}
+    for name, (container, placed) in executors(path).items():
+        secrets = {one["secretName"]: one for one in placed.get("secretAsEnv", [])}
+        assert ("llm-detox-s3" in secrets) == (step_of(name) not in without), name
+        if "llm-detox-s3" in secrets:
+            assert {one["secretKey"] for one in secrets["llm-detox-s3"]["keyToEnv"]} == keys, name
+        if "llm-detox-hub" in secrets:
+            assert secrets["llm-detox-hub"]["optional"], "open models need no token"
+        assert not any("AWS" in one["name"] or "TOKEN" in one["name"] for one in container["env"]), name
 
 
-def test_what_changes_the_world_is_not_cached_and_all_else_is() -> None:
-    spec, _ = documents()
-    for name, task in tasks(spec):
-        step = step_of(task["componentRef"]["name"].replace("comp-", "exec-"))
-        if not step.startswith("condition"):
-            expected = step not in {"publish", "deploy", "smoke"}
-            assert task["cachingOptions"].get("enableCache", False) is expected, name
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_changes_the_world_is_not_cached_and_all_else_is(path: Path) -> None:
+    for step, task in steps(documents(path)[0]):
+        expected = step not in {"publish", "deploy", "smoke", "outcome"}
+        assert task["cachingOptions"].get("enableCache", False) is expected, step
 
 
-def test_steps_are_tried_again_with_a_pause_except_the_deployment_that_rolls_back_itself() -> None:
-    spec, _ = documents()
-    found = {task["componentRef"]["name"]: task.get("retryPolicy", {}) for _, task in tasks(spec)}
-    assert found["comp-publish"]["maxRetryCount"] == 3
-    assert found["comp-publish"]["backoffDuration"] == "30s"
-    assert not found["comp-deploy"]
-
-
-def test_the_compiled_yaml_has_no_field_that_a_2_16_backend_does_not_know() -> None:
-    for path in COMPILED.glob("*.yaml"):
-        for document in yaml.safe_load_all(path.read_text("utf-8")):
-            assert not keys(document) & NEWER_THAN_2_16
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_steps_are_tried_again_with_a_pause_except_the_deployment_that_rolls_back_itself(path: Path) -> None:
+    wanted = Placement.load().steps
+    for step, task in steps(documents(path)[0]):
+        retries = {key: value for key, value in task.get("retryPolicy", {}).items() if key != "backoffMaxDuration"}
+        assert retries == ({"maxRetryCount": wanted[step].retries, "backoffDuration": "30s", "backoffFactor": 2.0}
+                           if wanted[step].retries else {}), step
+    assert wanted["publish"].retries == 3
+    assert not wanted["deploy"].retries
 
 
 def test_an_own_authority_reaches_every_step(tmp_path: Path) -> None:
-    spec, platform = with_placement(tmp_path, ca_config_map="llm-detox-trusted-ca")
-    for name, executor in spec["deploymentSpec"]["executors"].items():
-        variables = {one["name"]: one["value"] for one in executor["container"].get("env", [])}
+    for name, (container, placed) in with_placement(tmp_path, ca_config_map="llm-detox-trusted-ca").items():
+        variables = {one["name"]: one["value"] for one in container.get("env", [])}
         assert variables["AWS_CA_BUNDLE"] == "/etc/llm-detox/ca/ca-bundle.crt", name
-        assert platform[name]["configMapAsVolume"][0]["configMapName"] == "llm-detox-trusted-ca"
+        assert placed["configMapAsVolume"][0]["configMapName"] == "llm-detox-trusted-ca"
 
 
 def test_gpus_of_another_make_are_a_matter_of_the_file(tmp_path: Path) -> None:
-    spec, platform = with_placement(tmp_path, gpu={
+    container, placed = with_placement(tmp_path, gpu={
         "resource": "amd.com/gpu", "node_selector": {"gpu": "mi300"},
-        "tolerations": [{"key": "amd", "operator": "Equal", "value": "yes", "effect": "NoExecute"}]})
-    accelerator = spec["deploymentSpec"]["executors"]["exec-dpo"]["container"]["resources"]["accelerator"]
-    assert accelerator["resourceType"] == "amd.com/gpu"
-    assert platform["exec-dpo"]["nodeSelector"]["labels"] == {"gpu": "mi300"}
-    assert platform["exec-dpo"]["tolerations"][0]["value"] == "yes"
+        "tolerations": [{"key": "amd", "operator": "Equal", "value": "yes", "effect": "NoExecute"}]})["exec-dpo"]
+    assert container["resources"]["accelerator"]["resourceType"] == "amd.com/gpu"
+    assert placed["nodeSelector"]["labels"] == {"gpu": "mi300"}
+    assert placed["tolerations"][0]["value"] == "yes"
 
 
 def test_every_step_of_every_pipeline_has_a_place_and_none_is_left_over() -> None:
-    used = set()
-    for name in PIPELINES:
-        spec, _ = documents(COMPILED / f"{name}.yaml")
-        used |= {step_of(executor) for executor in spec["deploymentSpec"]["executors"]}
-    assert used == set(Placement.load().steps)
+    assert {step_of(name) for path in FILES for name in executors(path)} == set(Placement.load().steps)
 
 
 @pytest.mark.parametrize(("text", "told"), [

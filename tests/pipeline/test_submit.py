@@ -176,13 +176,38 @@ def test_an_own_authority_is_trusted_when_given_and_only_then(tmp_path: Path, to
 
 
 def test_promote_sends_the_published_version_to_its_own_pipeline(server: StandIn, token: Path, recipe: Recipe) -> None:
-    run(recipe, PipelineServer(server.url, token), pipeline="promote", address="s3://models/tiny/abc")
+    run(recipe, PipelineServer(server.url, token), pipeline="promote", parameters=["address=s3://models/tiny/abc"])
     body = server.submitted[0]
     assert body["runtime_config"]["parameters"]["address"] == "s3://models/tiny/abc"
     assert body["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "promote"
 
 
-@pytest.mark.parametrize("options", [{"pipeline": "promote"}, {"address": "s3://models/x"}, {"pipeline": "other"}])
-def test_a_pipeline_and_an_address_that_do_not_fit_are_refused(token: Path, recipe: Recipe, options: Any) -> None:
-    with pytest.raises(UsageError):
+def test_parameters_are_sent_as_the_pipeline_declares_them(server: StandIn, token: Path, recipe: Recipe) -> None:
+    run(recipe, PipelineServer(server.url, token), parameters=["shards=4", "overrides=seed=7, name=x", "model=a/b=c"])
+    sent = server.submitted[0]["runtime_config"]["parameters"]
+    assert (sent["shards"], sent["overrides"], sent["model"]) == (4, ["seed=7", "name=x"], "a/b=c")
+
+
+def test_a_failed_shard_is_not_hidden_by_the_shards_that_went_well(
+    server: StandIn, token: Path, recipe: Recipe
+) -> None:
+    look = server.state("FAILED")
+    look["run_details"]["task_details"] = [
+        {"task_id": str(number), "display_name": "detoxify", "state": state}
+        for number, state in enumerate(["SUCCEEDED", "FAILED", "SUCCEEDED"])]
+    server.looks = [look]
+    with pytest.raises(DetoxError, match="FAILED; failed: detoxify"):
+        run(recipe, PipelineServer(server.url, token))
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"pipeline": "promote"}, "promote needs address"),
+    ({"parameters": ["address=s3://models/x"]}, "is no parameter of detox-and-serve"),
+    ({"parameters": ["shards"]}, "is no parameter"),
+    ({"parameters": ["shards=many"]}, "is no number"),
+    ({"pipeline": "train-judge", "parameters": ["records=x"]}, "train-judge needs publish_url"),
+    ({"pipeline": "other"}, "no such pipeline"),
+])
+def test_parameters_that_do_not_fit_are_refused(token: Path, recipe: Recipe, options: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
         run(recipe, PipelineServer("http://127.0.0.1:9", token), **options)

@@ -132,6 +132,24 @@ def test_shards_put_together_equal_the_whole(place: Path, tmp_path: Path, unbrok
     assert sum(1 for part in parts if part) == 4
 
 
+def test_shards_are_joined_in_any_order_and_only_when_all_are_there(
+    place: Path, tmp_path: Path, unbroken: bytes
+) -> None:
+    for index in range(3):
+        step.detoxify(recipe(place), texts=place / "texts.jsonl", output=tmp_path / str(index), shard=(index, 3))
+    parts = [tmp_path / name for name in ("2", "0", "1")]
+    joined = step.join_shards(parts, texts=place / "texts.jsonl", output=tmp_path / "joined")
+    assert (tmp_path / "joined" / "records.jsonl").read_bytes() == unbroken
+    assert joined["records"] == unbroken.count(b"\n")
+    for wrong in (parts[:2], [*parts, parts[0]]):
+        with pytest.raises(DetoxError, match="not the shards"):
+            step.join_shards(wrong, texts=place / "texts.jsonl", output=tmp_path / "wrong")
+    (tmp_path / "other.jsonl").write_text('{"text": "Another input."}\n', "utf-8")
+    with pytest.raises(DetoxError, match="the input 1"):
+        step.join_shards(parts, texts=tmp_path / "other.jsonl", output=tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_cut_at_any_byte_the_run_goes_on_to_the_same_file(place: Path, tmp_path: Path, unbroken: bytes) -> None:
     rng = random.Random(5)
     for trial, cut in enumerate([0, 1, len(unbroken) - 1, len(unbroken), *rng.sample(range(len(unbroken)), 4)]):

@@ -1,0 +1,24 @@
+"""The joining of the shards of detoxify as a component."""
+
+from kfp import dsl
+
+from components.images import WORKBENCH
+
+
+@dsl.component(base_image=WORKBENCH, install_kfp_package=False)
+def join(
+    recipe: str,
+    data: dsl.Input[dsl.Dataset],
+    parts: dsl.Input[list[dsl.Dataset]],
+    rewritten: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    from pathlib import Path
+
+    from llm_detox.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.rephrase.detoxify import join_shards
+
+    with pipeline_step("join", recipe):
+        folders = [Path(part.path) for part in parts]
+        result = join_shards(folders, texts=Path(data.path) / "texts.jsonl", output=Path(rewritten.path))
+        log_metrics(result, metrics)

@@ -1,0 +1,34 @@
+"""The measurement of one arm, sampled in shards, as a component."""
+
+from kfp import dsl
+
+from components.images import WORKBENCH
+
+
+@dsl.component(base_image=WORKBENCH, install_kfp_package=False)
+def measure(
+    recipe: str,
+    arm: str,
+    data: dsl.Input[dsl.Dataset],
+    samples: dsl.Input[list[dsl.Dataset]],
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    model: dsl.Input[dsl.Model] = None,
+):
+    from pathlib import Path
+
+    from llm_detox.evaluation.evaluate import evaluate
+    from llm_detox.pipeline_step import log_metrics, pipeline_step
+
+    with pipeline_step(f"measure {arm}", recipe) as settings:
+        folder = Path(data.path)
+        result = evaluate(
+            settings,
+            model=model.path if model else settings.model.source,
+            arm=arm,
+            prompts=folder / "prompts.jsonl",
+            clean=folder / "clean.jsonl",
+            output=Path(evaluation.path),
+            generations=[Path(part.path) / "generations.jsonl" for part in samples],
+        )
+        log_metrics(result, metrics)

@@ -1,0 +1,32 @@
+"""One shard of an arm's continuations as a component."""
+
+from kfp import dsl
+
+from components.images import WORKBENCH
+
+
+@dsl.component(base_image=WORKBENCH, install_kfp_package=False)
+def sample(
+    recipe: str,
+    arm: str,
+    shard: str,
+    data: dsl.Input[dsl.Dataset],
+    samples: dsl.Output[dsl.Dataset],
+    model: dsl.Input[dsl.Model] = None,
+):
+    from pathlib import Path
+
+    from llm_detox.evaluation.evaluate import evaluate
+    from llm_detox.pipeline_step import pipeline_step
+    from llm_detox.rephrase.detoxify import read_shard
+
+    with pipeline_step(f"sample {arm}, shard {shard}", recipe) as settings:
+        evaluate(
+            settings,
+            model=model.path if model else settings.model.source,
+            arm=arm,
+            prompts=Path(data.path) / "prompts.jsonl",
+            clean=None,
+            output=Path(samples.path),
+            shard=read_shard(shard),
+        )
