@@ -29,7 +29,7 @@ def rehearsal_of(recipe: Recipe) -> Recipe:
     values["model"] = {"source": str(tiny_model(recipe.model.source)), "revision": None}
     values["budget"]["scale"] = 1.0
     values["evaluation"]["fluency_model"] = _model(recipe.evaluation.fluency_model)
-    values["scoring"] = {name: {"kind": "ngram", "source": _labelled(folder / f"{name}.jsonl", seed)}
+    values["scoring"] = {name: {"kind": "ngram", "source": _labelled(folder / f"{name}.csv", seed)}
                          for seed, name in enumerate(("training", "judging"), start=1)}
     _swap_data(values["data"], folder)
     _swap_detoxify(values["detoxify"])
@@ -45,8 +45,10 @@ def _model(source: str | None, seed: int = 0) -> str | None:
 
 
 def _labelled(path: Path, seed: int) -> str:
-    return table(path, ({"text": sentence(number, toxic=rude_half(number), seed=seed),
-                         "is_offensive": int(rude_half(number))} for number in range(400)))
+    rows = [f'{int(rude_half(number))},"{sentence(number, toxic=rude_half(number), seed=seed)}"'
+            for number in range(400)]
+    path.write_text("is_offensive,text\n" + "\n".join(rows) + "\n", "utf-8")
+    return str(path)
 
 
 def _swap_data(data: dict[str, Any], folder: Path) -> None:
@@ -119,7 +121,7 @@ def _swap_chats(values: dict[str, Any], folder: Path) -> None:
         for kind in ("adversarial", "hate", "benign"):
             for number, chats in enumerate(values[section].get(kind, [])):
                 chats["source"] = table(folder / f"{section}-{kind}-{number}.jsonl", (
-                    {chats["column"]: sentence(row, toxic=kind != "benign", seed=250 + number)}
+                    {chats["column"]: sentence(row, toxic=kind != "benign", seed=250 + number), **chats["where"]}
                     for row in range(ROWS)))
         for name in ("generator", "labeller", "reader", "answer"):
             if name in values[section]:
