@@ -15,6 +15,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 class TrainJobSection(Section):
     """A Kubeflow Trainer job in place of training in the pipeline's own pod; each node has these."""
 
+    image: Annotated[str, Field(min_length=1)] = Field(
+        "quay.io/llm-detox/workbench-python:0.1.0", description="of the workbench, as the pipeline's steps have it")
     nodes: Positive = Field(1, description="more than one: SFT and DPO run as a TrainJob with torchrun")
     runtime: Name = Field("torch-distributed", description="a ClusterTrainingRuntime of the torch kind")
     gpus: int = Field(1, ge=0, description="and processes; 0 trains on CPUs")

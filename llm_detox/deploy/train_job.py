@@ -26,14 +26,14 @@ from llm_detox.recipe import Recipe
 
 Object = dict[str, Any]
 
+JOB_FILE = "trainjob.yaml"
 _INPUTS, _OUTCOME = "/tmp/inputs", "/tmp/outcome"  # noqa: S108 - in a pod of its own
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION")
 _NODE = "node"  # what Trainer's torch runtimes call the replicated job
 _LONGEST_NAME = 63
 
 
-def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str, inputs: str, outcome: str,
-              image: str) -> Object:
+def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str, inputs: str, outcome: str) -> Object:
     """The TrainJob of a step.
 
     Args:
@@ -43,7 +43,6 @@ def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str,
         name: of the job.
         inputs: the published inputs, `s3://bucket/prefix/digest`; `recipe.json` is one of them.
         outcome: where the first node publishes to.
-        image: the workbench's.
     """
     job = recipe.training.job
     given = " ".join(f"--{option} {_INPUTS}/{file}" for option, file in files.items())
@@ -62,7 +61,7 @@ def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str,
             "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "ClusterTrainingRuntime", "name": job.runtime},
             "activeDeadlineSeconds": job.deadline_seconds,
             "trainer": {
-                "image": image, "command": ["/bin/sh", "-c"], "args": [script], "env": secret,
+                "image": job.image, "command": ["/bin/sh", "-c"], "args": [script], "env": secret,
                 "numNodes": job.nodes, "numProcPerNode": max(1, job.gpus),
                 "resourcesPerNode": {"requests": amounts, "limits": amounts}},
             **_patches({key: value for key, value in pod.items() if value})}}
@@ -77,7 +76,7 @@ def _patches(pod: Object) -> Object:
                                 "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}}}]}
 
 
-def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, image: str, output: Path, job_file: Path,
+def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, output: Path,
                    cluster: Cluster | None = None, poll_seconds: float = 10.0) -> dict[str, Any]:
     """Run a training step as a TrainJob and bring its folder back.
 
@@ -87,9 +86,7 @@ def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, ima
         recipe: what to train; `publish.url` is the store.
         step: "sft" or "dpo".
         inputs: option of the step -> file or folder, such as "input" -> texts.jsonl.
-        image: the workbench's.
-        output: the folder to make: what the step would have written here.
-        job_file: where the job's YAML is written to.
+        output: the folder to make: what the step would have written here, and the job as `trainjob.yaml`.
         cluster: instead of the configured one.
 
     Returns:
@@ -107,8 +104,9 @@ def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, ima
     with tempfile.TemporaryDirectory() as folder:
         files = _gather(recipe, inputs, Path(folder))
         address = publish(Path(folder), f"{place}/inputs")["address"]
-    job = train_job(recipe, step, files, name=name, inputs=address, outcome=f"{place}/outcome", image=image)
-    job_file.write_text(yaml.safe_dump(job, sort_keys=False), "utf-8")
+    job = train_job(recipe, step, files, name=name, inputs=address, outcome=f"{place}/outcome")
+    job_yaml = yaml.safe_dump(job, sort_keys=False)
+    say(job_yaml)
     cluster = cluster or Cluster.connect()
     try:
         cluster.create_train_job(job)
@@ -117,6 +115,7 @@ def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, ima
         say(f"{name}: is there already; waiting for it")
     _wait(cluster, name, recipe.training.job.deadline_seconds, poll_seconds)
     fetch_model(f"{place}/outcome", output)
+    (output / JOB_FILE).write_text(job_yaml, "utf-8")
     result: dict[str, Any] = read_manifest(output)["result"]
     return result
 

@@ -18,6 +18,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from llm_detox.data.records import read_jsonl, write_jsonl
+from llm_detox.deploy.train_job import train_on_nodes
 from llm_detox.errors import DetoxError
 from llm_detox.folders import MANIFEST, StepFolder
 from llm_detox.generation.models import load_model, load_tokenizer, read_base_source
@@ -61,6 +62,8 @@ def train_dpo(
         DetoxError: no pair could be made, a loss that is no number, `adapter` is no adapter folder.
     """
     inputs = {"adapter": adapter, "records": records, "prompts": prompts, **({"clean": clean} if clean else {})}
+    if recipe.training.dpo.enabled and ranks.on_other_nodes(recipe):
+        return train_on_nodes(recipe, "dpo", inputs, output=output)
     settings = recipe.settings("model", "training", "scoring", "evaluation")
     if not recipe.training.dpo.enabled:
         with ranks.shared_step_folder(output, "adapter", settings=settings, inputs=inputs) as folder:

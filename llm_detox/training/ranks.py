@@ -19,6 +19,7 @@ import torch
 
 from llm_detox.errors import DetoxError
 from llm_detox.folders import StepFolder, staging_of, step_folder
+from llm_detox.recipe import Recipe
 
 T = TypeVar("T")
 
@@ -33,6 +34,11 @@ def count() -> int:
 def rank() -> int:
     """This process's number among them."""
     return int(os.environ.get("RANK", "0"))
+
+
+def on_other_nodes(recipe: Recipe) -> bool:
+    """Whether the recipe's training runs as a job of several nodes, and this process is not one of theirs."""
+    return recipe.training.job.nodes > 1 and count() == 1
 
 
 def is_first() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from llm_detox.data.records import Record
+from llm_detox.deploy.train_job import train_on_nodes
 from llm_detox.folders import StepFolder
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe, SftSection
+from llm_detox.training import ranks
 from llm_detox.training.lora import (
     adapters_in_float32,
     load_for_full_training,
@@ -28,7 +31,6 @@ from llm_detox.training.output_layer import score_labels_only
 from llm_detox.training.packing import PackedRows, pack
 from llm_detox.training.precision import settled
 from llm_detox.training.quiet import quiet_libraries
-from llm_detox.training.ranks import shared_step_folder
 from llm_detox.training.run import common_arguments, run_training
 from llm_detox.training.schedule import step_arguments
 from llm_detox.training.sft_trainers import TextTrainer, WholeLogitsTrainer, adapts_output_layer
@@ -52,11 +54,13 @@ def train_sft(recipe: Recipe, *, texts: Path, clean: Path | None, output: Path) 
     Raises:
         DetoxError: no text to train on, a loss that is no number, a wrong target module, no room on the disk.
     """
+    more = {"clean": clean} if clean else {}
+    if ranks.on_other_nodes(recipe):
+        return train_on_nodes(recipe, "sft", {"input": texts, **more}, output=output)
     comments, counts = training_texts(texts)
     passages = clean_texts(clean)
-    inputs = {"texts": texts, **({"clean": clean} if clean else {})}
-    settings = recipe.settings("model", "training")
-    with (shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
+    settings, inputs = recipe.settings("model", "training"), {"texts": texts, **more}
+    with (ranks.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
           quiet_libraries()):
         folder.counts.update(counts, clean=len(passages))
         folder.result.update(_train(recipe, comments, passages, folder), **folder.counts)
@@ -77,6 +81,7 @@ def _train(recipe: Recipe, comments: list[Record], passages: list[str], folder: 
     rows = pack(rows, sft.max_length) if sft.packing else rows
     tell_translations(recipe)
     model: Any
+    save: Callable[..., None]
     if sft.method == "full":
         model, save = load_for_full_training(base, recipe.seed), save_whole
     else:

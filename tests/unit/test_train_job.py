@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from llm_detox.deploy.kserve_api import Conflict
 from llm_detox.deploy.train_job import train_job, train_on_nodes
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
+from llm_detox.recipe_nodes import TrainJobSection
 from tests.conftest import SHARED
 from tests.manifests import strict
 from tests.unit.test_data import make_sources
@@ -31,8 +33,7 @@ def recipe(folder: Path, **job: Any) -> Recipe:
 
 def rendered(folder: Path, **job: Any) -> dict[str, Any]:
     return train_job(recipe(folder, **job), "sft", {"input": "input.jsonl", "clean": "clean.jsonl"},
-                     name="llm-detox-sft-1", inputs=INPUTS, outcome="s3://bucket/models/training/x/outcome",
-                     image="quay.io/llm-detox/workbench-python:0.1.0")
+                     name="llm-detox-sft-1", inputs=INPUTS, outcome="s3://bucket/models/training/x/outcome")
 
 
 @needs_crds
@@ -66,6 +67,12 @@ def test_every_node_trains_with_all_its_gpus_and_the_first_one_publishes(tmp_pat
     assert publish.startswith('if [ "${PET_NODE_RANK:-0}" = 0 ]; then llm-detox publish /tmp/outcome s3://')
     values = [one for one in trainer["env"] if "value" in one]
     assert not values, "keys come from the Secret, not from the job"
+
+
+def test_the_nodes_run_the_image_of_the_pipelines_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLM_DETOX_WORKBENCH_IMAGE", raising=False)
+    images = importlib.reload(importlib.import_module("components.images"))
+    assert TrainJobSection().image == images.WORKBENCH
 
 
 class Trainer:
@@ -119,9 +126,8 @@ def run(folder: Path, cluster: Trainer, text: str = "a line") -> dict[str, Any]:
     records = folder / "records.jsonl"
     records.write_text(json.dumps({"text": text}) + "\n", "utf-8")
     return train_on_nodes(
-        recipe(folder.parent / "data"), "dpo", {"adapter": adapter, "records": records}, image="image:1",
-        output=folder / "out", job_file=folder / "job.yaml", cluster=cluster,  # type: ignore[arg-type]
-        poll_seconds=0)
+        recipe(folder.parent / "data"), "dpo", {"adapter": adapter, "records": records}, output=folder / "out",
+        cluster=cluster, poll_seconds=0)  # type: ignore[arg-type]
 
 
 def test_a_step_sends_its_inputs_waits_and_brings_the_outcome_back(
@@ -132,7 +138,7 @@ def test_a_step_sends_its_inputs_waits_and_brings_the_outcome_back(
     assert set(sent) == {"recipe.json", "adapter/base.json", "records.jsonl"}
     assert Recipe.model_validate_json(sent["recipe.json"]).training.job.nodes == 2
     (job,) = cluster.made
-    assert yaml.safe_load((tmp_path / "job.yaml").read_text("utf-8")) == job
+    assert yaml.safe_load((tmp_path / "out" / "trainjob.yaml").read_text("utf-8")) == job
     assert "--adapter /tmp/inputs/adapter --records /tmp/inputs/records.jsonl" in job["spec"]["trainer"]["args"][0]
     assert "nodes 2 active" in capsys.readouterr().err
     if (SHARED / "crds").is_dir():
@@ -146,12 +152,13 @@ def test_a_step_that_is_tried_again_waits_for_the_job_that_is_there(
     assert cluster.made == []
 
 
-def test_a_job_that_fails_says_why_and_where_to_look(tmp_path: Path, store: dict[str, dict[str, str]]) -> None:
+def test_a_job_that_fails_says_why_and_where_to_look(
+        tmp_path: Path, store: dict[str, dict[str, str]], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DetoxError, match="node 1 ran out of memory") as caught:
         run(tmp_path, Trainer(RUNNING, FAILED))
     assert "oc logs" in (caught.value.remedy or "")
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / "job.yaml").exists()
+    assert "kind: TrainJob" in capsys.readouterr().err, "the log shows the job"
 
 
 def test_the_same_inputs_give_the_same_name_and_others_another(
