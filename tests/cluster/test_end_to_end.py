@@ -92,7 +92,7 @@ def test_deploy_ready_and_smoke_over_rest_and_grpc(
     recipe: Recipe = project.recipe()
     deployment = project.folder / "deployment"
     result = deploy_kserve(recipe, address=address, output=deployment, cluster=project.cluster, probe=answers,
-                           patience=Patience(ready=300, start=120, settle=1, poll=0.2))
+                           patience=Patience(ready=400, start=400, settle=1, poll=0.2))
     assert result["address"] == address, kubelet.failure
     told = smoke(recipe, deployment=deployment, output=project.folder / "smoke")
     assert told["text"].strip()
@@ -108,4 +108,4 @@ def test_a_version_that_is_not_in_the_store_is_said_with_its_cause(
     project.controller.play("llm-detox", kubelet.act)
     with pytest.raises(DetoxError, match="BlockedByFailedLoad: ModelLoadFailed"):
         deploy_kserve(project.recipe(), address=address[:-6] + "000000", output=project.folder / "deployment",
-                      cluster=project.cluster, patience=Patience(ready=300, start=120, settle=1, poll=0.2))
+                      cluster=project.cluster, patience=Patience(ready=400, start=400, settle=1, poll=0.2))

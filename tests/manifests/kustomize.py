@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ MANIFESTS = REPOSITORY / "manifests"
 OVERLAYS = ("overlays/kserve", "overlays/kserve/model", "overlays/openshift-ai", "overlays/openshift-ai/model",
             "overlays/openshift-ai/template")
 COMPONENTS = tuple(sorted(path.name for path in (MANIFESTS / "components").iterdir()))
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BATCH = 128
 
 Object = dict[str, Any]
 
@@ -35,10 +41,21 @@ def kubectl() -> str:
 
 def build(folder: Path) -> list[Object]:
     """The objects of a kustomization; a failure is kustomize's own message."""
-    done = subprocess.run([kubectl(), "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    return [one for one in yaml.load_all(rendered(folder), Loader=_LOADER) if one]
+
+
+def rendered(folder: Path) -> str:
+    """The YAML of a kustomization."""
+    done = subprocess.run([kubectl(), "kustomize", str(folder)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, f"kustomize warns: {done.stderr}"
-    return [one for one in yaml.safe_load_all(done.stdout) if one]
+    return done.stdout
+
+
+def load(source: Path | str) -> Any:
+    """One YAML document, a file's or a text's."""
+    text = source.read_text("utf-8") if isinstance(source, Path) else source
+    return yaml.load(text, Loader=_LOADER)  # noqa: S506 - a SafeLoader
 
 
 @lru_cache
@@ -48,23 +65,67 @@ def overlay(name: str) -> tuple[Object, ...]:
 
 def with_components(folder: Path, base: str, components: Iterable[str]) -> list[Object]:
     """An overlay of a user, with components added as the documentation says."""
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    relative = os.path.relpath(MANIFESTS, folder)
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump({
-        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-        "resources": [f"{relative}/{base}"],
-        "components": [*(f"{relative}/components/{name}" for name in components), f"{relative}/settings"]}), "utf-8")
+    _write_overlay(folder, base, components)
     return build(folder)
 
 
-def connection(folder: Path) -> list[Object]:
+def _write_overlay(folder: Path, base: str, components: Iterable[str], **more: str) -> None:
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    relative = os.path.relpath(MANIFESTS, folder)
+    (folder / "kustomization.yaml").write_text(json.dumps({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+        "resources": [f"{relative}/{base}"],
+        "components": [*(f"{relative}/components/{name}" for name in components), f"{relative}/settings"],
+        **more}), "utf-8")
+
+
+def every_combination(folder: Path, base: str) -> dict[str, tuple[str, ...]]:
+    """Each different object that an overlay gives with any set of components, as YAML -> the first set that gives it.
+
+    kubectl takes longer to start than to build, so that one call builds many sets: a suffix at the names, which is cut
+    off again, keeps them apart.
+    """
+    own = overlay_brings(base)
+    free = [name for name in COMPONENTS if name not in own]
+    sets = [names for size in range(len(free) + 1) for names in combinations(free, size)]
+    found: dict[str, tuple[str, ...]] = {}
+    for first in range(0, len(sets), _BATCH):
+        batch = {f"-x{number}x": names for number, names in enumerate(sets[first:first + _BATCH])}
+        work = folder / f"batch-{first}"
+        for suffix, names in batch.items():
+            _write_overlay(work / suffix[1:], base, names, nameSuffix=suffix)
+        (work / "kustomization.yaml").write_text(json.dumps({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "resources": [suffix[1:] for suffix in batch]}), "utf-8")
+        seen = set()
+        for text in rendered(work).split("\n---\n"):
+            suffix = re.search(r"^  name: \S*(-x\d+x)$", text, re.M)
+            assert suffix, text
+            seen.add(suffix[1])
+            found.setdefault(text.replace(suffix[1], ""), batch[suffix[1]])
+        assert seen == set(batch), "every set gives objects"
+        shutil.rmtree(work)
+    return found
+
+
+def overlay_brings(base: str) -> set[str]:
+    """The components that an overlay has already."""
+    listed = load(MANIFESTS / base / "kustomization.yaml").get("components", ())
+    return {Path(one).name for one in listed} & set(COMPONENTS)
+
+
+def connection(folder: Path, components: Iterable[str] = ()) -> list[Object]:
     """manifests/connection with its example values, in a copy: the real file stays out of git."""
-    copy = folder / "manifests"
-    shutil.copytree(MANIFESTS / "connection", copy / "connection")
-    shutil.copytree(MANIFESTS / "settings", copy / "settings")
+    copy = folder.resolve() / "manifests"
+    for part in ("connection", "settings", "components"):
+        shutil.copytree(MANIFESTS / part, copy / part)
     (copy / "connection" / "connection.env.example").rename(copy / "connection" / "connection.env")
-    return build(copy / "connection")
+    (copy / "mine").mkdir()
+    (copy / "mine" / "kustomization.yaml").write_text(json.dumps({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": ["../connection"],
+        "components": [*(f"../components/{name}" for name in components), "../settings"]}), "utf-8")
+    return build(copy / "mine")
 
 
 def pick(objects: Iterable[Object], kind: str) -> Object:

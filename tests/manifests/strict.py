@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import yaml
 
 from tests.conftest import SHARED
+from tests.manifests import kustomize
 
 KUBERNETES = "1.34"
 _METADATA = {"type": "object", "additionalProperties": False, "required": ["name"], "properties": {
@@ -73,16 +72,11 @@ def custom_schemas() -> dict[tuple[str, str], dict[str, Any]]:
     """(apiVersion, kind) -> strict schema, from the CRDs beside the checkout."""
     found = {}
     for path in sorted((SHARED / "crds").glob("*.yaml")):
-        crd = load(path)["spec"]
+        crd = kustomize.load(path)["spec"]
         for version in crd["versions"]:
             schema = version["schema"]["openAPIV3Schema"]
             found[f"{crd['group']}/{version['name']}", crd["names"]["kind"]] = strict(_with_metadata(schema))
     return found
-
-
-def load(path: Path) -> Any:
-    """A YAML file, read by the fast loader where there is one."""
-    return yaml.load(path.read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
 
 
 def strict(schema: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,16 @@ import pytest
 
 from tests.conftest import SHARED
 from tests.manifests import kustomize, strict
-from tests.manifests.kustomize import COMPONENTS, MANIFESTS, OVERLAYS, Object, overlay, pick, with_components
+from tests.manifests.kustomize import (
+    COMPONENTS,
+    MANIFESTS,
+    OVERLAYS,
+    Object,
+    overlay,
+    overlay_brings,
+    pick,
+    with_components,
+)
 
 PLATFORMS = ("overlays/kserve", "overlays/openshift-ai")
 needs_crds = pytest.mark.skipif(not (SHARED / "crds").is_dir(),
@@ -35,30 +43,39 @@ def test_every_overlay_passes_strict_schemas(name: str) -> None:
         strict.check(thing)
 
 
-def sets_of_components(name: str, size: int) -> list[tuple[str, ...]]:
-    """The components that the overlay does not bring already, so many at a time."""
-    return list(combinations([one for one in COMPONENTS if one != "networkpolicy" or name.endswith("model")], size))
-
-
-def check_with(folder: Path, name: str, components: tuple[str, ...]) -> None:
-    for thing in with_components(folder / "-".join(components), name, components):
-        strict.check(thing)
-
-
 @needs_crds
-@pytest.mark.parametrize("name", OVERLAYS[:4])
+@pytest.mark.parametrize("name", OVERLAYS)
 def test_every_component_passes_on_every_overlay_alone_and_with_all_others(name: str, tmp_path: Path) -> None:
-    for components in sets_of_components(name, 1):
-        check_with(tmp_path, name, components)
-    check_with(tmp_path, name, sets_of_components(name, len(COMPONENTS) - (not name.endswith("model")))[0])
+    free = [one for one in COMPONENTS if one not in overlay_brings(name)]
+    for components in [*((one,) for one in free), tuple(free)]:
+        for thing in with_components(tmp_path / "-".join(components), name, components):
+            strict.check(thing)
 
 
 @needs_crds
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OVERLAYS[:4])
-def test_every_pair_of_components_passes_on_every_overlay(name: str, tmp_path: Path) -> None:
-    for components in sets_of_components(name, 2):
-        check_with(tmp_path, name, components)
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_set_of_components_passes_on_every_overlay(name: str, tmp_path: Path) -> None:
+    """All of them, 2 to the power of the components; an object that several sets give is checked once."""
+    for text, components in kustomize.every_combination(tmp_path, name).items():
+        thing = kustomize.load(text)
+        try:
+            strict.check(thing)
+        except Exception as error:
+            raise AssertionError(f"{name} with {', '.join(components) or 'no component'}") from error
+
+
+@needs_crds
+def test_a_mistake_in_one_set_of_components_is_found_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kustomize, "COMPONENTS", ("canary", "expose", "vllm"))
+    found = kustomize.every_combination(tmp_path, "overlays/kserve/model")
+    services = {components: kustomize.load(text) for text, components in found.items()
+                if "kind: InferenceService" in text}
+    assert set(services) == {(), ("canary",), ("expose",), ("vllm",), ("canary", "expose"), ("canary", "vllm"),
+                             ("expose", "vllm"), ("canary", "expose", "vllm")}
+    for components, service in services.items():
+        alone = with_components(tmp_path / "alone", "overlays/kserve/model", components)
+        assert service == pick(alone, "InferenceService"), components
 
 
 @needs_crds
@@ -70,6 +87,15 @@ def test_the_connection_passes_and_takes_its_annotations_from_one_file(tmp_path:
     assert notes["serving.kserve.io/s3-usehttps"] == "0"
     assert notes["serving.kserve.io/s3-verifyssl"] == "1"
     assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_S3_BUCKET"} <= set(secret["data"])
+
+
+@needs_crds
+def test_an_own_authority_is_told_to_the_storage_initializer(tmp_path: Path) -> None:
+    objects = kustomize.connection(tmp_path, ["custom-ca"])
+    for thing in objects:
+        strict.check(thing)
+    notes = pick(objects, "Secret")["metadata"]["annotations"]
+    assert notes["serving.kserve.io/s3-cabundle-configmap"] == pick(objects, "ConfigMap")["metadata"]["name"]
 
 
 @needs_crds
@@ -158,6 +184,13 @@ def test_the_pipeline_runner_of_openshift_ai_is_bound_in_its_project() -> None:
     binding = pick(overlay("overlays/openshift-ai"), "RoleBinding")
     assert binding["subjects"] == [
         {"kind": "ServiceAccount", "name": "pipeline-runner-dspa", "namespace": binding["metadata"]["namespace"]}]
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_the_account_that_deploys_is_the_one_that_may_train(name: str, tmp_path: Path) -> None:
+    objects = with_components(tmp_path, name, ["trainjob-rights"])
+    bound = {one["metadata"]["name"]: one["subjects"] for one in objects if one["kind"] == "RoleBinding"}
+    assert all(subject in bound["llm-detox-train"] for subject in bound["llm-detox-deploy"])
 
 
 @pytest.mark.parametrize("name", PLATFORMS)

@@ -1,0 +1,86 @@
+"""What the last step of a run sees and clears away in a cluster, with the pipeline account's own token."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llm_detox.deploy.kserve import remove_leftover
+from llm_detox.deploy.kserve_api import Cluster
+from llm_detox.outcome import Ending, lines, write_outcome
+from tests.cluster.conftest import Project, address
+from tests.cluster.controller import Object
+
+OLD, NEW = "1" * 64, "2" * 64
+
+
+def leave_canary(project: Project, run: str) -> None:
+    """A run that is killed while its canary comes up: nobody gets to remove it."""
+    real = project.cluster.delete
+    project.cluster.delete = lambda name: None  # type: ignore[method-assign]
+    try:
+        deploy_as(project, run)
+    finally:
+        project.cluster.delete = real  # type: ignore[method-assign]
+    assert project.live("llm-detox-canary") is not None
+
+
+def deploy_as(project: Project, run: str) -> None:
+    from llm_detox.deploy.kserve import deploy_kserve
+    from tests.cluster.conftest import QUICK
+
+    deploy_kserve(project.recipe(rollout="canary"), address=address(NEW), output=project.folder / f"deploy-{run}",
+                  cluster=project.cluster, patience=QUICK, probe=project.probe, run=run)
+
+
+def ended(project: Project, run: str, state: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(Cluster, "connect", classmethod(lambda *_, **__: project.cluster))
+    return write_outcome(Ending(run, state, "exit-handler-1"), project.recipe().model_dump_json(),
+                         output=project.folder / f"outcome-{run}")
+
+
+def failed_pod(project: Project, run: str, name: str, message: str) -> None:
+    core = project.controller.core
+    body: Object = {"metadata": {"name": name, "labels": {
+        "pipeline/runid": run, "serving.kserve.io/inferenceservice": "llm-detox"}},
+        "spec": {"containers": [{"name": "main", "image": "none"}]}}
+    core.create_namespaced_pod(project.namespace, body)
+    core.patch_namespaced_pod_status(name, project.namespace, {"status": {"phase": "Failed", "containerStatuses": [{
+        "name": "main", "ready": False, "restartCount": 0, "image": "none", "imageID": "none",
+        "state": {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}}]}})
+
+
+def test_the_canary_of_a_killed_run_is_removed_and_what_serves_is_told(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.deploy(OLD)
+    leave_canary(project, "run-1")
+    told = ended(project, "run-1", "FAILED", monkeypatch)
+    assert told["removed"] == "llm-detox-canary"
+    assert project.live("llm-detox-canary") is None
+    assert (told["serving"], told["ready"]) == (address(NEW), True)
+
+
+def test_the_canary_of_another_run_is_left_alone(project: Project) -> None:
+    project.deploy(OLD)
+    leave_canary(project, "run-1")
+    settings = project.recipe().deploy
+    assert remove_leftover(settings, "run-2", project.cluster) is None
+    assert remove_leftover(settings, "", project.cluster) is None
+    assert project.live("llm-detox-canary") is not None
+
+
+def test_the_step_that_failed_is_told_in_its_own_words(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.deploy(OLD)
+    words = json.dumps({"step": "sft", "message": "out of memory", "place": None, "remedy": "a smaller batch"})
+    failed_pod(project, "run-1", "sft-pod", words)
+    failed_pod(project, "run-1", "dpo-pod", "Traceback: KeyError")
+    failed_pod(project, "run-2", "other-pod", "not of this run")
+    told = ended(project, "run-1", "FAILED", monkeypatch)
+    assert sorted(told["failures"], key=lambda one: one["step"]) == [
+        {"step": "dpo-pod", "message": "Traceback: KeyError"}, {"step": "sft", "message": "out of memory"}]
+    page = "\n".join(lines(told))
+    assert "failed: sft: out of memory" in page
+    assert "serving now: s3://llm-detox/models/111" in page

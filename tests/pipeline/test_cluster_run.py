@@ -1,0 +1,70 @@
+"""The cluster's own pipelines, run for real by Kubeflow's local runner: shards, joins, parameters, the outcome."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_detox.recipe_file import load_recipe
+from tests.conftest import REPOSITORY
+from tests.pipeline.test_local_run import small_recipe
+
+pytestmark = pytest.mark.slow
+
+RUN = """
+import json, sys
+from kfp import local
+from pipelines import cluster
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1], raise_on_error=False)
+getattr(cluster, sys.argv[2])(**json.loads(sys.argv[3]))
+"""
+
+
+def run(folder: Path, pipeline: str, **parameters: Any) -> tuple[dict[str, Path], str]:
+    """The outputs of all tasks by the name of the task, and the log."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(folder / "artifacts"), pipeline, json.dumps(parameters)], cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=580,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "KUBECONFIG": str(folder / "no-cluster")})
+    found = {path.name: path for path in (folder / "artifacts").glob("*/*")}
+    return found, done.stdout + done.stderr
+
+
+def recipe(folder: Path, model: Path) -> str:
+    return load_recipe(small_recipe(folder, model)).model_dump_json()
+
+
+def test_a_run_in_shards_measures_all_arms_and_stops_at_the_gate(tmp_path: Path, tiny_llama: Path) -> None:
+    found, log = run(tmp_path, "detox_and_serve", recipe=recipe(tmp_path, tiny_llama), shards=2,
+                     overrides=["evaluation.continuations=2"])
+    assert "report" in found, log[-4000:]
+    assert set(found).isdisjoint({"convert", "publish", "deploy", "smoke"})
+    report = json.loads((found["report"] / "report" / "report.json").read_text("utf-8"))
+    assert set(report["arms"]) == {"base", "raw", "detoxified", "dpo"}
+    assert report["arms"]["base"]["continuations"] == 2 * report["arms"]["base"]["prompts"]
+    texts = [json.loads(line)["id"] for line in (found["data"] / "data/texts.jsonl").read_text("utf-8").splitlines()]
+    records = (found["join"] / "rewritten" / "records.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in records] == texts
+    told = json.loads((found["outcome"] / "outcome" / "outcome.json").read_text("utf-8"))
+    assert told["state"] == "SUCCEEDED"
+
+
+def test_a_run_that_fails_writes_its_outcome(tmp_path: Path, tiny_llama: Path) -> None:
+    found, log = run(tmp_path, "evaluate_only", recipe=recipe(tmp_path, tiny_llama), model=str(tmp_path / "no-model"))
+    assert "outcome" in found, log[-4000:]
+    told = json.loads((found["outcome"] / "outcome" / "outcome.json").read_text("utf-8"))
+    assert told["state"] == "FAILED"
+    assert "no cluster is configured" in told["unseen"]
+
+
+def test_a_wrong_parameter_ends_the_run_before_any_work(tmp_path: Path, tiny_llama: Path) -> None:
+    found, log = run(tmp_path, "detox_and_serve", recipe=recipe(tmp_path, tiny_llama), rollout="sideways")
+    assert "rollout" in log
+    assert set(found) <= {"settle", "outcome"}
+    assert "outcome" in found, log[-4000:]
