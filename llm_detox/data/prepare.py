@@ -88,8 +88,8 @@ def _read_training(settings: TextData) -> Iterator[tuple[Record, str, list[str]]
         place = f"{settings.source}, record {number}"
         raw = {name: _string(record, name, place) for name in columns}
         parts = {name: value.strip() if settings.answer_column else clean_text(value) for name, value in raw.items()}
-        text = _FIELD.sub(lambda match, parts=parts: parts[match[1]], settings.template) if settings.template \
-            else parts[settings.text_column]
+        text = parts[settings.text_column] if settings.template is None else "".join(
+            parts[piece] if turn % 2 else piece for turn, piece in enumerate(_FIELD.split(settings.template)))
         yield record, text, list(parts.values())
 
 

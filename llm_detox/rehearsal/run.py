@@ -37,6 +37,7 @@ def _arms(recipe: Recipe, output: Path) -> dict[str, Any]:
     """`detox-and-serve` up to the converted model, whatever the gate says."""
     from llm_detox.data.prepare import prepare_data
     from llm_detox.evaluation.evaluate import evaluate
+    from llm_detox.evaluation.refusals import measure_refusals
     from llm_detox.evaluation.report import write_report
     from llm_detox.export.convert import convert
     from llm_detox.rephrase.detoxify import detoxify
@@ -60,6 +61,9 @@ def _arms(recipe: Recipe, output: Path) -> dict[str, Any]:
     compared = write_report(
         recipe, evaluations={arm: output / f"evaluate-{arm}" for arm in arms}, records=rewritten / "records.jsonl",
         steps={"data": data, "detoxify": rewritten}, output=output / "report")
+    if recipe.stop_hate.hate:
+        found["stop-hate"] = measure_refusals(
+            recipe, tuned=str(output / "dpo"), trained_on=data / "texts.jsonl", output=output / "stop-hate")
     found["convert"] = convert(model=str(output / "dpo"), output=output / "model")
     return {**found, "verdict": compared["verdict"]}
 

@@ -114,14 +114,14 @@ def read_records(texts: Path) -> list[Record]:
     Raises:
         DetoxError: there is none, or a text is no string.
     """
-    records = []
+    records: list[Record] = []
     for number, record in enumerate(read_jsonl(texts, required=("text",)), start=1):
         if not isinstance(record["text"], str):
             raise DetoxError(f"the text is a {type(record['text']).__name__}, not a string",
                              place=f"{texts}, record {number}", remedy='write it as {"text": "..."}')
         answer = {name: record[name] for name in ("toxic", "messages", "prompt", "completion") if name in record}
-        records.append({"id": record.get("id", record_id(record["text"])), "text": record["text"],
-                        **(answer if len(answer) > 1 else {})})
+        kept: Record = answer if len(answer) > 1 else {}
+        records.append({"id": record.get("id", record_id(record["text"])), "text": record["text"], **kept})
     if not records:
         raise DetoxError("no records to detoxify", place=str(texts), remedy='give lines such as {"text": "..."}')
     return records

@@ -74,7 +74,7 @@ def new_adapter(model: PreTrainedModel, training: TrainingSection, seed: int) ->
         raise DetoxError(f"no LoRA adapter can be put on this model: {error}", place="training.lora.target_modules",
                          remedy=f"choose among {', '.join(sorted(names))}, or all-linear") from error
     if not any(name.endswith(".bias") for name, part in adapted.named_parameters() if part.requires_grad):
-        adapted.peft_config["default"].bias = "none"  # as in a Llama: then the adapter can be merged by all readers
+        config.bias = "none"  # as in a Llama: then the adapter can be merged by all readers
     return adapted  # type: ignore[return-value]
 
 
@@ -101,7 +101,7 @@ def is_whole_model(folder: Path) -> bool:
 
 
 @contextmanager
-def adapters_in_float32(model: PeftModel) -> Iterator[None]:
+def adapters_in_float32(model: PeftModel | PreTrainedModel) -> Iterator[None]:
     """Undo the cast to bfloat16 that a TRL trainer made within the block does to adapters on a quantised base.
 
     In bfloat16 small updates are lost, DPO does not start at its reference, and a CPU computes two orders slower.

@@ -55,6 +55,6 @@ def free_bytes() -> int:
     """Memory that is free on the device of the training."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    import psutil
+    import psutil  # type: ignore[import-untyped,unused-ignore]
 
     return int(psutil.virtual_memory().available)
