@@ -103,7 +103,7 @@ def _tidy_up(settings: DeploySection, run: str) -> dict[str, Any]:
         "failures": failures,
         "removed": removed,
         "serving": live["metadata"].get("annotations", {}).get(ADDRESS) if live else None,
-        "ready": bool(live) and condition(live, "Ready").get("status") == "True",
+        "ready": live is not None and condition(live, "Ready").get("status") == "True",
     }
 
 
