@@ -21,6 +21,9 @@ ERROR_FILE_VARIABLE = "LLM_DETOX_ERROR_FILE"
 class MetricsArtifact(Protocol):
     """The part of a Kubeflow `Metrics` artifact that is used here."""
 
+    @property
+    def path(self) -> str: ...
+
     def log_metric(self, metric: str, value: float) -> None: ...
 
 
@@ -57,9 +60,20 @@ def _tell_the_runner(name: str, error: DetoxError) -> None:
 
 
 def log_metrics(result: Mapping[str, Any], metrics: MetricsArtifact) -> None:
-    """Put a step's figures into the pipeline's metrics."""
+    """Put a step's figures into the pipeline's metrics, and into the artifact's file.
+
+    Without a file there, Kubeflow's local cache takes the step's outputs for lost and does the step again.
+    """
+    figures = dict(_figures(result))
+    for name, value in figures.items():
+        metrics.log_metric(name, value)
+    Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)
+    Path(metrics.path).write_text(json.dumps(figures, indent=2), "utf-8")
+
+
+def _figures(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in result.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
-            metrics.log_metric(name, float(value))
+            yield name, float(value)
         elif isinstance(value, Mapping) and isinstance(value.get("value"), int | float):
-            metrics.log_metric(name, float(value["value"]))
+            yield name, float(value["value"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,18 +41,24 @@ class Stack:
 @pytest.fixture(scope="session")
 def stack(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Tests that only ask share it; whoever breaks processes starts an own one."""
+    with deployed(str(tiny_llama), tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+@contextmanager
+def deployed(model: str, root: Path) -> Iterator[Stack]:
+    """Convert the model, publish it, fetch it back and serve it; at the end every process must have gone."""
     try:
         caikit_python()
         find_weed()
     except DetoxError as error:
         pytest.skip(str(error))
-    root = tmp_path_factory.mktemp("stack")
-    convert(model=str(tiny_llama), output=root / "converted")
+    convert(model=model, output=root / "converted")
     before = dict(os.environ)
     try:
         with seaweed(root / "store", buckets=["models"]) as store:
             os.environ.update(store.env())
-            address = publish(root / "converted", "s3://models/tiny")["address"]
+            address = publish(root / "converted", "s3://models/published")["address"]
             result = deploy_local(address, name=NAME, output=root / "deployment")
     finally:
         os.environ.clear()
@@ -61,3 +69,22 @@ def stack(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     assert stop_local(root / "deployment") == ["caikit", "engine"]
     assert not any(processes.is_running(one) for one in running)
     assert stop_local(root / "deployment") == []
+
+
+def greedy(folder: Path, prompts: Sequence[str], *, new_tokens: int) -> dict[str, tuple[list[str], str]]:
+    """transformers' own greedy tokens of each prompt and their text, on a Hugging Face folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = {}
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1]:]
+        # A character whose last bytes are still to come is not shown.
+        text = tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd")
+        found[prompt] = (tokenizer.convert_ids_to_tokens(new.tolist()), text)
+    assert len({text for _, text in found.values()}) == len(prompts)
+    return found

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from llm_detox.client import GenerationError
-from tests.serving.conftest import NAME, Stack
+from tests.serving.conftest import NAME, Stack, greedy
 
 CAIKIT = ["rest", "grpc"]
 ALL = ["rest", "grpc", "fmaas"]
@@ -21,22 +21,7 @@ PROMPTS = ["the quick brown fox", "naïve café ☕ 日本語", "you are", "than
 
 @pytest.fixture(scope="module")
 def expected(stack: Stack) -> dict[str, tuple[list[str], str]]:
-    """transformers' own greedy tokens of each prompt and their text, on the folder that was fetched."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(stack.artifacts)
-    model: Any = AutoModelForCausalLM.from_pretrained(stack.artifacts, dtype=torch.float32)
-    found = {}
-    for prompt in PROMPTS:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-        new = output[0, inputs["input_ids"].shape[1]:]
-        # A character whose last bytes are still to come is not shown.
-        text = tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd")
-        found[prompt] = (tokenizer.convert_ids_to_tokens(new.tolist()), text)
-    assert len({text for _, text in found.values()}) == len(PROMPTS)
-    return found
+    return greedy(stack.artifacts, PROMPTS, new_tokens=24)
 
 
 @pytest.mark.parametrize("protocol", ALL)
