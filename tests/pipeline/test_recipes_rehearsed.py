@@ -16,7 +16,7 @@ from llm_detox.rehearsal.stand_ins import rehearsal_of
 from tests.pipeline.test_local_run import run_pipeline
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-FAST = {"llama2-7b-chat-safety"}
+FAST = {"llama2-7b-chat-safety", "llama2-7b-sft-dpo-detox", "trustyai-opt350m"}  # the others take a minute and more
 SETTINGS = ("training", "detoxify", "evaluation", "gate", "data")
 SWAPPED = {"source", "base", "experts", "expert", "anti_expert", "fluency_model", "similarity_model", "model", "url"}
 
