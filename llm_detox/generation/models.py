@@ -86,7 +86,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, **option
         merged.eval()
         return merged
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
-    if "quantization_config" not in options:
+    if not {"quantization_config", "distributed_config"} & options.keys():  # those are in their place already
         model.to(device())  # type: ignore[arg-type]
     model.eval()
     return model

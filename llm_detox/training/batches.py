@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm_detox.errors import DetoxError
+from llm_detox.training.sharding import AveragedAdapters
 
 
 class LikeLengths(Sampler[int]):
@@ -60,7 +61,7 @@ class _SetEpoch(TrainerCallback):
         self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
-class LikeLengthBatches:
+class LikeLengthBatches(AveragedAdapters):
     """For a Trainer whose data set has a column `length`: draw its training batches with `LikeLengths`."""
 
     args: Any

@@ -246,8 +246,11 @@ def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: lis
     arguments = DPOConfig(
         **(common_arguments(dpo, steps_of=len(rows), seed=seed, work=work) | step_arguments(dpo, len(rows))),
         max_length=dpo.max_length, beta=dpo.beta,
-        loss_type=losses, loss_weights=weights, precompute_ref_log_probs=True,
+        loss_type=losses, loss_weights=weights, precompute_ref_log_probs=ranks.count() == 1,
         precompute_ref_batch_size=2 * dpo.batch_size)
     with adapters_in_float32(model):
-        return _PairTrainer(clean=clean, clean_weight=dpo.clean_weight, model=model, args=arguments,
-                            train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        trainer = _PairTrainer(clean=clean, clean_weight=dpo.clean_weight, model=model, args=arguments,
+                               train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    if ranks.count() > 1:  # TRL computes the reference's log-probabilities with each batch: it cannot hash shards
+        score_labels_only(model)
+    return trainer

@@ -29,13 +29,15 @@ from llm_detox.generation.models import (
     write_base_source,
 )
 from llm_detox.recipe import Recipe, TrainingSection
+from llm_detox.training import ranks
+from llm_detox.training.sharding import call_by_hooks, sharding_options
 
 REFERENCE_ADAPTER = "ref"
 
 
 def load_training_base(source: str, training: TrainingSection) -> PreTrainedModel:
     """The frozen base of a training run, in nf4 or int8 (compute type of the device) or unquantised."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = sharding_options()
     if training.quantization != "none":
         how = {"load_in_8bit": True} if training.quantization == "int8" else {
             "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute_dtype(),
@@ -75,6 +77,7 @@ def new_adapter(model: PreTrainedModel, training: TrainingSection, seed: int) ->
                          remedy=f"choose among {', '.join(sorted(names))}, or all-linear") from error
     if not any(name.endswith(".bias") for name, part in adapted.named_parameters() if part.requires_grad):
         config.bias = "none"  # as in a Llama: then the adapter can be merged by all readers
+    call_by_hooks(adapted)  # type: ignore[arg-type]
     return adapted  # type: ignore[return-value]
 
 
@@ -92,7 +95,9 @@ def open_adapter(folder: Path, training: TrainingSection, seed: int = 0) -> Peft
         raise DetoxError("no adapter_config.json: this is not an adapter folder", place=str(folder),
                          remedy="give the folder that `llm-detox sft` wrote")
     base = load_training_base(read_base_source(folder), training)
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    call_by_hooks(model)
+    return model
 
 
 def is_whole_model(folder: Path) -> bool:
@@ -114,8 +119,14 @@ def adapters_in_float32(model: PeftModel | PreTrainedModel) -> Iterator[None]:
 
 
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base_source: str, folder: Path) -> None:
-    """Write the adapter named "default", the tokenizer and the note of the base into the folder."""
-    model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    """Write the adapter named "default", the tokenizer and the note of the base into the folder.
+
+    All processes of a run call it, since a sharded base has its say in it; the first one writes.
+    """
+    model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False,
+                          is_main_process=ranks.is_first())
+    if not ranks.is_first():
+        return
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the report writes the real one
     shutil.rmtree(folder / REFERENCE_ADAPTER, ignore_errors=True)
     tokenizer.save_pretrained(folder)
@@ -124,6 +135,8 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base_sour
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_source: str, folder: Path) -> None:
     """Write a fully trained model in the precision of its base, the tokenizer and the note of the base."""
+    if not ranks.is_first():
+        return
     config = json.loads((model_folder(base_source) / "config.json").read_text("utf-8"))
     model.to(getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16"))
     model.config.use_cache = True
@@ -136,6 +149,8 @@ def save_merged(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: Path
     """Write the whole model of a step folder with a further adapter merged in: no later step has to find the former."""
     from llm_detox.export.merge import write_weights
 
+    if not ranks.is_first():
+        return
     adapter = folder / "adapter"
     model.save_pretrained(str(adapter), selected_adapters=["default"], save_embedding_layers=False)
     write_weights(base, [adapter], folder)

@@ -65,7 +65,7 @@ def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: s
         metrics: the file that every step is written to.
         remedy: what helps when the loss is no number.
         minutes: between two checkpoints.
-        save: writes the outcome; the checkpoints stay until it has.
+        save: writes the outcome, called in every process; the checkpoints stay until it has.
 
     Raises:
         DetoxError: the loss or its gradient became NaN or infinite, a batch taught nothing, memory ran out or the
@@ -78,8 +78,7 @@ def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: s
     try:
         with _clear_failures(description, checkpoints):
             trainer.train(resume_from_checkpoint=checkpoints.resume())
-            if ranks.is_first():
-                save()
+            save()
     finally:
         watch.close()
     if ranks.is_first():
