@@ -119,7 +119,8 @@ def read_records(texts: Path) -> list[Record]:
         if not isinstance(record["text"], str):
             raise DetoxError(f"the text is a {type(record['text']).__name__}, not a string",
                              place=f"{texts}, record {number}", remedy='write it as {"text": "..."}')
-        answer: Record = {name: record[name] for name in ("toxic", "messages", "prompt", "completion") if name in record}
+        answer: Record = {
+            name: record[name] for name in ("toxic", "messages", "prompt", "completion") if name in record}
         kept = answer if len(answer) > 1 else {}
         records.append({"id": record.get("id", record_id(record["text"])), "text": record["text"], **kept})
     if not records:
