@@ -40,6 +40,7 @@ from llm_detox.progress import one_voice
 
 app = typer.Typer(
     name="llm-detox", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    rich_markup_mode=None,  # the boxes cost two thirds of the half second that `--help` may take
     help="Make a language model less toxic, measure that it became so, and serve it.",
 )
 
