@@ -11,7 +11,7 @@ def convert(
 ):
     from pathlib import Path
 
-    from llm_detox.export.convert import convert
+    from llm_detox.export.converting import convert
     from llm_detox.pipeline_step import pipeline_step
 
     with pipeline_step("convert", recipe):

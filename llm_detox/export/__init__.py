@@ -7,7 +7,7 @@ from typing import Any
 
 
 def convert(*, model: str, output: Path, card: Path | None = None, oldest_reader: str | None = None) -> dict[str, Any]:
-    """Write `config.yml` and `artifacts/`: see `llm_detox.export.convert.convert`."""
-    from llm_detox.export.convert import convert as run  # numpy and torch load only for a conversion
+    """Write `config.yml` and `artifacts/`: see `llm_detox.export.converting.convert`."""
+    from llm_detox.export.converting import convert as run  # numpy and torch load only for a conversion
 
     return run(model=model, output=output, card=card, oldest_reader=oldest_reader)

@@ -39,7 +39,7 @@ def _arms(recipe: Recipe, output: Path) -> dict[str, Any]:
     from llm_detox.evaluation.evaluate import evaluate
     from llm_detox.evaluation.refusals import measure_refusals
     from llm_detox.evaluation.report import write_report
-    from llm_detox.export.convert import convert
+    from llm_detox.export.converting import convert
     from llm_detox.rephrase.detoxify import detoxify
     from llm_detox.training.dpo import train_dpo
     from llm_detox.training.sft import train_sft
@@ -71,7 +71,7 @@ def _arms(recipe: Recipe, output: Path) -> dict[str, Any]:
 def _judge(recipe: Recipe, output: Path) -> dict[str, Any]:
     """The training of a judge and its reading of answers; its labels come ready, a tiny model could not give them."""
     from llm_detox.evaluation.judged import judge_conversations
-    from llm_detox.export.convert import convert
+    from llm_detox.export.converting import convert
     from llm_detox.judge.build import training_row
     from llm_detox.judge.constitution import load_constitution
     from llm_detox.training.sft import train_sft

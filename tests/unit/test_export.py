@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_detox.errors import DetoxError
-from llm_detox.export.convert import convert
+from llm_detox.export.converting import convert
 from llm_detox.export.tensors import narrow
 from llm_detox.export.verify import verify
 from llm_detox.folders import read_manifest

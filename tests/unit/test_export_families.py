@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from llm_detox.export.convert import convert
+from llm_detox.export.converting import convert
 from llm_detox.export.verify import verify_all
 from llm_detox.generation.models import write_base_source
 from tests.tiny import save_tiny_llama
