@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -23,12 +24,13 @@ def say(message: str) -> None:
 
 
 def one_voice() -> None:
-    """Keep the libraries' own progress bars off: they would tell twice, and unreadably in a log.
+    """Keep the libraries' own progress bars and telemetry off: they would tell twice, or tell others.
 
     Called at the start of a process, before those libraries are imported; its children inherit it.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def human_seconds(seconds: float) -> str:
@@ -39,7 +41,7 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-class Task:
+class Task(ABC):
     """A piece of work of known or unknown size that reports how far it is and how long it will take."""
 
     def __init__(self, description: str, total: int | None, unit: str) -> None:
@@ -58,11 +60,13 @@ class Task:
         self.done += count
         self._show(note)
 
+    @abstractmethod
     def finish(self) -> None:
         """Called once at the end."""
 
+    @abstractmethod
     def _show(self, note: str = "") -> None:
-        raise NotImplementedError  # each display has its own way
+        """Tell how far it is, in the display's own way."""
 
     def _rate(self) -> float:
         elapsed = time.monotonic() - self.started

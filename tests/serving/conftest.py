@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,14 @@ def deployed(model: str, root: Path) -> Iterator[Stack]:
     assert stop_local(root / "deployment") == ["caikit", "engine"]
     assert not any(processes.is_running(one) for one in running)
     assert stop_local(root / "deployment") == []
+
+
+def assert_greedy(client: TextGenerationClient, expected: Mapping[str, tuple[list[str], str]], new_tokens: int) -> None:
+    """The served model gives the tokens and texts of `greedy`."""
+    for prompt, (tokens, text) in expected.items():
+        answer = client.generate(prompt, max_new_tokens=new_tokens, generated_tokens=True)
+        assert [token.text for token in answer.tokens] == tokens
+        assert answer.text == text
 
 
 def greedy(folder: Path, prompts: Sequence[str], *, new_tokens: int) -> dict[str, tuple[list[str], str]]:

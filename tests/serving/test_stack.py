@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from llm_detox.client import GenerationError
-from tests.serving.conftest import NAME, Stack, greedy
+from tests.serving.conftest import NAME, Stack, assert_greedy, greedy
 
 CAIKIT = ["rest", "grpc"]
 ALL = ["rest", "grpc", "fmaas"]
@@ -29,10 +29,8 @@ def test_greedy_answers_are_those_of_transformers(
     stack: Stack, expected: dict[str, tuple[list[str], str]], protocol: str
 ) -> None:
     with stack.client(protocol) as client:
-        for prompt, (tokens, text) in expected.items():
-            answer = client.generate(prompt, max_new_tokens=24, generated_tokens=True)
-            assert [token.text for token in answer.tokens] == tokens
-            assert answer.text == text
+        assert_greedy(client, expected, new_tokens=24)
+        for prompt, (_, text) in expected.items():
             chunks = list(client.stream(prompt, max_new_tokens=24))
             assert "".join(chunk.text for chunk in chunks) == text
             assert [chunk.finish_reason == "NOT_FINISHED" for chunk in chunks] == [True] * (len(chunks) - 1) + [False]

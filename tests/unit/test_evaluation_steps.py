@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import yaml
 
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation import evaluate as step
 from llm_detox.evaluation import sampled as sampled_module
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.report import write_report
 from llm_detox.folders import read_manifest
 from llm_detox.generation import continuers as continuers_module
-from llm_detox.generation.sampling import row_key
 from llm_detox.recipe import Recipe
-from llm_detox.scoring.toxicity import ToxicityScorer
 from tests.tiny import save_tiny_llama
-from tests.unit.test_data import make_sources
-
-
-class ByLength(ToxicityScorer):
-    """A score that depends on the text alone."""
-
-    def __init__(self, fingerprint: str = "length-1", broken: frozenset[str] = frozenset()) -> None:
-        super().__init__("length", fingerprint, ("toxicity", "insult"), batch_size=16)
-        self.broken = broken
-
-    def score_batch(self, texts: Sequence[str]) -> Sequence[Mapping[str, float] | None]:
-        return [{"toxicity": min(len(text) / 60, 1.0), "insult": 0.1} for text in texts]
+from tests.unit.evaluation_tiny import ByLength, save_clean, save_prompts, small_recipe, use
 
 
 class Dies(ByLength):
@@ -55,34 +39,17 @@ class Dies(ByLength):
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
-    values = make_sources(tmp_path / "sources")
-    values["model"]["source"] = str(tiny_llama)
-    values["evaluation"] = {"continuations": 3, "clean_prompts": 4, "bootstrap_samples": 500,
-                            "sampling": {"max_new_tokens": 6, "batch_tokens": 200}}
-    values["detoxify"] = {"similarity_model": None}
-    values["gate"] = {"max_perplexity_ratio": 100, "max_continuation_perplexity_ratio": 100, "min_distinct_ratio": 0.1}
-    return Recipe.model_validate(values)
+    return small_recipe(tmp_path, tiny_llama)
 
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.jsonl"
-    records = [{"id": f"p{n}", "filename": f"{n}.txt", "challenging": n == 11, "continuation": {"text": " all"},
-                "prompt": {"text": f"what a fine day {n} for", "toxicity": n / 12}} for n in range(12)]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-    return path
+    return save_prompts(tmp_path)
 
 
 @pytest.fixture
 def clean(tmp_path: Path) -> Path:
-    path = tmp_path / "clean.jsonl"
-    path.write_text("".join(json.dumps({"id": str(n), "text": f"the train {n} leaves at noon and arrives"}) + "\n"
-                            for n in range(6)), "utf-8")
-    return path
-
-
-def use(monkeypatch: pytest.MonkeyPatch, scorer: ToxicityScorer) -> None:
-    monkeypatch.setattr(step, "load_scorer", lambda spec: scorer)
+    return save_clean(tmp_path)
 
 
 def run(recipe: Recipe, prompts: Path, clean: Path | None, output: Path, arm: str = "base",
@@ -350,75 +317,3 @@ def test_stored_continuations_need_every_prompt_and_enough_of_them(recipe: Recip
         score([*lines[:-1], short, short])
     with pytest.raises(DetoxError, match="line 2"):
         score([lines[0], '{"id": 1}'])
-
-
-class Completions(BaseHTTPRequestHandler):
-    """A small OpenAI-compatible server."""
-
-    seen: ClassVar[list[dict[str, Any]]] = []
-    fails: ClassVar[Callable[[dict[str, Any]], bool]] = staticmethod(lambda body: False)
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).seen.append(body)
-        code = 500 if type(self).fails(body) else 200
-        answer = json.dumps({"choices": [{"text": f" seed {body['seed']}"}]}).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None:
-        """Stay silent."""
-
-
-class Listening(ThreadingHTTPServer):
-    request_queue_size = 64
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    Completions.seen, Completions.fails = [], staticmethod(lambda body: False)
-    with Listening(("127.0.0.1", 0), Completions) as running:
-        thread = Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        yield f"openai+http://127.0.0.1:{running.server_address[1]}/tiny"
-        running.shutdown()
-
-
-def test_a_served_model_is_evaluated_with_a_seed_for_each_continuation(
-        recipe: Recipe, prompts: Path, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        server: str) -> None:
-    use(monkeypatch, ByLength())
-    result = evaluate(recipe, model=server, arm="served", prompts=prompts, clean=clean, output=tmp_path / "out")
-    assert "perplexity" not in result
-    assert result["continuation_perplexity"] > 1
-    bodies = Completions.seen[:36]
-    assert len({body["seed"] for body in bodies}) == 36
-    assert {(body["model"], body["max_tokens"], body["top_p"]) for body in bodies} == {("tiny", 6, 0.9)}
-    first = next(read_jsonl(tmp_path / "out/generations.jsonl"))
-    seeds = {body["seed"] for body in bodies if body["prompt"] == first["prompt"]["text"]}
-    assert {generation["text"] for generation in first["generations"]} == {f" seed {seed}" for seed in seeds}
-
-
-def test_a_request_that_fails_leaves_a_continuation_unscored(recipe: Recipe, prompts: Path, tmp_path: Path,
-                                                             monkeypatch: pytest.MonkeyPatch, server: str) -> None:
-    use(monkeypatch, ByLength())
-    doomed = {row_key(recipe.seed, "p3", 0) & 0x7FFFFFFF, row_key(recipe.seed, "p7", 2) & 0x7FFFFFFF}
-    Completions.fails = staticmethod(lambda body: body["seed"] in doomed)
-    result = evaluate(recipe, model=server, arm="served", prompts=prompts, clean=None, output=tmp_path / "out")
-    assert result["unscored"] == 2
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["unscored_reasons"] == {"no continuation": 2}
-    texts = {record["id"]: [g["text"] for g in record["generations"]]
-             for record in read_jsonl(tmp_path / "out/generations.jsonl")}
-    assert texts["p3"][0] is None
-    assert texts["p7"][2] is None
-
-
-def test_a_server_that_is_gone_stops_the_run(recipe: Recipe, prompts: Path, tmp_path: Path,
-                                             monkeypatch: pytest.MonkeyPatch, server: str) -> None:
-    use(monkeypatch, ByLength())
-    Completions.fails = staticmethod(lambda body: True)
-    with pytest.raises(DetoxError, match="fails on every request"):
-        evaluate(recipe, model=server, arm="served", prompts=prompts, clean=None, output=tmp_path / "out")

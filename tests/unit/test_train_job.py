@@ -60,11 +60,11 @@ def test_every_node_trains_with_all_its_gpus_and_the_first_one_publishes(tmp_pat
     trainer = rendered(tmp_path, nodes=3, gpus=4)["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 4)
     assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == 4
-    fetch, train, publish = trainer["args"][0].splitlines()[1:]
-    assert fetch == f"llm-detox models fetch {INPUTS} /tmp/inputs"
-    assert train.startswith("torchrun --no-python llm-detox sft --recipe /tmp/inputs/recipe.json "
-                            "--input /tmp/inputs/input.jsonl --clean /tmp/inputs/clean.jsonl")
-    assert publish.startswith('if [ "${PET_NODE_RANK:-0}" = 0 ]; then llm-detox publish /tmp/outcome s3://')
+    fetch, train, publish = trainer["args"][0].splitlines()[2:]
+    assert fetch == f"llm-detox models fetch {INPUTS} inputs"
+    assert train.startswith("torchrun --no-python llm-detox sft --recipe inputs/recipe.json "
+                            "--input inputs/input.jsonl --clean inputs/clean.jsonl")
+    assert publish.startswith('if [ "${PET_NODE_RANK:-0}" = 0 ]; then llm-detox publish outcome s3://')
     values = [one for one in trainer["env"] if "value" in one]
     assert not values, "keys come from the Secret, not from the job"
 
@@ -139,7 +139,7 @@ def test_a_step_sends_its_inputs_waits_and_brings_the_outcome_back(
     assert Recipe.model_validate_json(sent["recipe.json"]).training.job.nodes == 2
     (job,) = cluster.made
     assert yaml.safe_load((tmp_path / "out" / "trainjob.yaml").read_text("utf-8")) == job
-    assert "--adapter /tmp/inputs/adapter --records /tmp/inputs/records.jsonl" in job["spec"]["trainer"]["args"][0]
+    assert "--adapter inputs/adapter --records inputs/records.jsonl" in job["spec"]["trainer"]["args"][0]
     assert "nodes 2 active" in capsys.readouterr().err
     if (SHARED / "crds").is_dir():
         strict.check(job)
