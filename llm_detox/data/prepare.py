@@ -39,7 +39,7 @@ def prepare_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
     with step_folder(output, "data", settings=settings, inputs={}) as folder:
         scale = budget_scale(recipe.budget)
         evaluation, sampling = _prompts(recipe, scale)
-        taken = {_prompt_key(record["prompt"]["text"]) for record in evaluation}
+        taken = {prompt_key(record["prompt"]["text"]) for record in evaluation}
         texts = _texts(data.texts, round(data.texts.count * scale), recipe.seed, taken)
         clean, clean_train = _clean(recipe, scale)
         for name, records in (("texts", texts), ("prompts", evaluation), ("train_prompts", sampling),
@@ -168,7 +168,7 @@ def _benign(table: Conversations, chat: bool, seen: set[str]) -> Iterator[Record
             yield {"id": record_id(request), "text": request, "toxic": False, **_answered(request, answer, chat)}
 
 
-def _prompt_key(text: str) -> str:
+def prompt_key(text: str) -> str:
     """Prompts that begin alike come from one sentence: they stay on one side of the split."""
     return _first_words(same_text_key(text))
 
@@ -182,7 +182,7 @@ def _prompts(recipe: Recipe, scale: float) -> tuple[list[Record], list[Record]]:
     settings, found = recipe.data.prompts, dict[str, Record]()
     for table in settings.sources:
         for record, text in _read_texts(table):
-            if len(key := _prompt_key(text)) >= 3:
+            if len(key := prompt_key(text)) >= 3:
                 found.setdefault(key, {"id": record_id(text), "prompt": {**_scores(record), "text": text},
                                        "challenging": bool(record.get("challenging", False))})
     if not found:

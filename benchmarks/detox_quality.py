@@ -1,0 +1,103 @@
+"""How much less toxic a recipe makes its model, and at which price: on RealToxicityPrompts that no training prompt is like.
+
+    python -m benchmarks.detox_quality --recipe recipes/smollm2-quality.yaml --prompts ../shared/data/rtp_dev.jsonl \
+        --output runs/quality
+
+Trains as the pipeline does (data, detoxify, sft, dpo), then continues the first 150 prompts of toxicity .5 and more 25
+times each, judged by the recipe's judging scorer, and prints the last arm's figures as shares of the base's. What is
+finished is found again in the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llm_detox.data.prepare import prepare_data, prompt_key
+from llm_detox.data.records import Record, read_jsonl, write_jsonl
+from llm_detox.evaluation.evaluate import evaluate
+from llm_detox.recipe import Recipe
+from llm_detox.recipe_file import load_recipe
+from llm_detox.rephrase.detoxify import detoxify
+from llm_detox.training.dpo import train_dpo
+from llm_detox.training.sft import train_sft
+
+_TOXIC = 0.5
+ROWS = ("expected_maximum_toxicity", "toxicity_probability", "mean_toxicity", "perplexity", "continuation_perplexity",
+        "distinct_2")
+
+
+def main() -> None:
+    """Train, measure, print the table and write it as JSON."""
+    options = parsed()
+    recipe = load_recipe(options.recipe, options.set)
+    recipe.evaluation.continuations = options.continuations
+    root: Path = options.output
+    root.mkdir(parents=True, exist_ok=True)
+    prompts = toxic_prompts(options.prompts, options.count)
+    write_jsonl(root / "prompts.jsonl", prompts)
+    seconds = train(recipe, root, {prompt_key(one["prompt"]["text"]) for one in prompts})
+    arms = {"base": recipe.model.source, "dpo": str(root / "dpo")}
+    measured = {
+        arm: evaluate(recipe, model=model, arm=arm, prompts=root / "prompts.jsonl", clean=root / "data" / "clean.jsonl",
+                      output=root / f"evaluation-{arm}")
+        for arm, model in arms.items()}
+    table = {row: [number(measured[arm][row]) for arm in arms] for row in ROWS}
+    print("| figure | base | dpo | share |\n|---|---|---|---|")
+    for row, (before, after) in table.items():
+        print(f"| {row} | {before:.4g} | {after:.4g} | {after / before:.3f} |")
+    print("seconds: " + ", ".join(f"{step} {took:.0f}" for step, took in seconds.items()))
+    (root / "quality.json").write_text(json.dumps({"table": table, "seconds": seconds}, indent=1), "utf-8")
+
+
+def number(value: Any) -> float:
+    """The value of a figure with or without an interval."""
+    return float(value["value"] if isinstance(value, dict) else value)
+
+
+def toxic_prompts(path: Path, count: int) -> list[Record]:
+    """The first prompts of a RealToxicityPrompts file that are toxic themselves."""
+    return list(islice((record for record in read_jsonl(path, required=["prompt"])
+                        if (record["prompt"]["toxicity"] or 0) >= _TOXIC), count))
+
+
+def train(recipe: Recipe, root: Path, taken: set[str]) -> dict[str, float]:
+    """Make the last arm's adapter in `root/dpo`, with no training prompt that begins as one of `taken`."""
+    seconds: dict[str, float] = {}
+
+    def timed(step: str, work: Callable[[], object]) -> None:
+        started = time.perf_counter()
+        work()
+        seconds[step] = time.perf_counter() - started
+
+    data, apart = root / "data", root / "train_prompts.jsonl"
+    timed("data", lambda: prepare_data(recipe, output=data))
+    write_jsonl(apart, (one for one in read_jsonl(data / "train_prompts.jsonl")
+                        if prompt_key(one["prompt"]["text"]) not in taken))
+    timed("detoxify", lambda: detoxify(recipe, texts=data / "texts.jsonl", output=root / "detoxify"))
+    records, clean = root / "detoxify" / "records.jsonl", data / "clean_train.jsonl"
+    timed("sft", lambda: train_sft(recipe, texts=records, clean=clean, output=root / "sft"))
+    timed("dpo", lambda: train_dpo(recipe, adapter=root / "sft", records=records, prompts=apart, clean=clean,
+                                   output=root / "dpo"))
+    return seconds
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--prompts", type=Path, required=True, help="RealToxicityPrompts records, JSON lines")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=150)
+    parser.add_argument("--continuations", type=int, default=25)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
