@@ -1,4 +1,4 @@
-"""How much less toxic a recipe makes its model, and at which price: on RealToxicityPrompts that no training prompt is like.
+"""How much less toxic a recipe makes its model, and at which price: on prompts that no training prompt begins like.
 
     python -m benchmarks.detox_quality --recipe recipes/smollm2-quality.yaml --prompts ../shared/data/rtp_dev.jsonl \
         --output runs/quality
