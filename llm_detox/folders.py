@@ -1,7 +1,8 @@
 """The folders that travel between steps.
 
 A step works in a hidden folder beside its output (`.NAME.part`) and renames it in place at the end, so a
-folder that exists is complete. Its `manifest.json` says what it is, what it was made from, and what came out.
+folder that exists is complete. What only an unfinished run needs is removed after that: a kill loses none of it.
+The `manifest.json` says what a folder is, what it was made from, and what came out.
 """
 
 from __future__ import annotations
@@ -31,8 +32,14 @@ class StepFolder:
         self.path = path
         self.result: dict[str, Any] = {}
         self.counts: dict[str, int] = {}
+        self.work_files: set[Path] = set()
 
     def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def work_file(self, name: str) -> Path:
+        """A file or folder that a run needs to go on with, and that is no part of the finished output."""
+        self.work_files.add(Path(name))
         return self.path / name
 
 
@@ -128,11 +135,10 @@ def _open_staging(staging: Path, fingerprint: dict[str, Any], resumable: bool) -
 
 
 def _seal(folder: StepFolder, output: Path, kind: str, fingerprint: dict[str, Any], started: float) -> None:
-    (folder / _FINGERPRINT).unlink()
-    files = {
-        str(path.relative_to(folder.path)): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.path.rglob("*")) if path.is_file()
-    }
+    passing = {Path(MANIFEST), Path(_FINGERPRINT), *folder.work_files}
+    inside = {path: path.relative_to(folder.path) for path in sorted(folder.path.rglob("*")) if path.is_file()}
+    files = {str(name): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+             for path, name in inside.items() if not passing & {name, *name.parents}}
     manifest = {
         "schema": 1, "kind": kind, "code_version": __version__, "settings_digest": fingerprint["settings"],
         "inputs": fingerprint["inputs"], "seconds": round(time.time() - started, 1), "counts": folder.counts,
@@ -140,6 +146,11 @@ def _seal(folder: StepFolder, output: Path, kind: str, fingerprint: dict[str, An
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), "utf-8")
     folder.path.rename(output)
+    for name in passing - {Path(MANIFEST)}:
+        if (output / name).is_dir():
+            shutil.rmtree(output / name, ignore_errors=True)
+        else:
+            (output / name).unlink(missing_ok=True)
 
 
 def _explain(error: OSError, output: Path) -> DetoxError | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_detox import folders
 from llm_detox.errors import DetoxError
 from llm_detox.folders import input_digest, read_manifest, sha256_of, step_folder
 
@@ -56,6 +57,29 @@ def test_an_interrupted_step_goes_on_with_the_same_settings_only(tmp_path: Path)
     assert interrupted(output, {"seed": 1}) == "x"
     assert not output.exists()
     assert interrupted(output, {"seed": 2}) == ""
+
+
+def test_a_kill_while_checksums_are_made_loses_nothing_that_the_next_run_needs(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> bool:
+        with step_folder(tmp_path / "out", "adapter", settings={}, inputs={}, resumable=True) as folder:
+            work, part = folder.work_file("work"), folder.work_file("answers.part.jsonl")
+            found = (work / "step-3").exists() and part.exists()
+            work.mkdir(exist_ok=True)
+            for path in (work / "step-3", part, folder / "adapter.txt"):
+                path.write_text("x", "utf-8")
+        return found
+
+    def killed(_: Path) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "sha256_of", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert run()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"adapter.txt", "manifest.json"}
+    assert list(read_manifest(tmp_path / "out")["files"]) == ["adapter.txt"]
 
 
 def test_an_existing_output_is_never_overwritten(tmp_path: Path) -> None:
