@@ -33,6 +33,8 @@ def pipeline_step(
 ) -> Iterator[Recipe]:
     """Run one step's body: yields the recipe; a `DetoxError` ends the process with its message, without a traceback.
 
+    Whatever error it ends with is left where the runner looks for it.
+
     Args:
         name: the step, named in messages.
         recipe: the recipe as JSON, as the pipeline passes it on.
@@ -49,14 +51,25 @@ def pipeline_step(
         _tell_the_runner(name, error)
         print(f"error in {name}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
+    except Exception as error:
+        _tell_the_runner(name, DetoxError(f"{type(error).__name__}: {error}", remedy="its log has the traceback"))
+        raise
     say(f"== {name} done in {human_seconds(time.monotonic() - started)} ==")
 
 
 def _tell_the_runner(name: str, error: DetoxError) -> None:
-    """Leave the message where the local runner looks for it (in a cluster the log is the place)."""
+    """Leave the error where the local runner looks for it, and in a cluster `outcome`, in the status of the pod."""
     if path := os.environ.get(ERROR_FILE_VARIABLE):
-        message = {"step": name, "message": error.message, "place": error.place, "remedy": error.remedy}
-        Path(path).write_text(json.dumps(message), "utf-8")
+        message = {"step": name, "message": _short(error.message, 1800), "place": _short(error.place, 300),
+                   "remedy": _short(error.remedy, 600)}
+        Path(path).write_text(json.dumps(message, ensure_ascii=False), "utf-8")
+
+
+def _short(text: str | None, longest: int) -> str | None:
+    """At most so many bytes: a pod's status keeps 4096, and cuts what is longer, which is no JSON then."""
+    if text is None or len(text.encode()) <= longest:
+        return text
+    return text.encode()[:longest].decode(errors="ignore") + " ..."
 
 
 def log_metrics(result: Mapping[str, Any], metrics: MetricsArtifact) -> None:

@@ -15,8 +15,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 class TrainJobSection(Section):
     """A Kubeflow Trainer job in place of training in the pipeline's own pod; each node has these."""
 
-    image: Annotated[str, Field(min_length=1)] = Field(
-        "quay.io/llm-detox/workbench-python:0.1.0", description="of the workbench, as the pipeline's steps have it")
+    image: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="of the workbench; null: the one of the pipeline's steps, $LLM_DETOX_WORKBENCH_IMAGE")
     nodes: Positive = Field(1, description="more than one: SFT and DPO run as a TrainJob with torchrun")
     runtime: Name = Field("torch-distributed", description="a ClusterTrainingRuntime of the torch kind")
     gpus: int = Field(1, ge=0, description="and processes; 0 trains on CPUs")
@@ -28,4 +28,7 @@ class TrainJobSection(Section):
         ["nvidia.com/gpu:NoSchedule"], description="key, key=value or key:Effect, as kubectl writes taints")
     node_selector: dict[str, str] = Field({}, description="labels that a node must have")
     s3_secret: Name = Field("llm-detox-s3", description="the store's keys, as manifests/connection makes them")
+    hub_secret: Name = Field("llm-detox-hub", description="HF_TOKEN for gated models; used where it is there")
+    ca_config_map: Name | None = Field(None, description="an own authority, as manifests/components/custom-ca makes it")
+    account: Name = Field("llm-detox-model", description="of the nodes' pods; it needs no rights")
     deadline_seconds: Positive = Field(172800, description="a job that takes longer is ended")

@@ -72,11 +72,16 @@ def deploy_kserve(
 def remove_leftover(settings: DeploySection, run: str, cluster: Cluster) -> str | None:
     """Remove the canary of a run that ended before it could; its name, or None where there is none of this run."""
     name = settings.name + CANARY
-    live = cluster.service(name)
-    if live is None or live["metadata"].get("annotations", {}).get(RUN) != run:
-        return None
-    cluster.delete(name)
-    return name
+    for _ in range(_CONFLICTS):
+        live = cluster.service(name)
+        if live is None or live["metadata"].get("annotations", {}).get(RUN) != run:
+            return None
+        try:
+            cluster.delete(name, as_read=live)
+            return name
+        except Conflict:
+            say(f"{name}: changed meanwhile; reading it again")  # another run may have made it its own
+    return None
 
 
 def plan(settings: DeploySection, address: str, *, namespace: str) -> list[Object]:

@@ -26,7 +26,7 @@ Object = dict[str, Any]
 T = TypeVar("T")
 
 
-class Conflict(Exception):
+class Conflict(DetoxError):
     """Somebody else changed or made the object meanwhile; read it again."""
 
 
@@ -63,7 +63,11 @@ class Cluster:
             raise DetoxError("the Kubernetes client is not installed",
                              remedy="pip install 'llm-detox[deploy]'") from None
         if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
-            config.load_incluster_config()
+            try:
+                config.load_incluster_config()
+            except config.ConfigException as error:
+                raise DetoxError(f"this pod has no account to ask the cluster with: {error}", place=str(_ACCOUNT),
+                                 remedy="let the pod mount the token of its account") from None
             own = _ACCOUNT / "namespace"
             known = _known(namespace or (own.read_text("utf-8") if own.exists() else None))
             return cls(client.ApiClient(), known, away_seconds=away_seconds)
@@ -87,6 +91,12 @@ class Cluster:
     def train_job(self, name: str) -> Object | None:
         """A TrainJob, or None."""
         return self._get(_TRAIN_JOBS, name)
+
+    def train_jobs(self, selector: str) -> list[Object]:
+        """The TrainJobs with these labels."""
+        group, version, plural = _TRAIN_JOBS
+        return list(self._call("list", plural, lambda **options: self._custom.list_namespaced_custom_object(
+            group, version, self.namespace, plural, label_selector=selector, **options))["items"])
 
     def create(self, service: Object, *, dry_run: bool = False) -> Object:
         """Make an InferenceService.
@@ -115,11 +125,17 @@ class Cluster:
             group, version, self.namespace, plural, name, patch, **options), dry_run=dry_run)
         return patched
 
-    def delete(self, name: str) -> None:
-        """Remove an InferenceService; it is fine if it is not there."""
-        group, version, plural = _SERVICES
-        self._call("delete", plural, lambda **options: self._custom.delete_namespaced_custom_object(
-            group, version, self.namespace, plural, name, **options), missing=None)
+    def delete(self, name: str, *, as_read: Object | None = None) -> None:
+        """Remove an InferenceService; it is fine if it is not there.
+
+        Raises:
+            Conflict: it is not any more as it was read.
+        """
+        self._delete(_SERVICES, name, as_read)
+
+    def delete_train_job(self, name: str) -> None:
+        """Remove a TrainJob with its pods; it is fine if it is not there."""
+        self._delete(_TRAIN_JOBS, name)
 
     def pods(self, name: str) -> list[Object]:
         """The pods of an InferenceService as plain values."""
@@ -201,6 +217,12 @@ class Cluster:
             group, version, self.namespace, plural, thing, **options), dry_run=dry_run)
         return made
 
+    def _delete(self, kind: tuple[str, str, str], name: str, as_read: Object | None = None) -> None:
+        group, version, plural = kind
+        seen = {"preconditions": {"resourceVersion": as_read["metadata"]["resourceVersion"]}} if as_read else {}
+        self._call("delete", plural, lambda **options: self._custom.delete_namespaced_custom_object(
+            group, version, self.namespace, plural, name, body=seen, **options), missing=None)
+
     def _call(self, verb: str, plural: str, call: Callable[..., Any], *, dry_run: bool = False,
               missing: Any = Ellipsis) -> Any:
         from urllib3.exceptions import HTTPError
@@ -244,10 +266,11 @@ class Cluster:
             return DetoxError("the cluster does not know this login", place=self._api.configuration.host,
                               remedy="log in again (oc login); tokens expire")
         if error.status == 403 and "exceeded quota" not in message:
+            what, role = (("an overlay with the component trainjob-rights", "llm-detox-train") if plural == "trainjobs"
+                          else ("manifests/overlays/openshift-ai (or overlays/kserve)", "llm-detox-deploy"))
             return DetoxError(f"no right to {verb} {plural}", place=place,
-                              remedy="an administrator of the project runs: kubectl apply -k "
-                                     "manifests/overlays/openshift-ai (or overlays/kserve), and binds the Role "
-                                     f"llm-detox-deploy to this account. The cluster said: {message}")
+                              remedy=f"an administrator of the project runs: kubectl apply -k {what}, and binds the "
+                                     f"Role {role} to this account. The cluster said: {message}")
         if error.status == 404 and plural in ("inferenceservices", "servingruntimes"):
             return DetoxError("KServe is not installed in this cluster", place=self._api.configuration.host,
                               remedy="install it, or enable it in OpenShift AI (DataScienceCluster, kserve: Managed)")

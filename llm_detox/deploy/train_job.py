@@ -7,6 +7,7 @@ its processes, and the first node publishes the finished folder.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import tempfile
@@ -23,14 +24,22 @@ from llm_detox.errors import DetoxError
 from llm_detox.folders import digest_of, input_digest
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
+from llm_detox.recipe_nodes import TrainJobSection
 
 Object = dict[str, Any]
 
 JOB_FILE = "trainjob.yaml"
 _INPUTS, _OUTCOME = "inputs", "outcome"  # in a folder of the pod that is its own
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION")
-_NODE = "node"  # what Trainer's torch runtimes call the replicated job
-_LONGEST_NAME = 63
+_CA_FOLDER = "/etc/llm-detox/ca"
+_CA_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+_NODE = "node"  # what Trainer's torch runtimes call the replicated job, and its container
+_LONGEST_NAME = 48  # the names of its pods are 15 letters longer, and end at 63
+_GONE_SECONDS = 120.0
+# What the pipeline's placement tells its training steps.
+IMAGE_VARIABLE, RUN_VARIABLE = "LLM_DETOX_WORKBENCH_IMAGE", "LLM_DETOX_RUN"
+_IMAGE = "quay.io/llm-detox/workbench-python:0.1.0"
+RUN_LABEL = "llm-detox/run"
 
 
 def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str, inputs: str, outcome: str) -> Object:
@@ -53,35 +62,53 @@ def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str,
         f"torchrun --no-python llm-detox {step} --recipe {_INPUTS}/recipe.json {given} --output {_OUTCOME}",
         f'if [ "${{PET_NODE_RANK:-0}}" = 0 ]; then llm-detox publish {_OUTCOME} {shlex.quote(outcome)}; fi'))
     amounts: Object = {"cpu": job.cpu, "memory": job.memory, **({job.gpu_resource: job.gpus} if job.gpus else {})}
-    secret = [{"name": key, "valueFrom": {"secretKeyRef": {"name": job.s3_secret, "key": key}}} for key in _KEYS]
-    pod = {"nodeSelector": job.node_selector, "tolerations": [toleration(one) for one in job.tolerations]}
+    run = os.environ.get(RUN_VARIABLE)
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "llm-detox"}},
+        "metadata": {"name": name, "labels": {
+            "app.kubernetes.io/part-of": "llm-detox", **({RUN_LABEL: run} if run else {})}},
         "spec": {
             "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "ClusterTrainingRuntime", "name": job.runtime},
             "activeDeadlineSeconds": job.deadline_seconds,
             "trainer": {
-                "image": job.image, "command": ["/bin/sh", "-c"], "args": [script], "env": secret,
+                "image": job.image or os.environ.get(IMAGE_VARIABLE) or _IMAGE,
+                "command": ["/bin/sh", "-c"], "args": [script], "env": _environment(job),
                 "numNodes": job.nodes, "numProcPerNode": max(1, job.gpus),
                 "resourcesPerNode": {"requests": amounts, "limits": amounts}},
-            **_patches({key: value for key, value in pod.items() if value})}}
+            "runtimePatches": [{"manager": "llm-detox.dev/pipeline", "trainingRuntimeSpec": {"template": {"spec": {
+                "replicatedJobs": [{"name": _NODE, "template": {"spec": {"template": {"spec": _pod(job)}}}}]}}}}]}}
 
 
-def _patches(pod: Object) -> Object:
-    """What the job changes in the pods of its runtime."""
-    if not pod:
-        return {}
-    node = {"name": _NODE, "template": {"spec": {"template": {"spec": pod}}}}
-    return {"runtimePatches": [{"manager": "llm-detox.dev/pipeline",
-                                "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}}}]}
+def _environment(job: TrainJobSection) -> list[Object]:
+    """Secrets by name, and where an own authority is."""
+    secrets: list[tuple[str, str, Object]] = [(job.s3_secret, key, {}) for key in _KEYS]
+    secrets.append((job.hub_secret, "HF_TOKEN", {"optional": True}))
+    return [*({"name": key, "valueFrom": {"secretKeyRef": {"name": name, "key": key, **more}}}
+              for name, key, more in secrets),
+            *({"name": name, "value": f"{_CA_FOLDER}/ca-bundle.crt"} for name in _CA_VARIABLES if job.ca_config_map)]
+
+
+def _pod(job: TrainJobSection) -> Object:
+    """What the job changes in the pods of its runtime: they meet the restricted standard, without a token."""
+    authority: Object = {"name": "ca", "configMap": {"name": job.ca_config_map}}
+    container: Object = {"name": _NODE, "securityContext": {
+        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
+    mounted: Object = {"volumeMounts": [{"name": "ca", "mountPath": _CA_FOLDER, "readOnly": True}]}
+    more: Object = {"nodeSelector": job.node_selector, "tolerations": [toleration(one) for one in job.tolerations],
+            "volumes": [authority] if job.ca_config_map else []}
+    return {
+        "serviceAccountName": job.account,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{**container, **(mounted if job.ca_config_map else {})}],
+        **{key: value for key, value in more.items() if value}}
 
 
 def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, output: Path,
                    cluster: Cluster | None = None, poll_seconds: float = 10.0) -> dict[str, Any]:
     """Run a training step as a TrainJob and bring its folder back.
 
-    A step that is tried again finds the job of its recipe and inputs, and waits for it instead of training twice.
+    A step that is tried again finds the job of its recipe and inputs, and waits for it instead of training twice; a job
+    that failed is made anew, and one that takes too long is removed.
 
     Args:
         recipe: what to train; `publish.url` is the store.
@@ -94,13 +121,14 @@ def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, out
         the figures of the step, as its manifest has them.
 
     Raises:
-        DetoxError: the cluster has no Trainer, the job fails or takes too long, or the store fails.
+        DetoxError: the cluster has no Trainer, the job fails, is removed or takes too long, or the store fails.
     """
     from llm_detox.folders import read_manifest
     from llm_detox.storage import fetch_model, publish
 
     digest = digest_of([recipe.model_dump(mode="json"), step, *(input_digest(path) for path in inputs.values())])
-    name = f"{recipe.deploy.name}-{step}-{digest[:12]}"[-_LONGEST_NAME:].lstrip("-0123456789")
+    end = f"-{step}-{digest[:12]}"
+    name = recipe.deploy.name[:_LONGEST_NAME - len(end)].rstrip("-") + end
     place = f"{recipe.publish.url.rstrip('/')}/training/{name}"
     with tempfile.TemporaryDirectory() as folder:
         files = _gather(recipe, inputs, Path(folder))
@@ -109,16 +137,21 @@ def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, out
     job_yaml = yaml.safe_dump(job, sort_keys=False)
     say(job_yaml)
     cluster = cluster or Cluster.connect()
-    try:
-        cluster.create_train_job(job)
-        say(f"{name}: created, {recipe.training.job.nodes} nodes")
-    except Conflict:
-        say(f"{name}: is there already; waiting for it")
+    _create(cluster, job, poll_seconds)
     _wait(cluster, name, recipe.training.job.deadline_seconds, poll_seconds)
     fetch_model(f"{place}/outcome", output)
     (output / JOB_FILE).write_text(job_yaml, "utf-8")
     result: dict[str, Any] = read_manifest(output)["result"]
     return result
+
+
+def remove_running(cluster: Cluster, run: str) -> list[str]:
+    """Remove the jobs of a pipeline run that have not ended; their names."""
+    running = [job["metadata"]["name"] for job in cluster.train_jobs(f"{RUN_LABEL}={run}")
+               if not {"Complete", "Failed"} & _ended(job).keys()]
+    for name in running:
+        cluster.delete_train_job(name)
+    return running
 
 
 def _gather(recipe: Recipe, inputs: Mapping[str, Path], folder: Path) -> dict[str, str]:
@@ -133,12 +166,44 @@ def _gather(recipe: Recipe, inputs: Mapping[str, Path], folder: Path) -> dict[st
     return files
 
 
+def _create(cluster: Cluster, job: Object, poll: float) -> None:
+    """Make the job, unless it is there and has not failed."""
+    name, until = job["metadata"]["name"], time.monotonic() + _GONE_SECONDS
+    while True:
+        try:
+            cluster.create_train_job(job)
+            say(f"{name}: created, {job['spec']['trainer']['numNodes']} nodes")
+            return
+        except Conflict:
+            there = cluster.train_job(name)
+        going = there is None or "deletionTimestamp" in there["metadata"]
+        if there is not None and not going and "Failed" not in _ended(there):
+            say(f"{name}: is there already; waiting for it")
+            return
+        if time.monotonic() >= until:
+            raise DetoxError("the job that failed before is being removed, and does not go", place=name,
+                             remedy=f"see its finalizers: oc get trainjob {name} -o yaml")
+        if not going:
+            say(f"{name}: failed before; removing it to train anew")
+            cluster.delete_train_job(name)
+        time.sleep(poll)
+
+
+def _ended(job: Object) -> dict[str, Object]:
+    """The conditions that hold, by type: `Complete` or `Failed` when the job has ended."""
+    conditions = (job.get("status") or {}).get("conditions", ())
+    return {one["type"]: one for one in conditions if one.get("status") == "True"}
+
+
 def _wait(cluster: Cluster, name: str, deadline: float, poll: float) -> None:
     """Until the job is complete; what its nodes do is told when it changes."""
     started, told = time.monotonic(), ""
     while True:
-        status = (cluster.train_job(name) or {}).get("status") or {}
-        ended = {one["type"]: one for one in status.get("conditions", ()) if one.get("status") == "True"}
+        job = cluster.train_job(name)
+        if job is None:
+            raise DetoxError(f"the training job {name} was removed", place=f"namespace {cluster.namespace}",
+                             remedy="run the pipeline again, if the training is still wanted")
+        status, ended = job.get("status") or {}, _ended(job)
         now = ", ".join(f"{count} {what}" for one in status.get("jobsStatus", ()) if one["name"] == _NODE
                         for what in ("active", "ready", "succeeded", "failed") if (count := one.get(what)))
         if now and now != told:
@@ -146,9 +211,12 @@ def _wait(cluster: Cluster, name: str, deadline: float, poll: float) -> None:
             say(f"{name}: nodes {now} ({human_seconds(time.monotonic() - started)})")
         if "Complete" in ended:
             return
-        if "Failed" in ended or time.monotonic() - started > deadline:
+        late = time.monotonic() - started > deadline
+        if late and "Failed" not in ended:
+            cluster.delete_train_job(name)
+        if "Failed" in ended or late:
             why = ended.get("Failed", {}).get("message") or f"not complete after {human_seconds(deadline)}"
             raise DetoxError(f"the training on {name}'s nodes failed: {why}", place=f"namespace {cluster.namespace}",
-                             remedy=f"read its log: oc logs -l jobset.sigs.k8s.io/jobset-name={name}; then "
-                                    f"oc delete trainjob {name}, and run the pipeline again")
+                             remedy=f"read its log: oc logs -l jobset.sigs.k8s.io/jobset-name={name}; a step that is "
+                                    "tried again makes the job anew")
         time.sleep(poll)

@@ -33,7 +33,8 @@ def examine(recipe: Recipe) -> list[Finding]:
     from llm_detox.doctor.cluster import examine_cluster
     from llm_detox.doctor.store import examine_store
 
-    return [*examine_cluster(recipe.deploy), *examine_store(recipe.publish.url)]
+    return [*examine_cluster(recipe.deploy, training_nodes=recipe.training.job.nodes),
+            *examine_store(recipe.publish.url)]
 
 
 def summary(findings: Iterable[Finding]) -> dict[str, Any]:

@@ -19,13 +19,23 @@ RIGHTS = (
 )
 _KINDS = {f"{GROUP}/v1beta1": "inferenceservices", f"{GROUP}/v1alpha1": "servingruntimes"}
 _PIPELINES = {"datasciencepipelinesapplications.opendatahub.io/v1": "datasciencepipelinesapplications"}
+_TRAIN_JOBS = "trainer.kubeflow.org"
+_TRAIN_RIGHTS = tuple((_TRAIN_JOBS, "trainjobs", verb) for verb in ("get", "list", "create", "delete"))
 _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001"), **{
     f"{letter}{binary}": Decimal(1024 if binary else 1000) ** power
     for power, letter in enumerate("KMGTPE", 1) for binary in ("", "i")}, "k": Decimal(1000)}
 
 
-def examine_cluster(settings: DeploySection, cluster: Cluster | None = None) -> Iterator[Finding]:
-    """All checks; where the cluster itself does not answer, only that."""
+def examine_cluster(
+    settings: DeploySection, cluster: Cluster | None = None, *, training_nodes: int = 1
+) -> Iterator[Finding]:
+    """All checks; where the cluster itself does not answer, only that.
+
+    Args:
+        settings: the recipe's `deploy` section.
+        cluster: instead of the configured one.
+        training_nodes: with more than one, training needs the Trainer.
+    """
     try:
         cluster = cluster or Cluster.connect(settings.namespace)
         version = cluster.version()
@@ -35,6 +45,8 @@ def examine_cluster(settings: DeploySection, cluster: Cluster | None = None) -> 
     yield Finding("cluster", "ok", f"Kubernetes {version}, namespace {cluster.namespace}")
     yield from _kinds(cluster, settings.kserve.platform)
     yield from _rights(cluster)
+    if training_nodes > 1:
+        yield _trainer(cluster)
     yield from _things(cluster, settings)
     yield _gpus(cluster, settings.kserve)
     yield from _quota(cluster, settings)
@@ -58,6 +70,19 @@ def _rights(cluster: Cluster) -> Iterator[Finding]:
                       "kserve), and binds the Role llm-detox-deploy to this account")
     else:
         yield Finding("rights", "ok", f"all {len(RIGHTS)} that the deploy step needs")
+
+
+def _trainer(cluster: Cluster) -> Finding:
+    if "trainjobs" not in cluster.kinds(f"{_TRAIN_JOBS}/v1alpha1"):
+        return Finding("trainer", "missing", "the cluster does not know trainjobs",
+                       "install Kubeflow Trainer (OpenShift AI: DataScienceCluster with trainer Managed), or set "
+                       "training.job.nodes=1")
+    missing = [verb for group, resource, verb in _TRAIN_RIGHTS if not cluster.may(verb, group, resource)]
+    if missing:
+        return Finding("trainer", "missing", f"this login may not {', '.join(missing)} trainjobs",
+                       "an administrator of the project applies an overlay with the component trainjob-rights, and "
+                       "binds the Role llm-detox-train to this account")
+    return Finding("trainer", "ok", f"trainjobs, and all {len(_TRAIN_RIGHTS)} rights")
 
 
 def _things(cluster: Cluster, settings: DeploySection) -> Iterator[Finding]:

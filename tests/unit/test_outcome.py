@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llm_detox.errors import UsageError
+from llm_detox.deploy.kserve_api import Cluster
+from llm_detox.errors import DetoxError, UsageError
 from llm_detox.outcome import Ending, lines, write_outcome
+from llm_detox.pipeline_step import pipeline_step
 from llm_detox.recipe_file import load_recipe, settle_recipe
 from llm_detox.rephrase.detoxify import read_shard, shard_names
 from tests.conftest import REPOSITORY
@@ -70,3 +73,102 @@ def test_a_run_that_succeeded_lists_no_failures() -> None:
     told = {"run": "r", "state": "SUCCEEDED", "recipe": "demo", "serving": "s3://b/m/v", "ready": True,
             "failures": [{"step": "data", "message": "tried again since"}], "removed": None}
     assert lines(told) == ["**SUCCEEDED**: run r of demo", "- serving now: s3://b/m/v (ready)"]
+
+
+def pod(node: str, *, exit_code: int = 0, words: str = "", **status: Any) -> dict[str, Any]:
+    """A step's pod as Argo leaves it."""
+    ended = {"terminated": {"exitCode": exit_code, "reason": "OOMKilled" if exit_code == 137 else "Error",
+                            "message": words}}
+    return {"metadata": {"name": f"demo-abc-{abs(hash(node))}",
+                         "annotations": {"workflows.argoproj.io/node-name": f"demo-abc.root.steps.{node}"}},
+            "status": {"containerStatuses": [{"name": "main", "state": ended}], **status}}
+
+
+class Seen:
+    """A cluster in which a run left these pods, and nothing else can be looked at."""
+
+    def __init__(self, *pods: dict[str, Any]) -> None:
+        self.pods = list(pods)
+
+    def pods_of_run(self, run: str) -> list[dict[str, Any]]:
+        return self.pods
+
+    def service(self, name: str) -> None:
+        raise DetoxError("no right to get inferenceservices")
+
+
+def told_of(folder: Path, monkeypatch: pytest.MonkeyPatch, state: str, *pods: dict[str, Any]) -> dict[str, Any]:
+    asked: list[str | None] = []
+
+    def connect(namespace: str | None = None, **_: Any) -> Seen:
+        asked.append(namespace)
+        return Seen(*(pods if namespace is None else ()))  # the pods are in the pipeline's own project
+
+    monkeypatch.setattr(Cluster, "connect", connect)
+    told = write_outcome(Ending("run-1", state, "steps"), DEMO.read_text("utf-8"), output=folder / "outcome",
+                         changes={"deploy.target": "kserve", "deploy.namespace": "serving"})
+    assert set(asked) == {None, "serving"}
+    return told
+
+
+def test_a_step_that_was_killed_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evicted = {**pod("dpo.executor"), "status": {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}}
+    told = told_of(tmp_path, monkeypatch, "FAILED", pod("sft.executor(0)", exit_code=137), evicted,
+                   pod("convert-driver", exit_code=1))
+    assert told["failures"] == [{"step": "sft", "message": "OOMKilled, exit code 137"},
+                                {"step": "dpo", "message": "Evicted: low on memory"},
+                                {"step": "convert", "message": "Error, exit code 1"}]
+
+
+def test_only_the_last_attempt_at_a_step_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = told_of(tmp_path, monkeypatch, "FAILED",
+                   pod("data.executor(1)"), pod("data.executor(0)", exit_code=1),
+                   *(pod(f"sft.executor({number})", exit_code=1, words=str(number)) for number in (1, 10, 2)))
+    assert told["failures"] == [{"step": "sft", "message": "10"}]
+
+
+def test_the_page_has_the_failed_steps_own_words_its_place_and_remedy(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tmp_path / "words"
+    monkeypatch.setenv("LLM_DETOX_ERROR_FILE", str(words))
+    with pytest.raises(SystemExit), pipeline_step("sft on texts.jsonl", DEMO.read_text("utf-8")):
+        raise DetoxError("no memory\n" + "\u00e4" * 9000, place="batch 3", remedy="a smaller batch")
+    assert len(words.read_bytes()) <= 4096, "a pod's status keeps no more"
+    told = told_of(tmp_path, monkeypatch, "FAILED",
+                   pod("sft.executor(0)", exit_code=1, words=words.read_text("utf-8")))
+    page = lines(told)
+    assert page[1].startswith("- failed: sft on texts.jsonl: no memory")
+    assert page[1].endswith("(at batch 3)")
+    assert page[2] == "  - remedy: a smaller batch"
+
+
+def test_an_error_that_nobody_foresaw_leaves_its_last_words_too(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tmp_path / "words"
+    monkeypatch.setenv("LLM_DETOX_ERROR_FILE", str(words))
+    with pytest.raises(KeyError), pipeline_step("data", DEMO.read_text("utf-8")):
+        raise KeyError("column")
+    assert json.loads(words.read_text("utf-8"))["message"] == "KeyError: 'column'"
+
+
+@pytest.mark.parametrize(("steps", "gate"), [
+    (["report.executor"], "not passed"), (["report-driver"], "not passed"),
+    (["report-driver", "publish.executor"], "passed"), (["deploy.executor"], None)])
+def test_a_run_that_succeeded_tells_whether_the_gate_was_passed(
+        steps: list[str], gate: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = told_of(tmp_path, monkeypatch, "SUCCEEDED", *map(pod, steps))
+    assert told.get("gate") == gate
+    assert any("did not pass the gate" in line for line in lines(told)) == (gate == "not passed")
+
+
+def test_what_cannot_be_seen_does_not_hide_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = told_of(tmp_path, monkeypatch, "FAILED", pod("sft.executor(0)", exit_code=1, words="why"))
+    assert told["failures"] == [{"step": "sft", "message": "why"}]
+    assert told["unseen"] == "no right to get inferenceservices"
+
+
+def test_a_pod_without_an_account_still_writes_the_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "cluster.example")
+    told = write_outcome(FAILED, DEMO.read_text("utf-8"), changes={"deploy.target": "kserve"}, output=tmp_path / "out")
+    assert "has no account" in told["unseen"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +16,12 @@ import yaml
 
 from llm_detox import storage
 from llm_detox.deploy.kserve_api import Conflict
-from llm_detox.deploy.train_job import train_job, train_on_nodes
+from llm_detox.deploy.train_job import remove_running, train_job, train_on_nodes
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
-from llm_detox.recipe_nodes import TrainJobSection
 from tests.conftest import SHARED
 from tests.manifests import strict
+from tests.manifests.kustomize import overlay
 from tests.unit.test_data import make_sources
 
 needs_crds = pytest.mark.skipif(not (SHARED / "crds").is_dir(),
@@ -37,7 +39,8 @@ def rendered(folder: Path, **job: Any) -> dict[str, Any]:
 
 
 @needs_crds
-@pytest.mark.parametrize("job", [{}, {"gpus": 8, "nodes": 4}, {"gpus": 0, "tolerations": []},
+@pytest.mark.parametrize("job", [{}, {"ca_config_map": "own-ca"}, {"gpus": 8, "nodes": 4},
+                                 {"gpus": 0, "tolerations": []},
                                  {"node_selector": {"zone": "a"}, "tolerations": ["gpu=yes:NoSchedule"]}])
 def test_the_job_is_one_that_trainers_api_takes(tmp_path: Path, job: dict[str, Any]) -> None:
     strict.check(rendered(tmp_path, **job))
@@ -69,10 +72,43 @@ def test_every_node_trains_with_all_its_gpus_and_the_first_one_publishes(tmp_pat
     assert not values, "keys come from the Secret, not from the job"
 
 
-def test_the_nodes_run_the_image_of_the_pipelines_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nodes_run_the_image_of_the_pipelines_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLM_DETOX_WORKBENCH_IMAGE", raising=False)
     images = importlib.reload(importlib.import_module("components.images"))
-    assert TrainJobSection().image == images.WORKBENCH
+    assert rendered(tmp_path)["spec"]["trainer"]["image"] == images.WORKBENCH
+    monkeypatch.setenv("LLM_DETOX_WORKBENCH_IMAGE", "registry.example/team/workbench-python:1")
+    assert rendered(tmp_path)["spec"]["trainer"]["image"] == "registry.example/team/workbench-python:1"
+    assert rendered(tmp_path, image="other:2")["spec"]["trainer"]["image"] == "other:2"
+
+
+def pod_of(job: dict[str, Any]) -> dict[str, Any]:
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod: dict[str, Any] = node["template"]["spec"]["template"]["spec"]
+    return pod
+
+
+def test_the_nodes_read_gated_models_and_trust_an_own_authority_as_the_steps_do(tmp_path: Path) -> None:
+    job = rendered(tmp_path, ca_config_map="llm-detox-trusted-ca")
+    env = {one["name"]: one for one in job["spec"]["trainer"]["env"]}
+    assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {
+        "name": "llm-detox-hub", "key": "HF_TOKEN", "optional": True}
+    pod = pod_of(job)
+    (volume,), (mount,) = pod["volumes"], pod["containers"][0]["volumeMounts"]
+    assert (volume["name"], volume["configMap"]["name"]) == (mount["name"], "llm-detox-trusted-ca")
+    for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        assert env[name]["value"] == f"{mount['mountPath']}/ca-bundle.crt"
+    assert "volumes" not in pod_of(rendered(tmp_path))
+
+
+def test_the_pods_of_the_nodes_are_restricted_and_hold_no_token(tmp_path: Path) -> None:
+    pod = pod_of(rendered(tmp_path))
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    accounts = [one for one in overlay("overlays/openshift-ai") if one["kind"] == "ServiceAccount"]
+    (account,) = [one for one in accounts if one["metadata"]["name"] == pod["serviceAccountName"]]
+    assert account["automountServiceAccountToken"] is False
 
 
 class Trainer:
@@ -80,17 +116,28 @@ class Trainer:
 
     namespace = "project"
 
-    def __init__(self, *states: dict[str, Any], there: bool = False) -> None:
-        self.states, self.there, self.made = list(states), there, []  # type: ignore[var-annotated]
+    def __init__(self, *states: dict[str, Any] | None, there: bool = False) -> None:
+        self.states, self.there = list(states), there
+        self.made: list[dict[str, Any]] = []
+        self.removed: list[str] = []
 
     def create_train_job(self, job: dict[str, Any]) -> dict[str, Any]:
         if self.there:
-            raise Conflict
+            raise Conflict("already exists")
         self.made.append(job)
         return job
 
-    def train_job(self, name: str) -> dict[str, Any]:
-        return {"status": self.states.pop(0) if len(self.states) > 1 else self.states[0]}
+    def train_job(self, name: str) -> dict[str, Any] | None:
+        status = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return None if status is None else {"metadata": {"name": name}, "status": status}
+
+    def train_jobs(self, selector: str) -> list[dict[str, Any]]:
+        return [{"metadata": {"name": f"{selector}-{number}"}, "status": status}
+                for number, status in enumerate(self.states)]
+
+    def delete_train_job(self, name: str) -> None:
+        self.removed.append(name)
+        self.there = False
 
 
 RUNNING = {"jobsStatus": [{"name": "node", "active": 2}]}
@@ -119,14 +166,14 @@ def store(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
     return held
 
 
-def run(folder: Path, cluster: Trainer, text: str = "a line") -> dict[str, Any]:
+def run(folder: Path, cluster: Trainer, text: str = "a line", **job: Any) -> dict[str, Any]:
     adapter = folder / "adapter"
     adapter.mkdir(exist_ok=True, parents=True)
     (adapter / "base.json").write_text('{"base": "owner/name"}', "utf-8")
     records = folder / "records.jsonl"
     records.write_text(json.dumps({"text": text}) + "\n", "utf-8")
     return train_on_nodes(
-        recipe(folder.parent / "data"), "dpo", {"adapter": adapter, "records": records}, output=folder / "out",
+        recipe(folder.parent / "data", **job), "dpo", {"adapter": adapter, "records": records}, output=folder / "out",
         cluster=cluster, poll_seconds=0)  # type: ignore[arg-type]
 
 
@@ -149,7 +196,43 @@ def test_a_step_that_is_tried_again_waits_for_the_job_that_is_there(
         tmp_path: Path, store: dict[str, dict[str, str]]) -> None:
     cluster = Trainer(RUNNING, COMPLETE, there=True)
     assert run(tmp_path, cluster)["steps"] == 3
-    assert cluster.made == []
+    assert (cluster.made, cluster.removed) == ([], [])
+
+
+def test_a_job_that_failed_before_is_made_anew(tmp_path: Path, store: dict[str, dict[str, str]]) -> None:
+    cluster = Trainer(FAILED, RUNNING, COMPLETE, there=True)
+    assert run(tmp_path, cluster)["steps"] == 3
+    assert cluster.removed == [job["metadata"]["name"] for job in cluster.made]
+
+
+def test_a_job_that_somebody_removes_ends_the_step_at_once(tmp_path: Path, store: dict[str, dict[str, str]]) -> None:
+    with pytest.raises(DetoxError, match="was removed"):
+        run(tmp_path, Trainer(RUNNING, None))
+
+
+def test_a_job_that_takes_too_long_is_removed(tmp_path: Path, store: dict[str, dict[str, str]],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count(step=10)
+    monkeypatch.setattr("llm_detox.deploy.train_job.time", SimpleNamespace(
+        monotonic=lambda: next(seconds), sleep=lambda pause: None))
+    cluster = Trainer(RUNNING)
+    with pytest.raises(DetoxError, match="not complete after"):
+        run(tmp_path, cluster, deadline_seconds=30)
+    assert len(cluster.removed) == 1
+
+
+def test_the_jobs_that_a_run_left_running_are_removed_and_those_that_ended_kept() -> None:
+    cluster = Trainer(RUNNING, FAILED, {}, COMPLETE)
+    assert remove_running(cluster, "r") == ["llm-detox/run=r-0", "llm-detox/run=r-2"]  # type: ignore[arg-type]
+    assert cluster.removed == ["llm-detox/run=r-0", "llm-detox/run=r-2"]
+
+
+def test_a_job_carries_its_run_so_that_it_is_found_when_that_ends(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_DETOX_RUN", "run-1")
+    assert rendered(tmp_path)["metadata"]["labels"]["llm-detox/run"] == "run-1"
+    monkeypatch.delenv("LLM_DETOX_RUN")
+    assert "llm-detox/run" not in rendered(tmp_path)["metadata"]["labels"]
 
 
 def test_a_job_that_fails_says_why_and_where_to_look(
@@ -170,4 +253,18 @@ def test_the_same_inputs_give_the_same_name_and_others_another(
     run(tmp_path / "two", cluster, text="another line")
     one, two, other = (job["metadata"]["name"] for job in cluster.made)
     assert one == two != other
-    assert len(one) <= 63
+
+
+def test_the_longest_name_leaves_room_for_that_of_its_pods(tmp_path: Path, store: dict[str, dict[str, str]]) -> None:
+    cluster = Trainer(COMPLETE)
+    names = set()
+    for number, end in enumerate("ab"):  # what tells two services apart may be cut; the digest tells them apart then
+        settings = Recipe.model_validate({
+            **make_sources(tmp_path / "data"), "training": {"job": {"nodes": 2}}, "deploy": {"name": "m" * 52 + end}})
+        texts = tmp_path / "texts.jsonl"
+        texts.write_text("{}\n", "utf-8")
+        train_on_nodes(settings, "sft", {"input": texts}, output=tmp_path / str(number),
+                       cluster=cluster, poll_seconds=0)  # type: ignore[arg-type]
+        names.add(cluster.made[-1]["metadata"]["name"])
+    assert len(names) == 2
+    assert all(len(f"{name}-node-0-0-xxxxx") <= 63 for name in names)
