@@ -9,6 +9,13 @@ from pydantic import Field
 from llm_detox.recipe_base import Positive, Section, Share, Source
 from llm_detox.recipe_nodes import TrainJobSection
 
+LearningRateSchedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
+# Without those that need settings of their own: exo_pair wants a label smoothing.
+PreferenceLoss = Literal[
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop"]
+
 
 class LoraSection(Section):
     r: Positive = 16
@@ -29,7 +36,7 @@ class OptimisationSection(Section):
     max_length: Positive = 128
     warmup_ratio: Share
     warmup_steps: int | None = Field(None, ge=0, description="in place of warmup_ratio")
-    lr_scheduler: str = "cosine"
+    lr_scheduler: LearningRateSchedule = "cosine"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
     gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
@@ -61,7 +68,7 @@ class DpoSection(OptimisationSection):
         None, description="tokens of a prompt's end that are kept; None: half of max_length")
     beta: Annotated[float, Field(gt=0)] = 0.1
     warmup_ratio: Share = 0.1
-    loss: Annotated[str, Field(min_length=1)] = Field("sigmoid", description="a preference loss that TRL knows by name")
+    loss: PreferenceLoss = Field("sigmoid", description="a preference loss, as TRL names it")
     likelihood_weight: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the chosen text's likelihood (RPO)")
     clean_weight: Annotated[float, Field(ge=0)] = Field(

@@ -22,6 +22,17 @@ def test_every_shipped_recipe_is_valid_and_carries_its_file_name(path: Path) -> 
     assert load_recipe(path).name == path.stem
 
 
+@pytest.mark.parametrize("path", [path for path in RECIPES if "smollm2" not in path.stem], ids=lambda path: path.stem)
+def test_a_published_experiment_has_its_size_on_every_machine(path: Path) -> None:
+    assert load_recipe(path).budget.scale == 1
+
+
+@pytest.mark.parametrize("override", ["training.sft.lr_scheduler=cosin", "training.dpo.loss=sigmod"])
+def test_a_name_that_no_trainer_knows_is_refused(override: str) -> None:
+    with pytest.raises(UsageError, match=override.partition("=")[0]):
+        load_recipe(DEMO, [override])
+
+
 def test_an_unknown_key_is_refused_with_the_nearest_valid_name() -> None:
     with pytest.raises(UsageError, match=r"training\.sft\.learning_rat: unknown key; did you mean 'learning_rate'\?"):
         load_recipe(DEMO, ["training.sft.learning_rat=1e-4"])
