@@ -40,6 +40,14 @@ def test_every_image_installs_from_its_lock_and_carries_no_installer(path: Path)
         assert "==" in package, f"{package} is not pinned"
 
 
+def test_the_workbench_carries_every_package_that_a_recipe_names() -> None:
+    copied = [value.split()[0] for name, value in instructions(IMAGES / "Containerfile.workbench") if name == "COPY"]
+    locks = [(REPOSITORY / one).read_text("utf-8") for one in copied if one.startswith("requirements/")]
+    installed = set(re.findall(r"^([a-z0-9.-]+)==", "\n".join(locks), re.MULTILINE))
+    for recipe in (REPOSITORY / "recipes").glob("*.yaml"):
+        assert set(re.findall(r"package://([^/]+)/", recipe.read_text("utf-8"))) <= installed, recipe.name
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_what_is_copied_is_there_and_not_ignored(path: Path) -> None:
     kept = {line[1:] for line in (REPOSITORY / ".containerignore").read_text("utf-8").splitlines() if line[:1] == "!"}
