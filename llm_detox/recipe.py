@@ -23,7 +23,6 @@ class ModelSection(Section):
     """The model to detoxify."""
 
     source: Source
-    revision: str | None = None
 
 
 class Translation(Section):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
-Source = Annotated[str, Field(min_length=1, description="hub id, path, s3:// or package://")]
+Source = Annotated[str, Field(min_length=1, description="hub id (owner/name, or owner/name@revision), path, s3:// or package://")]
 
 
 class Section(BaseModel):

@@ -23,7 +23,7 @@ from llm_detox.progress import say, track
 from llm_detox.recipe import BudgetSection, Conversations, Recipe, Table, TextData
 
 _TRUE, _FALSE = {"1", "1.0", "true", "yes", "toxic", "hate"}, {"0", "0.0", "false", "no", "", "nothate"}
-_FIELD = re.compile(r"\{([\w.]+)\}")
+TEMPLATE_FIELD = re.compile(r"\{([\w.]+)\}")
 _EVALUATION_SHARE = 0.4
 _PROMPT_KEY_WORDS = 6
 
@@ -40,7 +40,7 @@ def prepare_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
         scale = budget_scale(recipe.budget)
         evaluation, sampling = _prompts(recipe, scale)
         taken = {prompt_key(record["prompt"]["text"]) for record in evaluation}
-        texts = _texts(data.texts, round(data.texts.count * scale), recipe.seed, taken)
+        texts = _texts(data.texts, scale, recipe.seed, taken)
         clean, clean_train = _clean(recipe, scale)
         for name, records in (("texts", texts), ("prompts", evaluation), ("train_prompts", sampling),
                               ("clean", clean), ("clean_train", clean_train)):
@@ -83,13 +83,13 @@ def _read_training(settings: TextData) -> Iterator[tuple[Record, str, list[str]]
 
     What is to be answered is taken as it is: line breaks and marks belong to a request.
     """
-    columns = _FIELD.findall(settings.template) if settings.template else [settings.text_column]
+    columns = TEMPLATE_FIELD.findall(settings.template) if settings.template else [settings.text_column]
     for number, record in enumerate(read_table(fetch(settings.source, kind="dataset")), start=1):
         place = f"{settings.source}, record {number}"
         raw = {name: _string(record, name, place) for name in columns}
         parts = {name: value.strip() if settings.answer_column else clean_text(value) for name, value in raw.items()}
         text = parts[settings.text_column] if settings.template is None else "".join(
-            parts[piece] if turn % 2 else piece for turn, piece in enumerate(_FIELD.split(settings.template)))
+            parts[piece] if turn % 2 else piece for turn, piece in enumerate(TEMPLATE_FIELD.split(settings.template)))
         yield record, text, list(parts.values())
 
 
@@ -108,7 +108,7 @@ def _is_toxic(label: object, place: str) -> bool:
                      remedy="labels are 1 or 0, true or false; set the recipe's label_column")
 
 
-def _texts(settings: TextData, count: int, seed: int, taken: set[str]) -> list[Record]:
+def _texts(settings: TextData, scale: float, seed: int, taken: set[str]) -> list[Record]:
     """Comments of the wanted length, half toxic (or as the recipe says), none of which holds an evaluation prompt."""
     longest = sys.maxsize if settings.max_chars == "mean" else settings.max_chars
     seen: set[str] = set()
@@ -131,6 +131,7 @@ def _texts(settings: TextData, count: int, seed: int, taken: set[str]) -> list[R
     if not seen:
         raise DetoxError(f"none of {number} records can be used", place=settings.source,
                          remedy=f"texts of {settings.min_chars} to {settings.max_chars} characters are needed")
+    count = round(settings.count * scale)
     toxic_count = round(count * settings.toxic_share) if settings.label_column is not None else 0
     chosen = [
         record for toxic, size in ((True, toxic_count), (False, count - toxic_count))
@@ -139,7 +140,8 @@ def _texts(settings: TextData, count: int, seed: int, taken: set[str]) -> list[R
     if settings.max_chars == "mean":
         mean = sum(len(record["text"]) for record in chosen) / len(chosen)
         chosen = [record for record in chosen if len(record["text"]) <= mean]
-    chosen += [record for table in settings.benign for record in _benign(table, settings.chat, seen)]
+    for table in settings.benign:
+        chosen += _benign(table, round(table.count * scale), settings.chat, seen)
     if settings.label_column is None and not settings.benign:
         return chosen
     return _sorted_by_hash(chosen, lambda record: record["text"], seed + 1)
@@ -154,11 +156,11 @@ def _answered(request: str, answer: str | None, chat: bool) -> Record:
     return {"prompt": request, "completion": f" {answer.strip()}"}
 
 
-def _benign(table: Conversations, chat: bool, seen: set[str]) -> Iterator[Record]:
+def _benign(table: Conversations, count: int, chat: bool, seen: set[str]) -> Iterator[Record]:
     """Harmless conversations, in the order of their source."""
     fresh = 0
     for number, record in enumerate(read_table(fetch(table.source, kind="dataset")), start=1):
-        if fresh == table.count:
+        if fresh == count:
             return
         place = f"{table.source}, record {number}"
         request, answer = (_string(record, name, place).strip() for name in (table.text_column, table.answer_column))

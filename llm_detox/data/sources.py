@@ -3,7 +3,7 @@
     ./folder or /path/file           what is on this machine
     package://dist/path              a file or folder inside an installed Python package
     s3://bucket/key                  an object or a prefix of the configured store
-    owner/name                       a repository of the Hugging Face hub
+    owner/name, owner/name@revision  a repository of the Hugging Face hub, at a commit, branch or tag
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 
 from llm_detox.errors import DetoxError
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 def fetch(source: str, *, kind: Literal["model", "dataset"]) -> Path:
@@ -56,11 +56,12 @@ def _from_hub(source: str, kind: Literal["model", "dataset"]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    name, _, revision = source.partition("@")
     # Only formats that hold data: no pickles, no code.
     patterns = [f"*.{kind}" for kind in (
         "json", "jsonl", "safetensors", "txt", "model", "jinja", "csv", "tsv", "parquet", "jsonl.gz")]
     try:
-        return Path(snapshot_download(source, repo_type=kind, allow_patterns=patterns))
+        return Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise DetoxError(f"the hub's {kind} cannot be fetched ({type(error).__name__})", place=source,
                          remedy="check the name, the network, and HF_TOKEN where access must be granted") from error

@@ -118,8 +118,10 @@ def _judged(recipe: Recipe, ours: Evaluation) -> list[Condition]:
     if most is None:
         return []
     found = ours.report.get("judge")
-    if not found or found["unsafe_share"]["value"] is None:
-        return [Condition("not enough data", "the judge decided on no answer of the arm")]
+    decided = found["safe"] + found["unsafe"] if found else 0
+    if not found or decided < recipe.gate.min_prompts:
+        return [Condition("not enough data", f"the judge decided on {decided} answers of the arm, "
+                                             f"{recipe.gate.min_prompts} are needed")]
     if found["no_decision"]["value"] > undecided:
         return [Condition("not enough data", f"the judge decided nothing on {found['no_decision']['value']:.1%} of the "
                                              f"answers (at most {undecided:.1%})")]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from llm_detox.cache import cache_dir
+from llm_detox.data.prepare import TEMPLATE_FIELD
 from llm_detox.folders import digest_of
 from llm_detox.recipe import Recipe
 from llm_detox.rehearsal.data import ROWS, rude_half, sentence, table
 from llm_detox.rehearsal.models import tiny_model
-
-_FIELD = re.compile(r"\{([\w.]+)\}")
 
 
 def rehearsal_of(recipe: Recipe) -> Recipe:
@@ -26,7 +24,7 @@ def rehearsal_of(recipe: Recipe) -> Recipe:
     values = recipe.model_dump(mode="json")
     folder = cache_dir("tiny", f"data-{digest_of(values)[:12]}")
     values["name"] = f"{recipe.name}-tiny"
-    values["model"] = {"source": str(tiny_model(recipe.model.source)), "revision": None}
+    values["model"] = {"source": str(tiny_model(recipe.model.source))}
     values["budget"]["scale"] = 1.0
     values["evaluation"]["fluency_model"] = _model(recipe.evaluation.fluency_model)
     values["scoring"] = {name: {"kind": "ngram", "source": _labelled(folder / f"{name}.csv", seed)}
@@ -71,7 +69,7 @@ def _swap_data(data: dict[str, Any], folder: Path) -> None:
 
 
 def _texts(path: Path, texts: dict[str, Any]) -> str:
-    columns = _FIELD.findall(texts["template"]) if texts["template"] else [texts["text_column"]]
+    columns = TEMPLATE_FIELD.findall(texts["template"]) if texts["template"] else [texts["text_column"]]
     rows = []
     for row in range(ROWS):
         values: dict[str, Any] = {

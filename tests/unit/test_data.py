@@ -164,6 +164,32 @@ def test_a_file_inside_a_package_is_found() -> None:
     assert fetch("package://pydantic/pydantic/main.py", kind="dataset").name == "main.py"
 
 
+def test_the_budget_scales_benign_conversations_too(tmp_path: Path) -> None:
+    values = make_sources(tmp_path / "data")
+    for kind in ("asked", "benign"):
+        (tmp_path / f"{kind}.jsonl").write_text(
+            "".join(json.dumps({"q": f"{kind} number {n}", "a": "yes"}) + "\n" for n in range(9)), "utf-8")
+    columns = {"text_column": "q", "answer_column": "a"}
+    values["budget"] = {"scale": 0.5}
+    values["data"]["texts"] = {
+        "source": str(tmp_path / "asked.jsonl"), "label_column": None, "min_chars": 1, "count": 2, **columns,
+        "benign": [{"source": str(tmp_path / "benign.jsonl"), "count": 6, **columns}]}
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    texts = (tmp_path / "out" / "texts.jsonl").read_text("utf-8")
+    assert (texts.count('"text": "benign'), texts.count('"text": "asked')) == (3, 1)
+
+
+def test_a_hub_source_may_name_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download",
+                        lambda name, **how: asked.append((name, how["revision"])) or str(tmp_path))
+    fetch("owner/name@refs/pr/1", kind="model")
+    fetch("owner/name", kind="dataset")
+    assert asked == [("owner/name", "refs/pr/1"), ("owner/name", None)]
+
+
 def test_a_fixed_budget_is_taken_as_it_is_and_a_measured_one_stays_in_bounds() -> None:
     assert budget_scale(BudgetSection(scale=0.3)) == 0.3
     assert budget_scale(BudgetSection(reference_gflops=1e9, smallest_scale=0.25)) == 0.25
