@@ -134,7 +134,7 @@ def _tidy_up(recipe: Recipe, run: str) -> dict[str, Any]:
     return {**told, **({"unseen": "; ".join(dict.fromkeys(unseen))} if unseen else {})}
 
 
-def _served(live: Mapping[str, Any] | None) -> dict[str, Any]:
+def _served(live: dict[str, Any] | None) -> dict[str, Any]:
     from llm_detox.deploy.kserve_render import ADDRESS
     from llm_detox.deploy.kserve_status import condition
 

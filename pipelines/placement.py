@@ -16,6 +16,8 @@ from kfp.dsl import pipeline_context
 from kfp.dsl.graph_component import GraphComponent
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from components.images import WORKBENCH
+from llm_detox.deploy.train_job import IMAGE_VARIABLE, RUN_VARIABLE
 from llm_detox.errors import UsageError
 from llm_detox.pipeline_step import ERROR_FILE_VARIABLE
 
@@ -24,6 +26,8 @@ _CA_FOLDER = "/etc/llm-detox/ca"
 _CA_FILE = f"{_CA_FOLDER}/ca-bundle.crt"
 _CA_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _RETRY_SECONDS = "30s"
+_TRAINING = ("sft", "dpo")  # with `training.job.nodes` these only watch a job
+_RUN_LABEL = "metadata.labels['pipeline/runid']"
 # What a container leaves here is in its pod's status: `outcome` reads the step's own error there.
 _LAST_WORDS = "/dev/termination-log"
 
@@ -91,6 +95,18 @@ class Placement(_Strict):
             raise UsageError(f"{where}: {wrong['msg']}", place=str(path), remedy="correct the key") from None
 
 
+    def without_cache(self) -> Placement:
+        """Every step is done anew (the server's own switch does not reach steps inside an exit handler)."""
+        steps = {name: step.model_copy(update={"cache": False}) for name, step in self.steps.items()}
+        return self.model_copy(update={"steps": steps})
+
+    def with_training_elsewhere(self) -> Placement:
+        """For a recipe that trains as a TrainJob: a step that waits for its nodes must not hold a GPU of theirs."""
+        watching = {name: self.steps[name].model_copy(update={"gpus": 0, "shm": None})
+                    for name in _TRAINING if name in self.steps}
+        return self.model_copy(update={"steps": {**self.steps, **watching}})
+
+
 def placed(pipeline: GraphComponent, placement: Placement) -> GraphComponent:
     """The same pipeline with every task put in its place.
 
@@ -130,6 +146,9 @@ def _put(task: dsl.PipelineTask, placement: Placement) -> None:
         kubernetes.use_secret_as_env(task, placement.s3_secret, {key: key for key in placement.s3_keys})
     if step.hub and placement.hub_secret:
         kubernetes.use_secret_as_env(task, placement.hub_secret, {"HF_TOKEN": "HF_TOKEN"}, optional=True)
+    if name in _TRAINING:
+        task.set_env_variable(IMAGE_VARIABLE, WORKBENCH)
+        kubernetes.use_field_path_as_env(task, RUN_VARIABLE, _RUN_LABEL)
     if placement.ca_config_map:
         kubernetes.use_config_map_as_volume(task, placement.ca_config_map, mount_path=_CA_FOLDER)
         for variable in _CA_VARIABLES:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from llm_detox.errors import DetoxError, GateNotPassed, UsageError
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
+from llm_detox.recipe_file import settle_recipe
 from pipelines.placement import Placement
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -79,7 +80,7 @@ class PipelineServer:
     def _token(self) -> str | None:
         if self.token_file:
             if not self.token_file.is_file():
-                raise UsageError("no such file", place=str(self.token_file), remedy="oc whoami -t > FILE")
+                raise UsageError("no such file", place=str(self.token_file), remedy="(umask 077; oc whoami -t > FILE)")
             return self.token_file.read_text("utf-8").strip()
         own = _ACCOUNT / "token"
         return os.environ.get(_TOKEN_VARIABLE) or (own.read_text("utf-8").strip() if own.exists() else None)
@@ -87,8 +88,8 @@ class PipelineServer:
 
 def submit(
     recipe: Recipe, server: PipelineServer, *, experiment: str, placement: Placement, wait: bool = True,
-    pipeline: str = "detox-and-serve", parameters: Sequence[str] = (), timeout_seconds: float = 86400.0,
-    poll_seconds: float = 10.0,
+    pipeline: str = "detox-and-serve", parameters: Sequence[str] = (), fresh: bool = False,
+    timeout_seconds: float = 86400.0, poll_seconds: float = 10.0,
 ) -> dict[str, Any]:
     """Run a pipeline in a cluster.
 
@@ -98,7 +99,9 @@ def submit(
         experiment: the experiment that the run is filed under; made where missing.
         placement: where the steps run.
         pipeline: "detox-and-serve", "evaluate-only", "train-judge" or "promote".
-        parameters: `name=value` each, of the pipeline's other parameters, such as "shards=4".
+        parameters: `name=value` each, of the pipeline's other parameters, such as "shards=4"; a list has one for each
+            of its parts.
+        fresh: do every step anew, also those that an earlier run finished: its inputs may have changed in their place.
         wait: return when it has ended, showing the steps as they begin and end.
         timeout_seconds, poll_seconds: of the waiting.
 
@@ -111,6 +114,9 @@ def submit(
     """
     started = time.monotonic()
     values = _parameters(recipe, pipeline, parameters)
+    if settle_recipe(values["recipe"], overrides=values.get("overrides", ())).training.job.nodes > 1:
+        placement = placement.with_training_elsewhere()
+    placement = placement.without_cache() if fresh else placement
     client = server.client()
     # kfp prints links; stdout is for the result.
     with tempfile.TemporaryDirectory() as folder, _clear_errors(server.host), redirect_stdout(sys.stderr):
@@ -135,6 +141,8 @@ def _compile(pipeline: str, placement: Placement, folder: Path) -> Path:
 
 
 def _parameters(recipe: Recipe, pipeline: str, given: Sequence[str]) -> dict[str, Any]:
+    from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
+
     from pipelines.compile import PIPELINES
 
     if pipeline not in PIPELINES:
@@ -144,10 +152,13 @@ def _parameters(recipe: Recipe, pipeline: str, given: Sequence[str]) -> dict[str
     values: dict[str, Any] = {"recipe": recipe.model_copy(update={"deploy": deploy}).model_dump_json()}
     for one in given:
         name, equal, text = one.partition("=")
-        if name not in known or not equal:
+        if name not in known or name == "recipe" or not equal:
             raise UsageError(f"{one!r} is no parameter of {pipeline}", place="--parameter",
-                             remedy=f"name=value, of {', '.join(known)}")
-        values[name] = _value(name, text, known[name].parameter_type)
+                             remedy=f"name=value, of {', '.join(other for other in known if other != 'recipe')}")
+        if known[name].parameter_type == ParameterType.LIST:
+            values.setdefault(name, []).append(text)
+        else:
+            values[name] = _value(name, text, known[name].parameter_type)
     if missing := [name for name, one in known.items() if not one.is_optional and name not in values]:
         raise UsageError(f"{pipeline} needs {', '.join(missing)}", place="--parameter",
                          remedy=f"--parameter {missing[0]}=...")
@@ -158,8 +169,6 @@ def _value(name: str, text: str, kind: int) -> Any:
     """The parameter as the pipeline declares it."""
     from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 
-    if kind == ParameterType.LIST:
-        return [part.strip() for part in text.split(",") if part.strip()]
     try:
         return {ParameterType.NUMBER_INTEGER: int, ParameterType.NUMBER_DOUBLE: float}.get(kind, str)(text)
     except ValueError:
@@ -233,8 +242,8 @@ def _clear_errors(host: str) -> Iterator[None]:
 def _refused(host: str, status: int, reason: str) -> DetoxError:
     if status in (401, 403):
         return DetoxError(f"the pipeline server refuses the token ({status})", place=host,
-                          remedy="oc whoami -t > token, then --token-file token; the account needs the project's edit "
-                                 "role")
+                          remedy="write a new one to the file of --token-file: oc whoami -t; the account needs the "
+                                 "project's edit role")
     return DetoxError(f"the pipeline server refuses: {status} {reason}", place=host,
                       remedy="check the address and the server's log")
 

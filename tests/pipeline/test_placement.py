@@ -93,6 +93,15 @@ def test_gpus_of_another_make_are_a_matter_of_the_file(tmp_path: Path) -> None:
     assert placed["tolerations"][0]["value"] == "yes"
 
 
+def test_training_steps_tell_their_nodes_the_image_and_the_run() -> None:
+    for name, (container, placed) in executors().items():
+        trains = step_of(name) in ("sft", "dpo")
+        variables = {one["name"]: one["value"] for one in container["env"]}
+        assert variables.get("LLM_DETOX_WORKBENCH_IMAGE") == (container["image"] if trains else None), name
+        assert placed.get("fieldPathAsEnv", []) == ([{
+            "name": "LLM_DETOX_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}] if trains else []), name
+
+
 def test_every_step_of_every_pipeline_has_a_place_and_none_is_left_over() -> None:
     assert {step_of(name) for path in FILES for name in executors(path)} == set(Placement.load().steps)
 

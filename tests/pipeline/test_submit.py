@@ -18,6 +18,7 @@ from llm_detox.recipe import Recipe
 from pipelines.placement import Placement
 from pipelines.submit import PipelineServer, submit
 from tests.conftest import REPOSITORY
+from tests.pipeline.specs import step_of, steps
 
 TOKEN = "let-me-in"
 
@@ -183,9 +184,31 @@ def test_promote_sends_the_published_version_to_its_own_pipeline(server: StandIn
 
 
 def test_parameters_are_sent_as_the_pipeline_declares_them(server: StandIn, token: Path, recipe: Recipe) -> None:
-    run(recipe, PipelineServer(server.url, token), parameters=["shards=4", "overrides=seed=7, name=x", "model=a/b=c"])
+    overrides = ["detoxify.methods=[delete,causal]", "seed=7"]
+    run(recipe, PipelineServer(server.url, token),
+        parameters=["shards=4", *(f"overrides={one}" for one in overrides), "model=a/b=c"])
     sent = server.submitted[0]["runtime_config"]["parameters"]
-    assert (sent["shards"], sent["overrides"], sent["model"]) == (4, ["seed=7", "name=x"], "a/b=c")
+    assert (sent["shards"], sent["overrides"], sent["model"]) == (4, overrides, "a/b=c")
+
+
+@pytest.mark.parametrize("parameters", [(), ("overrides=training.job.nodes=2",)])
+def test_steps_that_only_watch_the_training_of_other_nodes_hold_no_gpu(
+    server: StandIn, token: Path, recipe: Recipe, parameters: tuple[str, ...]
+) -> None:
+    run(recipe, PipelineServer(server.url, token), parameters=parameters)
+    spec = server.submitted[0]["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
+    with_gpu = {step_of(name) for name, one in spec.items() if "accelerator" in one["container"]["resources"]}
+    assert with_gpu == {"detoxify", "sample", "measure", *(() if parameters else ("sft", "dpo"))}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_fresh_run_takes_nothing_from_the_cache(
+    server: StandIn, token: Path, recipe: Recipe, fresh: bool
+) -> None:
+    run(recipe, PipelineServer(server.url, token), fresh=fresh)
+    cached = {step for step, task in steps(server.submitted[0]["pipeline_spec"]["pipeline_spec"])
+              if task["cachingOptions"].get("enableCache")}
+    assert bool(cached) is not fresh
 
 
 def test_a_failed_shard_is_not_hidden_by_the_shards_that_went_well(
@@ -204,6 +227,8 @@ def test_a_failed_shard_is_not_hidden_by_the_shards_that_went_well(
     ({"pipeline": "promote"}, "promote needs address"),
     ({"parameters": ["address=s3://models/x"]}, "is no parameter of detox-and-serve"),
     ({"parameters": ["shards"]}, "is no parameter"),
+    ({"parameters": ["recipe={}"]}, "is no parameter"),
+    ({"parameters": ["overrides=sed=7"]}, "did you mean 'seed'"),
     ({"parameters": ["shards=many"]}, "is no number"),
     ({"pipeline": "train-judge", "parameters": ["records=x"]}, "train-judge needs publish_url"),
     ({"pipeline": "other"}, "no such pipeline"),
