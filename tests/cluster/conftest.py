@@ -19,7 +19,7 @@ from llm_detox.recipe import Recipe
 from tests.cluster.controller import Controller
 from tests.cluster.server import ENVTEST, ApiServer, Object, moved
 from tests.conftest import REPOSITORY
-from tests.manifests.kustomize import overlay, pick
+from tests.manifests.kustomize import load, overlay, pick
 
 QUICK = Patience(ready=120, start=60, pending=1.0, settle=0.5, poll=0.05)
 _numbers = itertools.count(1)
@@ -76,6 +76,14 @@ class Project:
 
     def live(self, name: str = "llm-detox") -> Object | None:
         return self.admin.service(name)
+
+    def bind_training(self, rules: list[Object] | None = None) -> None:
+        """Apply the component trainjob-rights; `rules` in place of the shipped ones."""
+        folder = REPOSITORY / "manifests" / "components" / "trainjob-rights"
+        role, binding = moved((load(folder / name) for name in ("role.yaml", "rolebinding.yaml")), self.namespace)
+        role["rules"] = role["rules"] if rules is None else rules
+        self.server.kubectl("apply", "--validate=false", "-f", "-",
+                            text=json.dumps({"apiVersion": "v1", "kind": "List", "items": [role, binding]}))
 
     def bind(self, rules: list[Object]) -> None:
         """Give the pipeline's account these rules in place of the shipped ones."""

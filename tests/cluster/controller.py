@@ -63,7 +63,8 @@ class Controller:
     def _sweep(self, names: set[str]) -> None:
         """Pods go with what they were made for."""
         for pod in self.core.list_namespaced_pod(self.namespace).items:
-            if pod.metadata.labels.get("serving.kserve.io/inferenceservice") not in names:
+            name = (pod.metadata.labels or {}).get("serving.kserve.io/inferenceservice")
+            if name is not None and name not in names:
                 self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
 
     def status(self, service: Object, *, ready: bool, observed: int | None = None, transition: str = "",

@@ -84,3 +84,18 @@ def test_a_cluster_that_does_not_answer_is_one_finding(project: Project) -> None
     findings = list(examine_cluster(project.recipe().deploy, away))
     assert [one.state for one in findings] == ["missing"]
     assert "does not answer" in findings[0].text
+
+
+def trainer(project: Project) -> Finding:
+    (found,) = [one for one in examine_cluster(project.recipe().deploy, project.cluster, training_nodes=2)
+                if one.check == "trainer"]
+    return found
+
+
+def test_training_on_several_nodes_needs_rights_of_its_own(project: Project) -> None:
+    missing = trainer(project)
+    assert "may not get, list, create, delete trainjobs" in missing.text
+    assert "trainjob-rights" in str(missing.remedy)
+    project.bind_training()
+    assert trainer(project).state == "ok"
+    assert "trainer" not in look(project, project.cluster), "one node needs none of it"

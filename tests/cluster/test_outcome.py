@@ -9,6 +9,7 @@ import pytest
 
 from llm_detox.deploy.kserve import remove_leftover
 from llm_detox.deploy.kserve_api import Cluster
+from llm_detox.deploy.kserve_render import RUN
 from llm_detox.outcome import Ending, lines, write_outcome
 from tests.cluster.conftest import Project, address
 from tests.cluster.controller import Object
@@ -16,23 +17,24 @@ from tests.cluster.controller import Object
 OLD, NEW = "1" * 64, "2" * 64
 
 
+class Killed(BaseException):
+    """The pod is gone."""
+
+
+def killed(*_: Any) -> None:
+    raise Killed
+
+
 def leave_canary(project: Project, run: str) -> None:
-    """A run that is killed while its canary comes up: nobody gets to remove it."""
-    real = project.cluster.delete
-    project.cluster.delete = lambda name: None  # type: ignore[method-assign]
-    try:
-        deploy_as(project, run)
-    finally:
-        project.cluster.delete = real  # type: ignore[method-assign]
-    assert project.live("llm-detox-canary") is not None
-
-
-def deploy_as(project: Project, run: str) -> None:
+    """A run that is killed while its canary is asked: nobody gets to remove it."""
     from llm_detox.deploy.kserve import deploy_kserve
     from tests.cluster.conftest import QUICK
 
-    deploy_kserve(project.recipe(rollout="canary"), address=address(NEW), output=project.folder / f"deploy-{run}",
-                  cluster=project.cluster, patience=QUICK, probe=project.probe, run=run)
+    with pytest.MonkeyPatch.context() as gone, pytest.raises(Killed):
+        gone.setattr(project.cluster, "delete", lambda *_, **__: None)
+        deploy_kserve(project.recipe(rollout="canary"), address=address(NEW), output=project.folder / f"deploy-{run}",
+                      cluster=project.cluster, patience=QUICK, probe=killed, run=run)
+    assert project.live("llm-detox-canary") is not None
 
 
 def ended(project: Project, run: str, state: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -43,13 +45,14 @@ def ended(project: Project, run: str, state: str, monkeypatch: pytest.MonkeyPatc
 
 def failed_pod(project: Project, run: str, name: str, message: str) -> None:
     core = project.controller.core
-    body: Object = {"metadata": {"name": name, "labels": {
-        "pipeline/runid": run, "serving.kserve.io/inferenceservice": "llm-detox"}},
+    body: Object = {"metadata": {"name": f"demo-{name}", "labels": {"pipeline/runid": run}, "annotations": {
+        "workflows.argoproj.io/node-name": f"demo.root.steps.{name}.executor(0)"}},
         "spec": {"containers": [{"name": "main", "image": "none"}]}}
     core.create_namespaced_pod(project.namespace, body)
-    core.patch_namespaced_pod_status(name, project.namespace, {"status": {"phase": "Failed", "containerStatuses": [{
-        "name": "main", "ready": False, "restartCount": 0, "image": "none", "imageID": "none",
-        "state": {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}}]}})
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}
+    core.patch_namespaced_pod_status(f"demo-{name}", project.namespace, {"status": {
+        "phase": "Failed", "containerStatuses": [{"name": "main", "ready": False, "restartCount": 0, "image": "none",
+                                                  "imageID": "none", "state": ended}]}})
 
 
 def test_the_canary_of_a_killed_run_is_removed_and_what_serves_is_told(
@@ -60,7 +63,7 @@ def test_the_canary_of_a_killed_run_is_removed_and_what_serves_is_told(
     told = ended(project, "run-1", "FAILED", monkeypatch)
     assert told["removed"] == "llm-detox-canary"
     assert project.live("llm-detox-canary") is None
-    assert (told["serving"], told["ready"]) == (address(NEW), True)
+    assert (told["serving"], told["ready"]) == (address(OLD), True), "the old version was not touched"
 
 
 def test_the_canary_of_another_run_is_left_alone(project: Project) -> None:
@@ -72,15 +75,31 @@ def test_the_canary_of_another_run_is_left_alone(project: Project) -> None:
     assert project.live("llm-detox-canary") is not None
 
 
+def test_a_canary_that_another_run_takes_over_meanwhile_is_left_alone(project: Project) -> None:
+    project.deploy(OLD)
+    leave_canary(project, "run-1")
+    read = project.cluster.service
+
+    def taken_over(name: str) -> Object | None:
+        found = read(name)
+        project.admin.patch(name, {"metadata": {"annotations": {RUN: "run-2"}}})
+        return found
+
+    with pytest.MonkeyPatch.context() as between:
+        between.setattr(project.cluster, "service", taken_over)
+        assert remove_leftover(project.recipe().deploy, "run-1", project.cluster) is None
+    assert project.live("llm-detox-canary") is not None
+
+
 def test_the_step_that_failed_is_told_in_its_own_words(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.deploy(OLD)
     words = json.dumps({"step": "sft", "message": "out of memory", "place": None, "remedy": "a smaller batch"})
-    failed_pod(project, "run-1", "sft-pod", words)
-    failed_pod(project, "run-1", "dpo-pod", "Traceback: KeyError")
-    failed_pod(project, "run-2", "other-pod", "not of this run")
+    failed_pod(project, "run-1", "sft", words)
+    failed_pod(project, "run-1", "dpo", "")
+    failed_pod(project, "run-2", "data", "not of this run")
     told = ended(project, "run-1", "FAILED", monkeypatch)
     assert sorted(told["failures"], key=lambda one: one["step"]) == [
-        {"step": "dpo-pod", "message": "Traceback: KeyError"}, {"step": "sft", "message": "out of memory"}]
+        {"step": "dpo", "message": "Error, exit code 1"}, json.loads(words)]
     page = "\n".join(lines(told))
     assert "failed: sft: out of memory" in page
     assert "serving now: s3://llm-detox/models/111" in page
