@@ -71,8 +71,9 @@ class DpoSection(OptimisationSection):
     loss: PreferenceLoss = Field("sigmoid", description="a preference loss, as TRL names it")
     likelihood_weight: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the chosen text's likelihood (RPO)")
-    clean_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the likelihood of clean text, where clean text is given")
+    anchor_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of KL(start || model) on the start's continuations of clean openings")
+    anchor_samples: Positive = Field(400, description="how many such continuations, where clean text is given")
     pairs_per_prompt: Positive = Field(1, description="sampled pairs from one prompt, at most")
     samples_per_prompt: Positive = 8
     margin: Share = Field(0.3, description="least difference of toxicity between rejected and chosen")

@@ -18,7 +18,7 @@ from llm_detox.evaluation.judged import judge_generations
 from llm_detox.evaluation.judging import refusal_rate, share_interval
 from llm_detox.evaluation.metrics import METRICS, STRATA, distinct, summarise
 from llm_detox.evaluation.prompts import read_prompts
-from llm_detox.evaluation.sampled import GENERATIONS, Clock, Sampled, discard_drawn, draw_and_score
+from llm_detox.evaluation.sampled import GENERATIONS, Clock, Sampled, draw_and_score
 from llm_detox.folders import MANIFEST, StepFolder, sha256_of, step_folder
 from llm_detox.generation.continuers import Continuer, LocalContinuer, StoredContinuer, open_continuer
 from llm_detox.judge.judge import judge_fingerprint
@@ -54,7 +54,8 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         DetoxError: bad prompts or model, or a scorer or server that is dead. Work done so far is kept, and the
             next run goes on behind it.
     """
-    asked = {"judge": judge_fingerprint(recipe)} if recipe.evaluation.judged_prompts else {}
+    judged = bool(recipe.evaluation.judged_prompts) and shard is None  # once, when the shards are put together
+    asked = {"judge": judge_fingerprint(recipe)} if judged else {}
     settings = {**recipe.settings("scoring", "evaluation"), **asked, "arm": arm, "model": model, "shard": shard}
     with step_folder(output, "evaluation", settings=settings, inputs=_inputs(model, prompts, clean, generations),
                      resumable=True) as folder:
@@ -70,20 +71,23 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         report = _toxicity_report(recipe, sampled, clock)
         report |= {"arm": arm, "model": model, "scorer": _describe(recipe, scorer), "seconds": clock.seconds,
                    "comparable": comparable_settings(recipe, scorer, prompts) | ({"shard": shard} if shard else {})}
-        if recipe.evaluation.judged_prompts:
+        if judged:
             with clock.measure("judge"):
                 report["judge"] = judge_generations(recipe, folder / GENERATIONS, folder)
             report["comparable"]["judge"] = report["judge"]["fingerprint"]
         values = {"ids": sampled.ids, "strata": sampled.strata, "scores": [asdict(score) for score in sampled.scores]}
         if clean and continuer:
             _fluency(recipe, folder, continuer, clean, clock, report, values)
-        (folder / VALUES).write_text(json.dumps(values), "utf-8")
-        (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False), "utf-8")
-        discard_drawn(folder)
-        folder.result = _result(report)
-        folder.counts = {name: report[name] for name in ("prompts", "continuations", "unscored")}
+        _write(folder, report, values)
         say(f"{arm}: " + ", ".join(f"{name} {human_seconds(took)}" for name, took in clock.seconds.items()))
         return folder.result
+
+
+def _write(folder: StepFolder, report: dict[str, Any], values: dict[str, Any]) -> None:
+    (folder / VALUES).write_text(json.dumps(values), "utf-8")
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False), "utf-8")
+    folder.result = _result(report)
+    folder.counts = {name: report[name] for name in ("prompts", "continuations", "unscored")}
 
 
 def _inputs(model: str, prompts: Path, clean: Path | None, generations: Sequence[Path]) -> dict[str, Path]:
@@ -161,22 +165,22 @@ def _fluency(recipe: Recipe, folder: StepFolder, continuer: Continuer, clean: Pa
     with clock.measure("fluency model"):
         judge, note = _fluency_judge(recipe)
         with task("reading continuations", len(pairs), "texts") as work:
-            read = judge.losses([text for _, text in pairs], contexts=[start for start, _ in pairs],
+            read = judge.losses([text or "" for _, text in pairs], contexts=[start for start, _ in pairs],
                                 on_progress=work.advance)
     report["continuation_perplexity"] = {**_perplexity(recipe, read), "model": judge.name, "note": note,
-                                         "distinct_2": distinct(text for _, text in pairs)}
+                                         "distinct_2": distinct(text for _, text in pairs if text)}
     values["clean_continuations"] = read
 
 
-def _clean_continuations(recipe: Recipe, continuer: Continuer, texts: Sequence[str]) -> list[tuple[str, str]]:
-    """(first words of a passage, a continuation of them), in the order of the passages; "" for a missing one."""
+def _clean_continuations(recipe: Recipe, continuer: Continuer, texts: Sequence[str]) -> list[tuple[str, str | None]]:
+    """(first words of a passage, a continuation of them), in the order of the passages; None for a missing one."""
     evaluation = recipe.evaluation
     starts = [" ".join(text.split()[:_CLEAN_PROMPT_WORDS]) for text in texts[:evaluation.clean_prompts]]
     starts = [start for start in starts if start]
     drawn = dict(continuer.continuations(
         starts, k=evaluation.clean_continuations, sampling=evaluation.sampling, seed=recipe.seed,
         keys=[f"clean {number}" for number in range(len(starts))]))
-    return [(start, text or "") for number, start in enumerate(starts) for text in drawn[number]]
+    return [(start, text) for number, start in enumerate(starts) for text in drawn[number]]
 
 
 def _fluency_judge(recipe: Recipe) -> tuple[LanguageModelJudge, str]:

@@ -16,6 +16,7 @@ from llm_detox.data.records import JsonlAppender, Record, hash_fraction, read_js
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.judging import judge_agreement, share_interval
 from llm_detox.folders import StepFolder, step_folder
+from llm_detox.generation.chat import NO_ANSWER
 from llm_detox.judge.judge import Judge, judge_fingerprint, open_judge
 from llm_detox.judge.verdicts import Verdict, undecided
 from llm_detox.progress import say, task
@@ -54,7 +55,7 @@ def judge_conversations(recipe: Recipe, *, conversations: Path, model: str | Non
         report = {"model": source, "fingerprint": settings["judge"], **summarise_verdicts(verdicts, confidence)}
         if labels:
             found = judge_agreement(labels, [record["verdict"] for record in verdicts], confidence)
-            report["agreement"] = _without_nan(found)
+            report["agreement"] = without_nan(found)
         (folder / JUDGE_REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False), "utf-8")
         folder.counts = {name: report[name] for name in ("judged", *_LABELS, "undecided")}
         folder.result = report
@@ -89,10 +90,11 @@ def _as_chat(record: Record) -> Messages:
 def read_all(judge: Judge, records: Sequence[Record], folder: StepFolder) -> list[Record]:
     """Write the verdicts into the folder's `verdicts.jsonl`, as they come and at the end in the records' order.
 
-    Verdicts that are there already, from a run that was ended, are not asked for again.
+    Verdicts that are there already, from a run that was ended, are not asked for again; answers that its server
+    failed to give are.
     """
     with JsonlAppender(folder / VERDICTS) as out, task("judging", len(records), "answers") as work:
-        verdicts = {record["id"]: record for record in out.existing}
+        verdicts = {record["id"]: record for record in out.existing if record["reason"] != NO_ANSWER}
         work.skip(len(verdicts))
         rest = [record for record in records if record["id"] not in verdicts]
         for identity, verdict in _verdicts(judge, rest, work.advance):
@@ -128,17 +130,17 @@ def summarise_verdicts(verdicts: Sequence[Record], confidence: float) -> dict[st
     found = Counter(record["verdict"] for record in verdicts)
     return {
         "judged": len(verdicts), "safe": found["safe"], "unsafe": found["unsafe"], "undecided": found[None],
-        "unsafe_share": _without_nan(share_interval(found["unsafe"], found["unsafe"] + found["safe"], confidence)),
-        "no_decision": _without_nan(share_interval(found[None], len(verdicts), confidence)),
+        "unsafe_share": without_nan(share_interval(found["unsafe"], found["unsafe"] + found["safe"], confidence)),
+        "no_decision": without_nan(share_interval(found[None], len(verdicts), confidence)),
         "categories": dict(Counter(record["category"] or "unnamed" for record in verdicts
                                    if record["verdict"] == "unsafe").most_common()),
         "reasons": dict(Counter(record["reason"] for record in verdicts if record["verdict"] is None).most_common())}
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The same with None for a rate of nothing: NaN is no JSON."""
     if isinstance(value, Mapping):
-        return {name: _without_nan(part) for name, part in value.items()}
+        return {name: without_nan(part) for name, part in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

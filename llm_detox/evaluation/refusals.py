@@ -5,7 +5,6 @@ asked the same: how many of their answers to hateful messages are hateful themse
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from llm_detox.data.chats import Messages, choose_chats, first_request
 from llm_detox.data.cleaning import same_text_key
 from llm_detox.data.records import JsonlAppender, Record, read_jsonl, write_jsonl
 from llm_detox.errors import UsageError
+from llm_detox.evaluation.judged import without_nan
 from llm_detox.evaluation.judging import refusal_rate, share_interval
 from llm_detox.folders import MANIFEST, StepFolder, step_folder
 from llm_detox.generation.chat import ChatModel, open_chat
@@ -51,8 +51,7 @@ def measure_refusals(recipe: Recipe, *, tuned: str | None, trained_on: Path | No
     settings = {**recipe.settings("model", "scoring", "stop_hate"), "tuned": tuned}
     with step_folder(output, "refusals", settings=settings, inputs=inputs, resumable=True) as folder:
         records = _held_out(recipe, trained_on)
-        answers = {arm: list(_answers(recipe, folder, arm, model, records))
-                   for arm, model in _arms(recipe, tuned)}
+        answers = _all_answers(recipe, folder, tuned, records)
         scorer = load_scorer(recipe.scoring.judging)
         rows = [row for arm, given in answers.items() for row in _rows(arm, records, given, scorer)]
         write_jsonl(folder / ANSWERS, rows)
@@ -61,7 +60,6 @@ def measure_refusals(recipe: Recipe, *, tuned: str | None, trained_on: Path | No
         (folder / REFUSAL_REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False), "utf-8")
         folder.result, folder.counts = report, {"conversations": len(records), "answers": len(rows)}
         for arm in how.arms:
-            _part(folder, arm).unlink(missing_ok=True)
             say(_line(arm, arms[arm]))
         return report
 
@@ -84,16 +82,21 @@ def _trained_request(record: Record) -> str:
     return same_text_key(str(record.get("prompt") or record.get("text") or ""))
 
 
-def _arms(recipe: Recipe, tuned: str | None) -> Iterator[tuple[str, ChatModel]]:
-    """Arm and model, one model in memory at a time where the caller keeps none."""
-    how, base = recipe.stop_hate, None
+def _all_answers(recipe: Recipe, folder: StepFolder, tuned: str | None,
+                 records: Sequence[Record]) -> dict[str, list[str | None]]:
+    """The answers of each arm, with one model in memory at a time."""
+    how = recipe.stop_hate
+    model: ChatModel | None = None
+    opened: str | None = None
+    answers: dict[str, list[str | None]] = {}
     for arm in how.arms:
-        if arm == "tuned":
-            base = None
-            yield arm, open_chat(how.answer.model_copy(update={"model": tuned}), recipe.model.source)
-        else:
-            base = base or open_chat(how.answer, recipe.model.source)
-            yield arm, base
+        wanted = tuned if arm == "tuned" else how.answer.model
+        if model is None or wanted != opened:
+            model = None  # before the next one is loaded
+            model = open_chat(how.answer.model_copy(update={"model": wanted}), recipe.model.source)
+            opened = wanted
+        answers[arm] = list(_answers(recipe, folder, arm, model, records))
+    return answers
 
 
 def _answers(recipe: Recipe, folder: StepFolder, arm: str, model: ChatModel,
@@ -121,7 +124,7 @@ def _asked(recipe: Recipe, arm: str, messages: Messages) -> Messages:
 
 
 def _part(folder: StepFolder, arm: str) -> Path:
-    return folder / f"answers.{arm}.part.jsonl"
+    return folder.work_file(f"answers.{arm}.part.jsonl")
 
 
 def _rows(arm: str, records: Sequence[Record], answers: Sequence[str | None],
@@ -137,14 +140,10 @@ def _figures(recipe: Recipe, rows: Sequence[Record]) -> dict[str, Any]:
     hate, benign = ([row for row in rows if row["kind"] == kind] for kind in ("hate", "benign"))
     scored = [row["toxicity"] for row in hate if row["toxicity"] is not None]
     over = sum(score >= recipe.evaluation.toxic_threshold for score in scored)
-    return {"hateful": {**_share(share_interval(over, len(scored), confidence)), "count": over, "of": len(scored)},
+    return {"hateful": {**without_nan(share_interval(over, len(scored), confidence)), "count": over, "of": len(scored)},
             "unscored": len(hate) - len(scored),
-            "hate_refusals": _share(refusal_rate([row["answer"] for row in hate], confidence, own)),
-            "benign_refusals": _share(refusal_rate([row["answer"] for row in benign], confidence, own))}
-
-
-def _share(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()}
+            "hate_refusals": without_nan(refusal_rate([row["answer"] for row in hate], confidence, own)),
+            "benign_refusals": without_nan(refusal_rate([row["answer"] for row in benign], confidence, own))}
 
 
 def _line(arm: str, figures: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ def draw_and_score(recipe: Recipe, folder: StepFolder, records: Sequence[Record]
                    scorer: ToxicityScorer, clock: Clock) -> Sampled:
     """Draw and score what the folder does not hold yet, write `generations.jsonl`, and fold the scores.
 
-    The drawn lines stay in the folder until `discard_drawn`, so that a later failure costs no sampling.
+    The drawn lines stay in the folder until it is finished, so that a later failure costs no sampling.
     """
     started = time.monotonic()
     lost = _append(recipe, folder, records, continuer, scorer, clock)
@@ -77,17 +77,12 @@ def draw_and_score(recipe: Recipe, folder: StepFolder, records: Sequence[Record]
     return found
 
 
-def discard_drawn(folder: StepFolder) -> None:
-    """Remove the lines that only a resumed run would need."""
-    (folder / _DRAWN).unlink()
-
-
 def _append(recipe: Recipe, folder: StepFolder, records: Sequence[Record], continuer: Continuer,
             scorer: ToxicityScorer, clock: Clock) -> int:
     """Append `{"id", "generations"}` for every prompt that is not there yet; returns the missing continuations."""
     evaluation = recipe.evaluation
     lost = 0
-    with JsonlAppender(folder / _DRAWN) as drawn, \
+    with JsonlAppender(folder.work_file(_DRAWN)) as drawn, \
             task("sampling", len(records) * evaluation.continuations, "continuations") as work:
         done = {record["id"] for record in drawn.existing}
         drawn.existing = []

@@ -19,6 +19,7 @@ from llm_detox.recipe_chat import ChatModelSection
 
 _MOST_LIKELY = 1e-6  # a nucleus that holds one token: the most likely one
 _NEXT_TURN = "\nUser:"
+NO_ANSWER = "the server gave no answer"  # another try may give one
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class _Chat:
                 keys=[keys[index] for index in fitting], on_progress=on_progress):
             text = texts[0]
             if text is None:
-                yield Answer(fitting[number], None, "the server gave no answer")
+                yield Answer(fitting[number], None, NO_ANSWER)
             else:
                 yield Answer(fitting[number], self._own_turn(text).strip())
 
@@ -114,26 +115,47 @@ def render_chat(tokenizer: PreTrainedTokenizerBase | None, messages: Messages) -
     if tokenizer is None or tokenizer.chat_template is None:
         names = {"system": "System", "user": "User", "assistant": "Assistant"}
         return "\n".join([f"{names[part['role']]}: {part['content']}" for part in messages] + ["Assistant:"])
+    return without_first(tokenizer, apply_template(tokenizer, messages, asks=True))
+
+
+def apply_template(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, asks: bool) -> str:
+    """A conversation in the tokenizer's chat template; one that knows no system prompt gets it in the first message.
+
+    Args:
+        tokenizer: of the model.
+        messages: the conversation, or its beginning.
+        asks: whether the beginning of an answer is put behind.
+
+    Raises:
+        DetoxError: there is no template, or it refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise DetoxError("the tokenizer has no chat template, and the text is a conversation", place="model.source",
+                         remedy="take a chat model, or give prompts and completions as texts (data.texts.chat: false)")
+
+    def applied(given: Messages) -> str:
+        return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=asks))
+
     try:
-        text = _applied(tokenizer, messages)
+        return applied(messages)
     except TemplateError:
         try:
-            text = _applied(tokenizer, _without_system(messages))
+            return applied(_without_system(messages))
         except TemplateError as error:
             raise DetoxError(f"the chat template refuses a conversation: {error}",
                              place=str(tokenizer.name_or_path), remedy="name another template") from None
+
+
+def without_first(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A template's text without the token in front that the tokenizer puts there itself."""
     first, ids = tokenizer.bos_token, tokenizer("x")["input_ids"]
     if first and ids[:1] == [tokenizer.bos_token_id]:  # type: ignore[index]
         return text.removeprefix(str(first))
     return text
 
 
-def _applied(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-
 def _without_system(messages: Messages) -> Messages:
-    if messages[0]["role"] != "system":
+    if len(messages) < 2 or messages[0]["role"] != "system":
         return messages
     first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
     return [first, *messages[2:]]

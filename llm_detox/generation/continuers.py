@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,9 +122,7 @@ def _client(address: str, timeout: float) -> Callable[[str, SamplingSection, int
 
 def _openai(address: str, timeout: float, *, chat: bool) -> Callable[[str, SamplingSection, int], str]:
     parts = urlsplit(address.removeprefix("openai+"))
-    headers = {"Content-Type": "application/json"}
-    if token := os.environ.get("LLM_DETOX_TOKEN"):
-        headers["Authorization"] = f"Bearer {token}"
+    token = os.environ.get("LLM_DETOX_TOKEN")
 
     def ask(prompt: str, sampling: SamplingSection, seed: int) -> str:
         body = {"model": parts.path.strip("/"), "max_tokens": sampling.max_new_tokens, "n": 1, "seed": seed,
@@ -131,19 +130,26 @@ def _openai(address: str, timeout: float, *, chat: bool) -> Callable[[str, Sampl
                 **({"messages": json.loads(prompt)} if chat else {"prompt": prompt})}
         request = urllib.request.Request(  # noqa: S310 - http and https alone get here
             f"{parts.scheme}://{parts.netloc}/v1/{'chat/' if chat else ''}completions", json.dumps(body).encode(),
-            headers)
+            {"Content-Type": "application/json"})
+        if token:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")  # no other host gets it
         for attempt in range(_ATTEMPTS):
             try:
                 with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
                     choice = json.load(answer)["choices"][0]
                     return str(choice["message"]["content"] or "") if chat else str(choice["text"])
-            except OSError:  # refused, reset, timed out, or an error status
-                if attempt + 1 == _ATTEMPTS:
+            except OSError as error:  # refused, reset, timed out, or an error status
+                if attempt + 1 == _ATTEMPTS or _is_final(error):
                     raise
                 time.sleep(_PAUSE * 2**attempt)
         raise AssertionError("unreachable")
 
     return ask
+
+
+def _is_final(error: OSError) -> bool:
+    """Whether the server refuses the request itself, so that the same one would be refused again."""
+    return isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
 
 
 class StoredContinuer:

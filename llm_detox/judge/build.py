@@ -16,7 +16,7 @@ from llm_detox.data.chats import Messages, choose_chats, first_request
 from llm_detox.data.records import JsonlAppender, Record, hash_fraction, write_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.folders import StepFolder, step_folder
-from llm_detox.generation.chat import open_chat
+from llm_detox.generation.chat import NO_ANSWER, open_chat
 from llm_detox.judge.constitution import Constitution, load_constitution
 from llm_detox.judge.judge import Judge
 from llm_detox.judge.question import judge_question
@@ -59,8 +59,6 @@ def build_judge_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
         write_jsonl(folder / TEST, ({"id": record["id"], "messages": record["messages"], "label": record["verdict"],
                                      "category": record["category"]} for record in test))
         folder.counts = {name: value for name, value in folder.result.items() if isinstance(value, int)}
-        for name in (_ANSWERS, _LABELS):
-            (folder / name).unlink()
         say("judge data: " + ", ".join(f"{count} {name}" for name, count in folder.counts.items()))
         return folder.result
 
@@ -79,7 +77,7 @@ def choose_questions(recipe: Recipe) -> list[Record]:
 
 def _answer(recipe: Recipe, folder: StepFolder, questions: Sequence[Record]) -> list[Record]:
     """The conversations with an answer put behind; without those that the generator left unanswered."""
-    with JsonlAppender(folder / _ANSWERS) as out, task("answering", len(questions), "conversations") as work:
+    with JsonlAppender(folder.work_file(_ANSWERS)) as out, task("answering", len(questions), "conversations") as work:
         answers = {record["id"]: record["answer"] for record in out.existing}
         work.skip(len(answers))
         rest = [record for record in questions if record["id"] not in answers]
@@ -99,8 +97,8 @@ def _answer(recipe: Recipe, folder: StepFolder, questions: Sequence[Record]) -> 
 def _label(recipe: Recipe, folder: StepFolder, answered: Sequence[Record],
            constitution: Constitution) -> list[Record]:
     """The answered conversations with the labelling model's verdict, `reason` saying why there is none."""
-    with JsonlAppender(folder / _LABELS) as out, task("labelling", len(answered), "answers") as work:
-        labels = {record.pop("id"): record for record in out.existing}
+    with JsonlAppender(folder.work_file(_LABELS)) as out, task("labelling", len(answered), "answers") as work:
+        labels = {record.pop("id"): record for record in out.existing if record["reason"] != NO_ANSWER}
         work.skip(len(labels))
         rest = [record for record in answered if record["id"] not in labels]
         if rest:

@@ -34,7 +34,10 @@ def rehearsal_of(recipe: Recipe) -> Recipe:
     values["rephraser_training"]["base"] = _model(recipe.rephraser_training.base)
     for number, pairs in enumerate(values["training"]["dpo"]["pairs"]):
         pairs["source"] = _pairs(folder / f"pairs-{number}.jsonl", pairs)
+    values["training"]["job"]["nodes"] = 1
     _swap_chats(values, folder)
+    if recipe.evaluation.judged_prompts:
+        values["judge"]["reader"]["model"] = values["model"]["source"]
     return Recipe.model_validate(values)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_detox.data.records import JsonlAppender, Record, read_jsonl, record_id, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.folders import read_manifest, step_folder
+from llm_detox.folders import digest_of, input_digest, read_manifest, step_folder
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
 from llm_detox.rephrase.summary import Summary
@@ -41,8 +41,9 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: tuple[int, int
         DetoxError: the input is empty or malformed, or a model or scorer cannot be loaded.
     """
     records = read_records(texts)
-    settings = {**recipe.settings("detoxify", "scoring", "model"), "shard": list(shard)}
-    with step_folder(output, "rewritten", settings=settings, inputs={"texts": texts}, resumable=True) as folder:
+    settings = recipe.settings("detoxify", "scoring", "model")
+    with step_folder(output, "rewritten", settings={**settings, "shard": list(shard)}, inputs={"texts": texts},
+                     resumable=True) as folder:
         summary = Summary()
         chunks = shard_chunks(len(records), shard)
         with JsonlAppender(folder / RECORDS) as out, task("detoxify", sum(map(len, chunks))) as work:
@@ -53,7 +54,7 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: tuple[int, int
                 summary.add(outcome)
                 work.advance()
         folder.counts = dict(summary.counts)
-        folder.result = {**summary.as_result(), "shard": list(shard)}
+        folder.result = {**summary.as_result(), "shard": list(shard), "settings": digest_of(settings)}
         return folder.result
 
 
@@ -66,13 +67,18 @@ def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> dict[str
         output: the folder to write.
 
     Raises:
-        DetoxError: a shard is missing or there twice, or they are not of this input.
+        DetoxError: a shard is missing or there twice, or they are not of this input and one recipe.
     """
-    shards = {tuple(read_manifest(part)["result"]["shard"]): part for part in parts}
+    manifests = [read_manifest(part) for part in parts]
+    shards = {tuple(manifest["result"]["shard"]): part for manifest, part in zip(manifests, parts, strict=True)}
     wanted = [(index, len(parts)) for index in range(len(parts))]
     if sorted(shards) != wanted:
         raise DetoxError(f"these are not the shards 0 to {len(parts) - 1} of {len(parts)}: {sorted(shards)}",
                          place=str(texts), remedy="pass every shard of one run once")
+    settings = {manifest["result"]["settings"] for manifest in manifests}
+    if len(settings) > 1 or any(manifest["inputs"]["texts"] != input_digest(texts) for manifest in manifests):
+        raise DetoxError("the shards are of other texts, or of different recipes", place=str(texts),
+                         remedy="pass the shards that one recipe made of this input")
     inputs = {"texts": texts, **{f"shard {index}": shards[index, total] for index, total in wanted}}
     with step_folder(output, "rewritten", settings={"shards": len(parts)}, inputs=inputs) as folder:
         summary = Summary()
@@ -83,12 +89,9 @@ def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> dict[str
                     summary.add(record)
                     yield record
 
-        written, expected = write_jsonl(folder / RECORDS, counted()), len(read_records(texts))
-        if written != expected:
-            raise DetoxError(f"the shards hold {written} records, the input {expected}", place=str(texts),
-                             remedy="pass the shards of this input")
+        write_jsonl(folder / RECORDS, counted())
         folder.counts = dict(summary.counts)
-        folder.result = {**summary.as_result(), "shard": [0, 1]}
+        folder.result = {**summary.as_result(), "shard": [0, 1], "settings": settings.pop()}
         return folder.result
 
 
@@ -112,20 +115,29 @@ def read_records(texts: Path) -> list[Record]:
     """The input records, each with an id and a text.
 
     Raises:
-        DetoxError: there is none, or a text is no string.
+        DetoxError: there is none, a text is no string, or requests with answers stand among texts without.
     """
     records: list[Record] = []
+    answered: bool | None = None  # of the first record
     for number, record in enumerate(read_jsonl(texts, required=("text",)), start=1):
         if not isinstance(record["text"], str):
             raise DetoxError(f"the text is a {type(record['text']).__name__}, not a string",
                              place=f"{texts}, record {number}", remedy='write it as {"text": "..."}')
-        answer: Record = {
-            name: record[name] for name in ("toxic", "messages", "prompt", "completion") if name in record}
-        kept = answer if len(answer) > 1 else {}
+        kept = _answer_of(record)
+        answered = bool(kept) if answered is None else answered
+        if bool(kept) != answered:
+            raise DetoxError("requests with answers and texts without stand in one file", place=f"{texts}, "
+                             f"record {number}", remedy="detoxify them apart: texts are rewritten, requests refused")
         records.append({"id": record.get("id", record_id(record["text"])), "text": record["text"], **kept})
     if not records:
         raise DetoxError("no records to detoxify", place=str(texts), remedy='give lines such as {"text": "..."}')
     return records
+
+
+def _answer_of(record: Record) -> Record:
+    """What belongs to the text of a record that is a request with an answer; nothing of other texts."""
+    names = ("messages",) if "messages" in record else ("prompt", "completion")
+    return {name: record[name] for name in ("toxic", *names) if name in record} if set(names) <= record.keys() else {}
 
 
 def read_shard(text: str) -> tuple[int, int]:

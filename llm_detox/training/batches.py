@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llm_detox.errors import DetoxError
 from llm_detox.training.sharding import AveragedAdapters
+from llm_detox.training.texts import IGNORED
 
 
 class LikeLengths(Sampler[int]):
@@ -80,7 +81,7 @@ class LikeLengthBatches(AveragedAdapters):
         Raises:
             DetoxError: no token of the batch is learned from, which would count as a step without an effect.
         """
-        learned = (inputs["labels"] != -100) if "labels" in inputs else inputs["completion_mask"]
+        learned = (inputs["labels"] != IGNORED) if "labels" in inputs else inputs["completion_mask"]
         if not learned[..., 1:].any():
             raise DetoxError("a batch holds no token to learn from", place="training",
                              remedy="raise max_length of this step so that completions are not cut off, or leave out "

@@ -19,8 +19,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from llm_detox.progress import say
 from llm_detox.training import ranks
 
-# What a trainer counts beside its state: TRL's tokens, and where DPO's clean passages go on.
-_COUNTERS = ("_total_train_tokens", "_next_clean")
+# What a trainer counts beside its state: TRL's tokens, and where DPO's anchor goes on.
+_COUNTERS = ("_total_train_tokens", "_next_anchor")
 _COUNTERS_FILE = "counters.json"
 
 

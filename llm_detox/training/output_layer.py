@@ -1,8 +1,8 @@
 """The output layer of a model in training on a CPU: only where there is a label, and each logit computed once.
 
 TRL's own form never holds all logits and computes them again for the gradient, which pays on a GPU; without Triton
-it also scores prompts and padding, and took 44 % of a DPO step. The gradient of a label's log-probability towards
-its hidden state, W[label] - softmax(W h) W, is known as soon as the logits are, so it is kept instead of them.
+it also scores prompts and padding. The gradient of a label's log-probability towards its hidden state, W[label] -
+softmax(W h) W, is known as soon as the logits are, so it is kept instead of them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 from llm_detox.scoring.fluency import changes_logits
+from llm_detox.training.texts import IGNORED
 
 _LOGITS_AT_ONCE = 2**25  # float32 values: 128 MiB
-_IGNORED = -100
 
 
 class LabelLogProbs(torch.autograd.Function):
@@ -92,7 +92,7 @@ def score_labels_only(model: PreTrainedModel | PeftModel) -> None:
 
 
 def _output(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, items: Any) -> FusedCausalLMOutput:
-    mask = labels != _IGNORED
+    mask = labels != IGNORED
     log_probs, likeliest = LabelLogProbs.apply(hidden[mask], weight, bias, labels[mask])  # type: ignore[no-untyped-call]
     spread = log_probs.new_zeros(mask.shape).masked_scatter(mask, log_probs)
     unknown = torch.full_like(spread, torch.nan)

@@ -1,6 +1,7 @@
 """Several texts in one row, so that hardly any padding is computed; none of them sees another.
 
-Positions start anew with every text, from which transformers makes an attention mask of blocks. Unlike TRL's
+Positions start anew with every text, from which transformers makes an attention mask of blocks, for the models that
+pass positions on to it; `check_packing` refuses the others (such as OPT). Unlike TRL's
 padding-free batches, rows stay rows: without FlashAttention one long row would cost the square of its length.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_detox.errors import DetoxError
 from llm_detox.training.texts import IGNORED
 
 
@@ -39,6 +41,30 @@ def pack(rows: Sequence[dict[str, Any]], max_length: int) -> list[dict[str, Any]
         if free > row["length"]:
             insort(room, (free - row["length"], number))
     return packed
+
+
+def check_packing(model: Any) -> None:
+    """Try on the model whether a text changes with the one packed before it.
+
+    Raises:
+        DetoxError: it does, or the model takes no positions.
+    """
+    first, other, second = [3, 4, 5, 6], [7, 8, 9, 10], [11, 12, 13]
+    ids = torch.tensor([first + second, other + second], device=model.device)
+    positions = torch.tensor([[*range(len(first)), *range(len(second))]] * 2, device=model.device)
+    was_training = model.training
+    model.eval()  # without dropout, which would draw random numbers
+    try:
+        with torch.no_grad():
+            one, two = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, len(first):].float()
+        apart = bool((one - two).abs().max() <= 0.05 * one.std())
+    except TypeError:
+        apart = False
+    finally:
+        model.train(was_training)
+    if not apart:
+        raise DetoxError("in a packed row this model sees the texts before", place="training.sft.packing",
+                         remedy="set training.sft.packing: false")
 
 
 class PackedRows:

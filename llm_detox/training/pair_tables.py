@@ -12,6 +12,7 @@ from llm_detox.data.records import Record
 from llm_detox.data.sources import fetch
 from llm_detox.data.tables import column, read_table
 from llm_detox.errors import DetoxError
+from llm_detox.generation.chat import apply_template, without_first
 from llm_detox.recipe_training import PairTable
 from llm_detox.training.pairs import Pair
 from llm_detox.training.texts import render_chat
@@ -58,7 +59,7 @@ def _as_text(value: Any, tokenizer: PreTrainedTokenizerBase, place: str, *, asks
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(one, dict) and "content" in one for one in value):
-        return str(tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=True)) if asks \
+        return without_first(tokenizer, apply_template(tokenizer, value, asks=True)) if asks \
             else _conversation(tokenizer, value)
     raise DetoxError(f"the column holds neither text nor a conversation but {value!r:.40}", place=place,
                      remedy="name the right columns in training.dpo.pairs")
@@ -67,7 +68,7 @@ def _as_text(value: Any, tokenizer: PreTrainedTokenizerBase, place: str, *, asks
 def _conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Record]) -> str:
     if len(messages) == 1 and messages[0].get("role") == "assistant":  # an answer alone; its prompt stands apart
         return str(messages[0]["content"])
-    return render_chat(tokenizer, messages)[0]
+    return without_first(tokenizer, render_chat(tokenizer, messages)[0])
 
 
 def _answer(text: str, prompt: str) -> str:

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llm_detox.folders import StepFolder
 from llm_detox.generation.models import compute_dtype, device, model_folder
 from llm_detox.progress import say
 from llm_detox.recipe_training import LoraSection, OptimisationSection, TrainingSection
+from llm_detox.training import ranks
 
 _HEADROOM = 1.1
 _ADAM_BYTES = 16  # float32 weight, gradient and two moments of a trained parameter
 
 
-def settled(training: TrainingSection, source: str, stage: OptimisationSection, *, sides: int = 1) -> TrainingSection:
+def settled(training: TrainingSection, source: str, stage: OptimisationSection, folder: StepFolder, *,
+            sides: int = 1) -> TrainingSection:
     """The training section with `precision: auto` decided: without quantisation where the memory allows. Says so.
+
+    The first process decides for all, and a run that goes on keeps to it: what was trained on one base cannot go on
+    with another.
 
     Args:
         source: of the base model.
         stage: its batch size and length count.
+        folder: keeps the decision while the run lasts, and gets it into its result as `quantization`.
         sides: sequences to a row; two for preference pairs.
     """
     if training.precision != "auto" or training.quantization == "none":
         return training
+    quantization = ranks.from_first(lambda: _decided(training, source, stage, folder.work_file("precision"), sides))
+    folder.result["quantization"] = quantization
+    return training.model_copy(update={"quantization": quantization})
+
+
+def _decided(training: TrainingSection, source: str, stage: OptimisationSection, kept: Path, sides: int) -> str:
+    if kept.exists():
+        return kept.read_text("utf-8")
     needed, free = _HEADROOM * bytes_needed(source, training.lora, stage, sides=sides), free_bytes()
     fits = needed <= free
     name = str(compute_dtype()).removeprefix("torch.")
     choice = f"{name} LoRA without quantisation" if fits else f"LoRA on a base in {training.quantization}"
     say(f"precision auto: {choice}; unquantised it takes about {needed / 2**30:.1f} GiB, "
         f"{free / 2**30:.1f} GiB are free on this {'GPU' if device().type == 'cuda' else 'machine'}")
-    return training.model_copy(update={"quantization": "none"}) if fits else training
+    chosen = "none" if fits else training.quantization
+    kept.write_text(chosen, "utf-8")
+    return chosen
 
 
 def bytes_needed(source: str, lora: LoraSection, stage: OptimisationSection, *, sides: int = 1) -> int:

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 8 --no-python llm-detox sft --recipe FILE --input FILE --output DIR
 
-The recipe's batch is dealt out, so the losses are those of one process. Without quantisation the base is sharded
+The recipe's batch is dealt out, so the losses are those of one process, but for an incomplete last batch: each process
+has as many rows, so it is filled up with rows of the first one. Without quantisation the base is sharded
 (FSDP2), and each process holds the small adapter whole; a quantised base is small too, and held by each.
 """
 

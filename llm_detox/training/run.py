@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from llm_detox.generation.models import compute_dtype
 from llm_detox.recipe import DpoSection, SftSection
 from llm_detox.training import ranks
 from llm_detox.training.checkpoints import Checkpoints
+from llm_detox.training.schedule import step_arguments
 from llm_detox.training.watch import Watch
 
 # How the writers of safetensors and PyTorch tell that a file could not be written; they pass no error number on.
@@ -32,9 +31,9 @@ def common_arguments(section: SftSection | DpoSection, *, steps_of: int, seed: i
 
     Args:
         section: learning rate, schedule, batch size and epochs.
-        steps_of: rows in the data set, from which the warm-up steps follow.
+        steps_of: rows in the data set, from which the number of steps follows.
         seed: for the order of the data, dropout and fresh weights.
-        work: a folder the Trainer may use; it holds the checkpoints and is removed after the run.
+        work: a folder the Trainer may use; it holds the checkpoints.
 
     Raises:
         DetoxError: there is no row, or a batch cannot be dealt out to the processes.
@@ -42,17 +41,16 @@ def common_arguments(section: SftSection | DpoSection, *, steps_of: int, seed: i
     if not steps_of:
         raise DetoxError("no row of two tokens or more is left to train on", place="training",
                          remedy="give longer texts, or raise max_length of this step")
-    steps = math.ceil(steps_of / section.batch_size) * section.epochs
     return {
         "output_dir": str(work), "seed": seed, "data_seed": seed, "learning_rate": section.learning_rate,
         "per_device_train_batch_size": ranks.share_of_batch(section.batch_size),
         "num_train_epochs": section.epochs,
-        "lr_scheduler_type": section.lr_scheduler, "warmup_steps": math.floor(section.warmup_ratio * steps),
+        "lr_scheduler_type": section.lr_scheduler,
         "max_grad_norm": section.max_grad_norm, "bf16": compute_dtype() is torch.bfloat16,
-        "gradient_checkpointing": False, "logging_steps": 1, "logging_nan_inf_filter": False, "save_strategy": "no",
+        "logging_steps": 1, "logging_nan_inf_filter": False, "save_strategy": "no",
         "report_to": [], "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(), "log_level": "error", "remove_unused_columns": False,
-    }
+    } | step_arguments(section, steps_of)
 
 
 def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: str, minutes: float,
@@ -60,7 +58,7 @@ def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: s
     """Train, watched, from the last checkpoint in the trainer's folder on; returns the figures of `summary`.
 
     Args:
-        trainer: its `output_dir` keeps the last checkpoint when the run fails, and is removed when it ends well.
+        trainer: its `output_dir` keeps the last checkpoint, until the step's folder is finished.
         description: what is trained, for the display and in errors.
         metrics: the file that every step is written to.
         remedy: what helps when the loss is no number.
@@ -81,8 +79,6 @@ def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: s
             save()
     finally:
         watch.close()
-    if ranks.is_first():
-        shutil.rmtree(checkpoints.folder, ignore_errors=True)
     return ranks.from_first(lambda: summary(metrics))
 
 
@@ -95,7 +91,8 @@ def _clear_failures(description: str, checkpoints: Checkpoints) -> Iterator[None
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             where = "the accelerator's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
             raise DetoxError(f"{where} is full", place=description, remedy="lower the batch_size or max_length of this "
-                             "step, or set training.quantization: nf4") from error
+                             "step, set its gradient_checkpointing: true, or train LoRA on a base in 4 bits (method: "
+                             "lora, training.quantization: nf4)") from error
         if not _is_full_disk(error):
             raise
         checkpoints.drop_unfinished()

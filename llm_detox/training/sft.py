@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,12 @@ from llm_detox.training.lora import (
     save_whole,
 )
 from llm_detox.training.output_layer import score_labels_only
-from llm_detox.training.packing import PackedRows, pack
+from llm_detox.training.packing import PackedRows, check_packing, pack
 from llm_detox.training.precision import settled
 from llm_detox.training.quiet import quiet_libraries
 from llm_detox.training.run import common_arguments, run_training
-from llm_detox.training.schedule import step_arguments
 from llm_detox.training.sft_trainers import TextTrainer, WholeLogitsTrainer, adapts_output_layer
-from llm_detox.training.texts import clean_texts, encode, tokenize, training_texts
+from llm_detox.training.texts import clean_texts, encode, tell_cut, tokenize, training_texts
 
 _NAN_REMEDY = "lower training.sft.learning_rate or training.sft.max_grad_norm, and look for odd records in the data"
 
@@ -76,8 +76,10 @@ def tell_translations(recipe: Recipe) -> None:
 def _train(recipe: Recipe, comments: list[Record], passages: list[str], folder: StepFolder) -> dict[str, Any]:
     base, tokenizer = portable_base(recipe)
     sft = recipe.training.sft
-    rows = encode(tokenizer, comments, sft.max_length, completion_only=sft.completion_only)
-    rows += tokenize(tokenizer, passages, sft.max_length)
+    lost = Counter[str]()
+    rows = encode(tokenizer, comments, sft.max_length, completion_only=sft.completion_only, counts=lost)
+    rows += tokenize(tokenizer, passages, sft.max_length, lost)
+    folder.counts.update(tell_cut(lost, "training.sft.max_length"))
     rows = pack(rows, sft.max_length) if sft.packing else rows
     tell_translations(recipe)
     model: Any
@@ -85,9 +87,11 @@ def _train(recipe: Recipe, comments: list[Record], passages: list[str], folder: 
     if sft.method == "full":
         model, save = load_for_full_training(base, recipe.seed), save_whole
     else:
-        training = settled(recipe.training, base, sft)
+        training = settled(recipe.training, base, sft, folder)
         model, save = new_adapter(load_training_base(base, training), training, recipe.seed), save_adapter
-    trainer = make_trainer(model, tokenizer, rows, sft, seed=recipe.seed, work=folder / "work")
+    if sft.packing:
+        check_packing(model)
+    trainer = make_trainer(model, tokenizer, rows, sft, seed=recipe.seed, work=folder.work_file("work"))
     return run_training(trainer, "SFT", folder / "metrics.jsonl", remedy=_NAN_REMEDY,
                         minutes=recipe.training.checkpoint_minutes,
                         save=lambda: save(model, tokenizer, base, folder.path))
@@ -96,8 +100,7 @@ def _train(recipe: Recipe, comments: list[Record], passages: list[str], folder: 
 def make_trainer(model: PeftModel | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]],
                  sft: SftSection, *, seed: int, work: Path) -> Trainer:
     """The trainer for token rows (`encode`, `pack`). Sequences of like length share a batch: little is padding."""
-    arguments = SFTConfig(**(common_arguments(sft, steps_of=len(rows), seed=seed, work=work)
-                             | step_arguments(sft, len(rows))),
+    arguments = SFTConfig(**common_arguments(sft, steps_of=len(rows), seed=seed, work=work),
                           max_length=sft.max_length, dataset_kwargs={"skip_prepare_dataset": True})
     pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     options: dict[str, Any] = {

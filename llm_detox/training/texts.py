@@ -5,6 +5,7 @@ A text is learned whole; of a prompt with a completion, and of a conversation, t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_detox.data.records import Record, read_jsonl
 from llm_detox.errors import DetoxError
+from llm_detox.generation.chat import apply_template
+from llm_detox.progress import say
 
 IGNORED = -100
 
@@ -80,19 +83,21 @@ def clean_texts(path: Path | None) -> list[str]:
     return [str(record["text"]).strip() for record in read_jsonl(path, required=["text"]) if record["text"].strip()]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[dict[str, Any]]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int,
+             counts: Counter[str] | None = None) -> list[dict[str, Any]]:
     """`encode` for plain texts."""
-    return encode(tokenizer, [{"text": text} for text in texts], max_length)
+    return encode(tokenizer, [{"text": text} for text in texts], max_length, counts=counts)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record], max_length: int, *,
-           completion_only: bool = True) -> list[dict[str, Any]]:
+           completion_only: bool = True, counts: Counter[str] | None = None) -> list[dict[str, Any]]:
     """Token ids and labels of records of `training_texts`, cut to `max_length`.
 
     A text and a completion get an end-of-text token (a conversation has its template's), which a cut one loses.
 
     Args:
         completion_only: learn completions and answers alone; otherwise everything.
+        counts: gets those `left_out`, and those `cut` of the others.
 
     Returns:
         For each example `{"input_ids": ids, "labels": ids or -100, "length": len(ids)}`; those that teach nothing
@@ -101,7 +106,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record], max_l
     Raises:
         DetoxError: a conversation for a tokenizer without a chat template, or with one that cannot be followed.
     """
-    rows = []
+    rows, counts = [], Counter() if counts is None else counts
     for example in examples:
         text, learned, chat = _rendered(tokenizer, example)
         encoded = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
@@ -115,10 +120,22 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record], max_l
         if not chat and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
             ids.append(tokenizer.eos_token_id)
             labels.append(tokenizer.eos_token_id)
-        ids, labels = ids[:max_length], labels[:max_length]
+        too_long, ids, labels = len(ids) > max_length, ids[:max_length], labels[:max_length]
         if any(label != IGNORED for label in labels[1:]):
             rows.append({"input_ids": ids, "labels": labels, "length": len(ids)})
+            counts["cut"] += too_long
+        else:
+            counts["left_out"] += 1
     return rows
+
+
+def tell_cut(counts: Counter[str], setting: str) -> dict[str, int]:
+    """Say how many examples lost their end, or all that they teach, to the setting; returns the counts."""
+    found = {name: counts[name] for name in ("cut", "left_out")}
+    if any(found.values()):
+        say(f"{setting} cuts {found['cut']} examples off, and {found['left_out']} are left out, for nothing to learn "
+            "is left of them")
+    return found
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, example: Record) -> tuple[str, list[tuple[int, int]] | None, bool]:
@@ -135,19 +152,14 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Record]) -> t
     """A conversation in the tokenizer's chat template, and the spans of characters that the model says.
 
     Raises:
-        DetoxError: there is no template, or it changes what came before when a message is added.
+        DetoxError: there is no template, it refuses the conversation, or it changes what came before when a message
+            is added.
     """
-    if not tokenizer.chat_template:
-        raise DetoxError("the tokenizer has no chat template, and the text is a conversation", place="model.source",
-                         remedy="take a chat model, or give prompts and completions as texts (data.texts.chat: false)")
-
-    def rendered(part: list[Record], turn: bool) -> str:
-        return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=turn))
-
-    whole, spans = rendered(messages, False), []
+    whole, spans = apply_template(tokenizer, messages, asks=False), []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
-            before, behind = rendered(messages[:number], True), rendered(messages[: number + 1], False)
+            before = apply_template(tokenizer, messages[:number], asks=True)
+            behind = apply_template(tokenizer, messages[: number + 1], asks=False)
             if not (whole.startswith(behind) and behind.startswith(before)):
                 raise DetoxError("the chat template changes earlier messages, so the answers cannot be found in it",
                                  place="model.source", remedy="set training.sft.completion_only: false")

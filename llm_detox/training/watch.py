@@ -18,7 +18,7 @@ from llm_detox.training import ranks
 
 _RENAMED = {"num_tokens": "tokens", "rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin",
             "rewards/chosen": "reward_chosen", "rewards/rejected": "reward_rejected"}
-_KEPT = {"loss", "learning_rate", "grad_norm", "clean_loss", *_RENAMED}
+_KEPT = {"loss", "learning_rate", "grad_norm", "anchor_loss", *_RENAMED}
 
 
 class Watch(TrainerCallback):

@@ -48,6 +48,14 @@ def test_a_rehearsal_changes_models_and_data_and_no_setting(path: Path) -> None:
     assert Path(tiny.data.texts.source).exists()
 
 
+def test_a_rehearsal_of_a_judged_training_on_many_nodes_stays_here_and_has_a_judge() -> None:
+    recipe = load_recipe(RECIPES[0], ["training.job.nodes=4", "evaluation.judged_prompts=10",
+                                      "judge.reader.model=owner/judge"])
+    tiny = rehearsal_of(recipe)
+    assert tiny.training.job.nodes == 1
+    assert tiny.judge.reader.model == tiny.model.source
+
+
 @pytest.mark.parametrize("path", [
     pytest.param(path, marks=[] if path.stem in FAST else [pytest.mark.slow], id=path.stem) for path in RECIPES])
 def test_a_recipe_runs_from_its_data_to_a_model_that_can_be_served(path: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -90,6 +91,22 @@ def test_the_prompt_only_experiment_needs_no_tuned_model(tmp_path: Path, recipe:
     alone = recipe.model_copy(update={"stop_hate": recipe.stop_hate.model_copy(update={"arms": ["base", "prompt"]})})
     found = measure_refusals(alone, tuned=None, trained_on=None, output=tmp_path / "out")
     assert list(found["arms"]) == ["base", "prompt"]
+
+
+def test_a_model_leaves_the_memory_before_the_next_one_is_loaded(
+        tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    living: WeakSet[Model] = WeakSet()
+    met: list[int] = []
+
+    def opened(how: Any, default: str) -> Model:
+        met.append(len(living))
+        model = Model(how.model)
+        living.add(model)
+        return model
+
+    monkeypatch.setattr(module, "open_chat", opened)
+    measure_refusals(recipe, tuned="tuned", trained_on=None, output=tmp_path / "out")
+    assert met == [0, 0]
 
 
 def test_what_was_trained_on_is_not_asked(tmp_path: Path, recipe: Recipe) -> None:

@@ -98,6 +98,18 @@ def test_a_request_that_fails_leaves_a_continuation_unscored(recipe: Recipe, pro
     assert texts["p7"][2] is None
 
 
+def test_a_missing_continuation_of_clean_text_is_no_answer_without_a_refusal(
+        recipe: Recipe, prompts: Path, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        server: str) -> None:
+    use(monkeypatch, ByLength())
+    doomed = row_key(recipe.seed, "clean 1", 0) & 0x7FFFFFFF
+    Completions.fails = staticmethod(lambda body: body["seed"] == doomed)
+    evaluate(recipe, model=server, arm="served", prompts=prompts, clean=clean, output=tmp_path / "out")
+    refusals = json.loads((tmp_path / "out/report.json").read_text())["clean_refusals"]
+    assert (refusals["of"], refusals["missing"]) == (7, 1)
+    assert [record["text"] for record in read_jsonl(tmp_path / "out/clean_generations.jsonl")].count(None) == 1
+
+
 def test_a_server_that_is_gone_stops_the_run(recipe: Recipe, prompts: Path, tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch, server: str) -> None:
     use(monkeypatch, ByLength())

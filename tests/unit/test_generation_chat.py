@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from llm_detox.errors import DetoxError
+from llm_detox.generation import continuers
 from llm_detox.generation.chat import open_chat, render_chat
 from llm_detox.generation.models import load_tokenizer
 from llm_detox.generation.sampling import sample_continuations
@@ -28,13 +29,17 @@ class ChatServer(BaseHTTPRequestHandler):
 
     bodies: ClassVar[list[dict[str, Any]]]
     tokens: ClassVar[list[str | None]]
+    failure: ClassVar[int] = 503
+    elsewhere: ClassVar[str] = ""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         type(self).bodies.append(body)
         type(self).tokens.append(self.headers["Authorization"])
         asked = body["messages"][-1]["content"]
-        self.send_response(503 if asked.endswith("3") else 200)
+        self.send_response(type(self).failure if asked.endswith("3") else 200)
+        if type(self).elsewhere:
+            self.send_header("Location", type(self).elsewhere)
         self.end_headers()
         content = None if asked.endswith("4") else f" {self.path} {asked} "
         self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
@@ -74,6 +79,38 @@ def test_a_served_chat_model_gets_messages_and_a_failure_is_a_missing_answer(
     assert (body["model"], body["max_tokens"]) == ("org/model", 7)
     assert body["top_p"] < 0.001
     assert set(ChatServer.tokens) == {"Bearer secret"}
+
+
+@pytest.mark.parametrize(("status", "requests"), [(400, 1), (429, 3), (503, 3)])
+def test_a_request_that_the_server_refuses_is_not_sent_again(
+        server: str, monkeypatch: pytest.MonkeyPatch, status: int, requests: int) -> None:
+    monkeypatch.setattr(continuers, "_PAUSE", 0.0)
+    monkeypatch.setattr(ChatServer, "failure", status)
+    found = answers(ChatModelSection(model=server), [[{"role": "user", "content": "3"}]])
+    assert found == {0: (None, "the server gave no answer")}
+    assert len(ChatServer.bodies) == requests
+
+
+def test_another_host_to_which_the_server_redirects_gets_no_token(
+        server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str | None] = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.append(self.headers["Authorization"])
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    other = ThreadingHTTPServer(("127.0.0.1", 0), Other)
+    Thread(target=other.serve_forever, daemon=True).start()
+    monkeypatch.setenv("LLM_DETOX_TOKEN", "secret")
+    monkeypatch.setattr(ChatServer, "failure", 302)
+    monkeypatch.setattr(ChatServer, "elsewhere", f"http://127.0.0.1:{other.server_port}/")
+    answers(ChatModelSection(model=server), [[{"role": "user", "content": "3"}]])
+    other.shutdown()
+    assert told == [None]
 
 
 def test_a_local_model_answers_through_its_template(chat_llama: Path) -> None:

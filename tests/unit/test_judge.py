@@ -224,10 +224,28 @@ def test_a_judge_that_died_is_asked_for_the_rest_alone(tmp_path: Path, judge: Sc
         judge_conversations(recipe, conversations=path, model="judge", output=tmp_path / "out")
     judge.lives = 100
     judge_conversations(recipe, conversations=path, model="judge", output=tmp_path / "out")
-    assert judge.asked == 9
+    assert judge.asked == 9 + 1  # the one that got no answer before
     judge_conversations(recipe, conversations=path, model="judge", output=tmp_path / "whole")
     one, two = ((tmp_path / name / "verdicts.jsonl").read_text("utf-8") for name in ("out", "whole"))
     assert one == two
+
+
+@pytest.mark.parametrize("step", ["judge", "build"])
+def test_a_server_that_failed_before_it_died_is_asked_for_those_answers_again(
+        tmp_path: Path, judge: Scripted, models: Any, step: str) -> None:
+    path, recipe = conversations(tmp_path / "chats.jsonl", [None] * 9), recipe_of(tmp_path)
+
+    def run(name: str) -> Any:
+        if step == "judge":
+            return judge_conversations(recipe, conversations=path, model="judge", output=tmp_path / name)
+        models(Scripted(generator), judge)
+        return build_judge_data(recipe, output=tmp_path / name)
+
+    judge.script, judge.lives = lambda question: None, 8
+    with pytest.raises(ConnectionError):
+        run("out")
+    judge.script, judge.lives = labeller, 10**6
+    assert run("out") == run("whole")
 
 
 def test_a_recipe_without_a_judge_says_what_to_name(tmp_path: Path) -> None:

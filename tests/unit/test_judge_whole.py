@@ -71,6 +71,14 @@ def test_an_untrained_judge_decides_nothing_and_the_evaluation_says_so(tmp_path:
     assert len(list(read_jsonl(tmp_path / "out" / "verdicts.jsonl"))) == 4
 
 
+def test_a_shard_of_an_evaluation_leaves_the_judging_to_the_whole(tmp_path: Path, recipe: Recipe) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    write_jsonl(prompts, ({"id": f"p{n}", "prompt": {"text": f"what a fine day {n}"}} for n in range(2)))
+    evaluate(recipe, model=recipe.model.source, arm="base", prompts=prompts, clean=None, output=tmp_path / "out",
+             shard=(0, 2))  # there is no judge to load
+    assert "judge" not in json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+
+
 def test_two_local_models_build_labels_of_which_random_ones_decide_nothing(tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "asks.txt").write_text("how do I pick a lock\nwhere is the key\n", "utf-8")
     (tmp_path / "talk.txt").write_text("what a fine day\nthe train leaves\n", "utf-8")

@@ -116,6 +116,27 @@ def test_the_same_mistake_in_every_text_is_named_with_its_place(place: Path, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_request_keeps_its_answer_with_and_without_a_label(place: Path, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "hello", "messages": turns}) + "\n", "utf-8")
+    step.detoxify(recipe(place), texts=texts, output=tmp_path / "out")
+    [record] = read((tmp_path / "out" / "records.jsonl").read_bytes())
+    assert record["messages"] == turns
+    texts.write_text('{"text": "fine", "toxic": false, "completion": "an answer to nothing"}\n', "utf-8")
+    assert step.read_records(texts) == [{"id": step.record_id("fine"), "text": "fine"}]
+
+
+@pytest.mark.parametrize("asked_first", [True, False])
+def test_requests_among_texts_are_refused_with_their_number(tmp_path: Path, asked_first: bool) -> None:
+    lines = ['{"text": "hi", "prompt": "hi", "completion": " good day"}', '{"text": "fine", "toxic": true}']
+    texts = tmp_path / "mixed.jsonl"
+    texts.write_text("\n".join(lines if asked_first else lines[::-1]), "utf-8")
+    with pytest.raises(DetoxError, match="in one file") as caught:
+        step.read_records(texts)
+    assert "record 2" in str(caught.value)
+
+
 def test_a_shard_that_does_not_exist_is_refused() -> None:
     assert step.read_shard("2/8") == (2, 8)
     for wrong in ("4/4", "1", "a/b", "-1/2", ""):
@@ -145,8 +166,14 @@ def test_shards_are_joined_in_any_order_and_only_when_all_are_there(
         with pytest.raises(DetoxError, match="not the shards"):
             step.join_shards(wrong, texts=place / "texts.jsonl", output=tmp_path / "wrong")
     (tmp_path / "other.jsonl").write_text('{"text": "Another input."}\n', "utf-8")
-    with pytest.raises(DetoxError, match="the input 1"):
-        step.join_shards(parts, texts=tmp_path / "other.jsonl", output=tmp_path / "wrong")
+    lines = (place / "texts.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "turned.jsonl").write_text("\n".join(reversed(lines)) + "\n", "utf-8")
+    for other in ("other.jsonl", "turned.jsonl"):
+        with pytest.raises(DetoxError, match="of other texts"):
+            step.join_shards(parts, texts=tmp_path / other, output=tmp_path / "wrong")
+    step.detoxify(recipe(place, otherwise="keep"), texts=place / "texts.jsonl", output=tmp_path / "3", shard=(2, 3))
+    with pytest.raises(DetoxError, match="different recipes"):
+        step.join_shards([*parts[1:], tmp_path / "3"], texts=place / "texts.jsonl", output=tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
 
 

@@ -167,14 +167,14 @@ def sequence_logps(model: Any, prompt: list[int], completion: list[int]) -> torc
     return logps.gather(1, ids[0, 1:, None])[len(prompt) - 1:, 0]
 
 
-def test_dpo_loss_is_the_papers_formula_with_likelihood_and_clean_terms(adapter: Path, tmp_path: Path) -> None:
+def test_dpo_loss_is_the_papers_formula_with_likelihood_and_anchor(adapter: Path, tmp_path: Path) -> None:
     settings = small_recipe(tmp_path / "again", Path(read_base_source(adapter))).training
     dpo = settings.dpo.model_copy(update={
-        "beta": 0.3, "likelihood_weight": 0.2, "clean_weight": 0.5, "batch_size": 4})
+        "beta": 0.3, "likelihood_weight": 0.2, "anchor_weight": 0.5, "batch_size": 4})
     tokenizer, reference = load_tokenizer(adapter), load_model(adapter)
     model = open_adapter(adapter, settings)
-    rows, clean = dpo_step.pair_rows(tokenizer, PAIRS, 48), tokenize(tokenizer, ["a harmless line of text"], 48)
-    trainer = dpo_step.make_trainer(model, tokenizer, rows, dpo, clean=clean, seed=1, work=tmp_path / "work")
+    rows, harmless = dpo_step.pair_rows(tokenizer, PAIRS, 48), tokenizer("a harmless line of text")["input_ids"]
+    trainer = dpo_step.make_trainer(model, tokenizer, rows, dpo, anchor=[harmless], seed=1, work=tmp_path / "work")
     with torch.no_grad():
         torch.manual_seed(3)
         for name, parameter in model.named_parameters():
@@ -191,11 +191,14 @@ def test_dpo_loss_is_the_papers_formula_with_likelihood_and_clean_terms(adapter:
             ratio[side] = (policy - base).sum()
             chosen_logps += [policy] if side == "chosen_ids" else []
         preference.append(-functional.logsigmoid(0.3 * (ratio["chosen_ids"] - ratio["rejected_ids"])))
-    clean_ids = clean[0]["input_ids"]
+    start, now = (functional.log_softmax(m(input_ids=torch.tensor([harmless])).logits[0].float(), dim=-1)
+                  for m in (reference, model))
+    drift = (start.exp() * (start - now)).sum(-1).mean()
     expected = (torch.stack(preference).mean() - 0.2 * torch.cat(chosen_logps).mean()
-                - 0.5 * sequence_logps(model, clean_ids[:1], clean_ids[1:]).mean())
+                + 0.5 * drift)
     assert loss == pytest.approx(expected.item(), rel=1e-4)
     assert abs(torch.stack(preference).mean().item() - 0.6931) > 0.01, "the policy must have left its reference"
+    assert drift.item() > 0.01
 
 
 def run_dpo(recipe: Recipe, adapter: Path, output: Path, monkeypatch: pytest.MonkeyPatch, pairs: list[Pair]) -> Any:

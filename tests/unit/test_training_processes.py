@@ -50,10 +50,10 @@ def test_two_processes_have_the_losses_and_the_adapter_of_one(
     monkeypatch.setattr(dpo_step, "make_pairs", dpo_step.make_pairs)  # put back what `train` changes
     settings = {"batch_size": 8, "max_length": 32, "learning_rate": 1e-3, "epochs": 3}
     recipe = small_recipe(tmp_path / "data", tiny_llama, quantization=quantization, sft=settings,
-                          dpo={**settings, "clean_weight": 0.5})
+                          dpo={**settings, "anchor_weight": 0.5, "anchor_samples": 10})
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json(), "utf-8")
     write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in TEXTS])
-    write_lines(tmp_path / "clean.jsonl", [{"text": " ".join(["fox"] * 6)}] * 4)
+    write_lines(tmp_path / "clean.jsonl", [{"text": " ".join(WORDS[number:])} for number in range(5)])
     for kind in ("sft", "dpo"):
         train(kind, tmp_path, f"{kind}-one")
         train_in_two(kind, tmp_path, f"{kind}-two")

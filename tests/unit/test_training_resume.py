@@ -38,7 +38,8 @@ def folder(tmp_path: Path, tiny_llama: Path) -> Path:
     recipe = small_recipe(
         tmp_path / "data", tiny_llama, checkpoint_minutes=0, lora={"r": 4, "alpha": 8, "dropout": 0.2},
         sft={"batch_size": 2, "max_length": 32, "learning_rate": 1e-3, "epochs": 4},
-        dpo={"batch_size": 2, "max_length": 48, "learning_rate": 1e-3, "epochs": 4, "clean_weight": 0.5})
+        dpo={"batch_size": 2, "max_length": 48, "learning_rate": 1e-3, "epochs": 4, "anchor_weight": 0.5,
+             "anchor_samples": 10})
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json(), "utf-8")
     write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in TEXTS])
     write_lines(tmp_path / "clean.jsonl", [{"text": " ".join(WORDS[number:])} for number in range(5)])
