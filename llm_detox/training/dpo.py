@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from llm_detox.data.records import read_jsonl, write_jsonl
+from llm_detox.data.records import Record, read_jsonl, write_jsonl
 from llm_detox.deploy.train_job import train_on_nodes
 from llm_detox.errors import DetoxError
 from llm_detox.folders import MANIFEST, StepFolder
@@ -26,8 +26,16 @@ from llm_detox.generation.models import load_model, load_tokenizer, read_base_so
 from llm_detox.progress import say, task
 from llm_detox.recipe import DpoSection, Recipe
 from llm_detox.training import ranks
+from llm_detox.training.anchor import anchor_rows, divergence, own_continuations, padded
 from llm_detox.training.batches import LikeLengthBatches
-from llm_detox.training.lora import adapters_in_float32, is_whole_model, open_adapter, save_adapter, save_merged
+from llm_detox.training.lora import (
+    REFERENCE_ADAPTER,
+    adapters_in_float32,
+    is_whole_model,
+    open_adapter,
+    save_adapter,
+    save_merged,
+)
 from llm_detox.training.output_layer import score_labels_only
 from llm_detox.training.pair_tables import GIVEN, given_pairs
 from llm_detox.training.pairs import Pair, prompt_texts, rewrite_pairs, sampled_pairs
@@ -35,7 +43,7 @@ from llm_detox.training.precision import settled
 from llm_detox.training.quiet import quiet_libraries
 from llm_detox.training.run import common_arguments, run_training
 from llm_detox.training.sft import tell_translations
-from llm_detox.training.texts import clean_texts, tell_cut, tokenize
+from llm_detox.training.texts import clean_texts, tell_cut
 
 _NAN_REMEDY = "lower training.dpo.learning_rate or raise training.dpo.beta"
 
@@ -52,7 +60,8 @@ def train_dpo(
         adapter: the adapter folder that `train_sft` wrote: start and reference of the training.
         records: detoxify's records, for the pairs rewrite against original.
         prompts: prompts whose sampled continuations make the other pairs; not those of the evaluation.
-        clean: harmless passages whose likelihood is kept up (`clean_weight`), JSON lines with `text`.
+        clean: harmless passages, JSON lines with `text`: on continuations of their openings the model stays where it
+            was (`anchor_weight`).
         output: the adapter folder to write; with `pairs.jsonl`, `metrics.jsonl`.
 
     Returns:
@@ -70,10 +79,12 @@ def train_dpo(
             return _pass_on(adapter, folder)
     with (ranks.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
           quiet_libraries()):
-        pairs = ranks.from_first(lambda: _pairs_of_run(
-            folder, lambda: make_pairs(recipe, adapter=adapter, records=records, prompts=prompts)))
+        pairs = [Pair(**record) for record in ranks.from_first(lambda: _kept(folder, "pairs", lambda: [
+            pair.as_record() for pair in make_pairs(recipe, adapter=adapter, records=records, prompts=prompts)]))]
+        anchor = [record["text"] for record in ranks.from_first(lambda: _kept(folder, "anchor", lambda: [
+            {"text": text} for text in _anchor_texts(recipe, adapter, clean)]))]
         folder.counts.update(_counts(recipe, pairs))
-        folder.result.update(_train(recipe, adapter, pairs, clean_texts(clean), folder), pairs=dict(folder.counts))
+        folder.result.update(_train(recipe, adapter, pairs, anchor, folder), pairs=dict(folder.counts))
         return folder.result
 
 
@@ -91,15 +102,13 @@ def _counts(recipe: Recipe, pairs: Sequence[Pair]) -> dict[str, int]:
     return {kind: sum(pair.source == kind for pair in pairs) for kind in kinds}
 
 
-def _pairs_of_run(folder: StepFolder, make: Callable[[], list[Pair]]) -> list[Pair]:
-    """The pairs that an interrupted run left in its folder, or new ones."""
-    kept, unfinished = folder / "pairs.jsonl", folder / "pairs.part"
-    if kept.exists():
-        return [Pair(**record) for record in read_jsonl(kept)]
-    pairs = make()
-    write_jsonl(unfinished, (pair.as_record() for pair in pairs))
-    unfinished.rename(kept)
-    return pairs
+def _kept(folder: StepFolder, name: str, make: Callable[[], list[Record]]) -> list[Record]:
+    """The records that an interrupted run left in its folder, or new ones."""
+    kept, unfinished = folder / f"{name}.jsonl", folder / f"{name}.part"
+    if not kept.exists():
+        write_jsonl(unfinished, make())
+        unfinished.rename(kept)
+    return list(read_jsonl(kept))
 
 
 def make_pairs(recipe: Recipe, *, adapter: Path, records: Path, prompts: Path) -> list[Pair]:
@@ -150,8 +159,17 @@ def _from_samples(recipe: Recipe, adapter: Path, prompts: list[str]) -> list[Pai
     return sampled_pairs(prompts, continuations, scores, dpo)
 
 
+def _anchor_texts(recipe: Recipe, adapter: Path, clean: Path | None) -> list[str]:
+    if clean is None or not recipe.training.dpo.anchor_weight:
+        return []
+    if is_whole_model(adapter):
+        raise DetoxError("only an adapter can be held where it started: a whole model keeps no copy of its start",
+                         place="training.dpo.anchor_weight", remedy="set it to 0, or training.sft.method: lora")
+    return own_continuations(recipe, adapter, clean_texts(clean))
+
+
 def _train(
-    recipe: Recipe, adapter: Path, pairs: Sequence[Pair], passages: list[str], folder: StepFolder
+    recipe: Recipe, adapter: Path, pairs: Sequence[Pair], anchor_texts: list[str], folder: StepFolder
 ) -> dict[str, Any]:
     dpo = recipe.training.dpo
     tokenizer = load_tokenizer(adapter)
@@ -162,9 +180,9 @@ def _train(
     lost = Counter[str]()
     rows = pair_rows(tokenizer, pairs, dpo.max_length, dpo.max_prompt_length, lost)
     folder.result.update(tell_cut(lost, "training.dpo.max_length"))
-    clean = tokenize(tokenizer, passages, dpo.max_length) if dpo.clean_weight else []
+    anchor = anchor_rows(tokenizer, anchor_texts, dpo.max_length)
     trainer = make_trainer(
-        model, tokenizer, rows, dpo, clean=clean, seed=recipe.seed, work=folder.work_file("work"))
+        model, tokenizer, rows, dpo, anchor=anchor, seed=recipe.seed, work=folder.work_file("work"))
 
     def save() -> None:
         if whole:
@@ -208,11 +226,11 @@ def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_len
 
 
 class _PairTrainer(LikeLengthBatches, DPOTrainer):  # type: ignore[misc]
-    """TRL's trainer on rows of `pair_rows`, with an optional likelihood term for clean text."""
+    """TRL's trainer on rows of `pair_rows`, with an optional anchor on harmless text."""
 
-    def __init__(self, *, clean: list[dict[str, Any]], clean_weight: float, **options: Any) -> None:
-        self._clean, self._clean_weight = clean, clean_weight
-        self._next_clean = 0
+    def __init__(self, *, anchor: list[list[int]], anchor_weight: float, **options: Any) -> None:
+        self._anchor, self._anchor_weight = anchor, anchor_weight
+        self._next_anchor = 0
         super().__init__(**options)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -226,31 +244,27 @@ class _PairTrainer(LikeLengthBatches, DPOTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-        if not self._clean:
+        if not self._anchor:
             return loss
-        clean_loss = self._clean_loss(model)
-        self._metrics["train"]["clean_loss"].append(clean_loss.item())
-        return loss + self._clean_weight * clean_loss
+        drift = self._drift(model)
+        self._metrics["train"]["anchor_loss"].append(drift.item())
+        return loss + self._anchor_weight * drift
 
-    def _clean_loss(self, model: Any) -> torch.Tensor:
-        """Mean negative log-likelihood of the next clean passages, a quarter as many as there are pairs a step."""
-        count = max(1, self.args.per_device_train_batch_size // 4)
-        first = self._next_clean + count * ranks.rank()  # each process reads its own
-        rows = [self._clean[(first + step) % len(self._clean)]["input_ids"] for step in range(count)]
-        self._next_clean += count * ranks.count()
-        width = max(map(len, rows))
-        padded = torch.tensor([ids + [self._tokenizer.pad_token_id] * (width - len(ids)) for ids in rows])
-        mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows])
-        padded, mask = padded.to(self.args.device), mask.to(self.args.device)
+    def _drift(self, model: Any) -> torch.Tensor:
+        """The divergence on the next texts, a quarter as many as there are pairs a step.
+
+        Each process reads the same ones: exact, and no slower than one process.
+        """
+        count = max(1, self.args.per_device_train_batch_size * ranks.count() // 4)
+        rows = [self._anchor[(self._next_anchor + step) % len(self._anchor)] for step in range(count)]
+        self._next_anchor += count
+        ids, mask = (part.to(self.args.device) for part in padded(rows, self._tokenizer.pad_token_id))
         self._total_train_tokens += int(mask.sum())
-        labels = padded.masked_fill(mask == 0, -100)
-        outputs = model(input_ids=padded, attention_mask=mask, labels=labels, use_cache=False, fused_lm_head=True)
-        loss: torch.Tensor = outputs.loss
-        return loss
+        return divergence(self.accelerator.unwrap_model(model), ids, mask, start=REFERENCE_ADAPTER)
 
 
 def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], dpo: DpoSection, *,
-                 clean: list[dict[str, Any]], seed: int, work: Path) -> DPOTrainer:
+                 anchor: list[list[int]], seed: int, work: Path) -> DPOTrainer:
     """TRL's DPO trainer for rows of `pair_rows`; the adapter as it stands becomes the frozen reference.
 
     Raises:
@@ -259,16 +273,15 @@ def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: lis
     if not rows:
         raise DetoxError("no preference pair is left to train on", place="training.dpo",
                          remedy="raise training.dpo.max_length, or give more prompts")
-    losses, weights = [dpo.loss], [1.0]
-    if dpo.likelihood_weight:
-        losses, weights = [*losses, "sft"], [*weights, dpo.likelihood_weight]
+    losses: list[str] = [dpo.loss, *(["sft"] if dpo.likelihood_weight else [])]
+    weights = [1.0, *([dpo.likelihood_weight] if dpo.likelihood_weight else [])]
     arguments = DPOConfig(
         **common_arguments(dpo, steps_of=len(rows), seed=seed, work=work),
         max_length=dpo.max_length, beta=dpo.beta,
         loss_type=losses, loss_weights=weights, precompute_ref_log_probs=ranks.count() == 1,
         precompute_ref_batch_size=2 * dpo.batch_size)
     with adapters_in_float32(model):
-        trainer = _PairTrainer(clean=clean, clean_weight=dpo.clean_weight, model=model, args=arguments,
+        trainer = _PairTrainer(anchor=anchor, anchor_weight=dpo.anchor_weight, model=model, args=arguments,
                                train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     if ranks.count() > 1:  # TRL computes the reference's log-probabilities with each batch: it cannot hash shards
         score_labels_only(model)
