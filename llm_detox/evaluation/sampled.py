@@ -84,7 +84,9 @@ def _append(recipe: Recipe, folder: StepFolder, records: Sequence[Record], conti
     lost = 0
     with JsonlAppender(folder.work_file(_DRAWN)) as drawn, \
             task("sampling", len(records) * evaluation.continuations, "continuations") as work:
-        done = {record["id"] for record in drawn.existing}
+        # What a server failed to give is asked for again; of two lines of a prompt the later one counts.
+        done = {record["id"] for record in drawn.existing
+                if all(generation["text"] is not None for generation in record["generations"])}
         drawn.existing = []
         work.skip(len(done) * evaluation.continuations)
         rest = [record for record in records if record["id"] not in done]

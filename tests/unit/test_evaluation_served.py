@@ -13,6 +13,7 @@ import pytest
 
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
+from llm_detox.evaluation import sampled as sampled_module
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.generation.sampling import row_key
 from llm_detox.recipe import Recipe
@@ -116,3 +117,22 @@ def test_a_server_that_is_gone_stops_the_run(recipe: Recipe, prompts: Path, tmp_
     Completions.fails = staticmethod(lambda body: True)
     with pytest.raises(DetoxError, match="fails on every request"):
         evaluate(recipe, model=server, arm="served", prompts=prompts, clean=None, output=tmp_path / "out")
+
+
+def test_what_a_dying_server_failed_to_give_is_asked_for_again(
+        recipe: Recipe, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    use(monkeypatch, ByLength())
+    monkeypatch.setattr(sampled_module, "_SCORED_AT_ONCE", 1)
+    Completions.fails = staticmethod(lambda body: len(Completions.seen) > 10)
+
+    def run() -> dict[str, Any]:
+        return evaluate(recipe, model=server, arm="served", prompts=prompts, clean=None, output=tmp_path / "out")
+
+    with pytest.raises(DetoxError, match="fails on every request"):
+        run()
+    kept = [json.loads(line) for line in (tmp_path / ".out.part/drawn.jsonl").read_text("utf-8").splitlines()]
+    assert any(one["text"] is None for record in kept for one in record["generations"]), "some were lost and kept"
+    Completions.fails = staticmethod(lambda body: False)
+    assert run()["unscored"] == 0
+    assert all(generation["text"] for record in read_jsonl(tmp_path / "out/generations.jsonl")
+               for generation in record["generations"])
