@@ -17,8 +17,9 @@ PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
 
-# One worker a core, one thread a worker: the tests are many and small.
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# One worker a core, one thread a worker: the tests are many and small. The order of the folders puts the few that run
+# whole pipelines among the others, not behind them, where one core would wait.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(PYTEST) -m "not slow and not gpu and not cluster and not soak" $(ARGS)
