@@ -15,9 +15,11 @@ def compile_all(folder: Path = COMPILED, placement: Placement | None = None) -> 
     """Write every pipeline's YAML, with its steps in their place, into the folder; returns the files."""
     placement = placement or Placement.load()
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, pipeline in PIPELINES.items():
-        path = folder / f"{name}.yaml"
-        compiler.Compiler().compile(placed(pipeline, placement), package_path=str(path))
-        written.append(path)
-    return written
+    return [compile_one(name, folder, placement) for name in PIPELINES]
+
+
+def compile_one(name: str, folder: Path, placement: Placement) -> Path:
+    """Write one pipeline's YAML, `NAME.yaml`, into the folder."""
+    path = folder / f"{name}.yaml"
+    compiler.Compiler().compile(placed(PIPELINES[name], placement), package_path=str(path))
+    return path

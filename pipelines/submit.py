@@ -112,6 +112,8 @@ def submit(
         GateNotPassed: the run is done, the model did not pass.
         DetoxError: the server refuses, or a step failed; the message names it.
     """
+    from pipelines.compile import compile_one
+
     started = time.monotonic()
     values = _parameters(recipe, pipeline, parameters)
     if settle_recipe(values["recipe"], overrides=values.get("overrides", ())).training.job.nodes > 1:
@@ -120,7 +122,7 @@ def submit(
     client = server.client()
     # kfp prints links; stdout is for the result.
     with tempfile.TemporaryDirectory() as folder, _clear_errors(server.host), redirect_stdout(sys.stderr):
-        package = _compile(pipeline, placement, Path(folder))
+        package = compile_one(pipeline, Path(folder), placement)
         filed = client.create_experiment(experiment, namespace=server.namespace)
         run = client.run_pipeline(
             experiment_id=filed.experiment_id, job_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M')}",
@@ -132,12 +134,6 @@ def submit(
     state, steps = _follow(lambda: client.get_run(run.run_id), server.host, timeout_seconds, poll_seconds)
     _judge(state, steps, result["url"])
     return {**result, "state": state, "steps": steps, "seconds": round(time.monotonic() - started, 1)}
-
-
-def _compile(pipeline: str, placement: Placement, folder: Path) -> Path:
-    from pipelines.compile import compile_all
-
-    return next(path for path in compile_all(folder, placement) if path.stem == pipeline)
 
 
 def _parameters(recipe: Recipe, pipeline: str, given: Sequence[str]) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def test_killed_at_random_points_the_run_resumes_to_the_same_file(
     kills, before = 0, 0
     while not output.exists():
         child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        if kills < 3:
+        if kills < 2:
             while child.poll() is None and not (part.exists() and part.stat().st_size > before):
                 time.sleep(0.001)
             time.sleep(rng.random() * 0.05)
