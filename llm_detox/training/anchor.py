@@ -33,6 +33,7 @@ def own_continuations(recipe: Recipe, adapter: Path, passages: Sequence[str]) ->
     if not openings:
         return []
     each = -(-wanted // len(openings))
+    openings = openings[: -(-wanted // each)]
     sampling = recipe.evaluation.sampling.model_copy(update={"max_new_tokens": _NEW_TOKENS})
     with task("sampling the anchor", len(openings) * each, "continuations") as work:
         drawn = sample_continuations(load_model(adapter), load_tokenizer(adapter), openings, k=each, sampling=sampling,

@@ -9,6 +9,7 @@ import torch
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_tokenizer
+from llm_detox.training import anchor
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import sft as sft_step
 from llm_detox.training.anchor import anchor_rows, divergence, own_continuations, padded
@@ -30,6 +31,16 @@ def test_the_anchor_is_the_start_models_own_continuations_of_harmless_openings(
         assert len(own) == (3, 3, 2)[number]
         assert not any(text in PASSAGES[number] for text in own)
     assert own_continuations(recipe, tiny_llama, []) == []
+
+
+def test_no_more_is_sampled_for_the_anchor_than_it_holds(
+        tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(anchor, "sample_continuations", lambda model, tokenizer, prompts, *, k, **_: asked.append(
+        k * len(prompts)) or [[" text"] * k for _ in prompts])
+    recipe = small_recipe(tmp_path, tiny_llama, dpo={"anchor_weight": 1.0, "anchor_samples": 4})
+    assert len(own_continuations(recipe, tiny_llama, PASSAGES)) == 4
+    assert asked == [4]
 
 
 def test_the_divergence_is_zero_at_the_start_and_sees_tokens_alone(tmp_path: Path, tiny_llama: Path) -> None:
