@@ -10,7 +10,7 @@ RECIPE ?= recipes/smollm2-demo.yaml
 ARGS ?=
 
 # pip as the machine has it set up, quiet. It would compile one file after the other; COMPILE does it on all cores. Each
-# step is a process that imports everything anew: without compiled files that alone takes 20 seconds. (Some packages
+# step is a process that imports everything anew: without compiled files that alone takes up to 25 seconds. (Some packages
 # carry files for other Pythons, which do not compile.)
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 COMPILE := -m compileall -qq -j 0
