@@ -20,7 +20,7 @@ from llm_detox.folders import read_manifest
 from llm_detox.generation import continuers as continuers_module
 from llm_detox.recipe import Recipe
 from tests.tiny import save_tiny_llama
-from tests.unit.evaluation_tiny import ByLength, save_clean, save_prompts, small_recipe, use
+from tests.unit.evaluation.conftest import ByLength, use
 
 
 class Dies(ByLength):
@@ -35,21 +35,6 @@ class Dies(ByLength):
         if self.left < 0:
             raise ConnectionError("the scorer is gone")
         return super().score_batch(texts)
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
-    return small_recipe(tmp_path, tiny_llama)
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    return save_prompts(tmp_path)
-
-
-@pytest.fixture
-def clean(tmp_path: Path) -> Path:
-    return save_clean(tmp_path)
 
 
 def run(recipe: Recipe, prompts: Path, clean: Path | None, output: Path, arm: str = "base",

@@ -17,22 +17,7 @@ from llm_detox.evaluation import sampled as sampled_module
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.generation.sampling import row_key
 from llm_detox.recipe import Recipe
-from tests.unit.evaluation_tiny import ByLength, save_clean, save_prompts, small_recipe, use
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
-    return small_recipe(tmp_path, tiny_llama)
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    return save_prompts(tmp_path)
-
-
-@pytest.fixture
-def clean(tmp_path: Path) -> Path:
-    return save_clean(tmp_path)
+from tests.unit.evaluation.conftest import ByLength, use
 
 
 class Completions(BaseHTTPRequestHandler):
