@@ -23,6 +23,7 @@ class TrainJobSection(Section):
     gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
     cpu: Amount = "4"
     memory: Amount = "32Gi"
+    shm: Amount | None = Field("8Gi", description="of /dev/shm, within `memory`; null: the container runtime's own")
     tolerations: list[Annotated[str, Field(
         pattern=r"^[a-zA-Z0-9./_-]+(=[a-zA-Z0-9._-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$")]] = Field(
         ["nvidia.com/gpu:NoSchedule"], description="key, key=value or key:Effect, as kubectl writes taints")

@@ -90,17 +90,26 @@ def _environment(job: TrainJobSection) -> list[Object]:
 
 def _pod(job: TrainJobSection) -> Object:
     """What the job changes in the pods of its runtime: they meet the restricted standard, without a token."""
-    authority: Object = {"name": "ca", "configMap": {"name": job.ca_config_map}}
-    container: Object = {"name": _NODE, "securityContext": {
+    volumes: list[Object] = []
+    mounts: list[Object] = []
+    if job.shm:  # NCCL passes tensors between the GPUs of a node through it; a container's own has 64 MiB
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.shm}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
+    if job.ca_config_map:
+        volumes.append({"name": "ca", "configMap": {"name": job.ca_config_map}})
+        mounts.append({"name": "ca", "mountPath": _CA_FOLDER, "readOnly": True})
+    container: Object = {"name": _NODE, "volumeMounts": mounts, "securityContext": {
         "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
-    mounted: Object = {"volumeMounts": [{"name": "ca", "mountPath": _CA_FOLDER, "readOnly": True}]}
     more: Object = {"nodeSelector": job.node_selector, "tolerations": [toleration(one) for one in job.tolerations],
-            "volumes": [authority] if job.ca_config_map else []}
+                    "volumes": volumes}
     return {
         "serviceAccountName": job.account,
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [{**container, **(mounted if job.ca_config_map else {})}],
-        **{key: value for key, value in more.items() if value}}
+        "containers": [_without_empty(container)], **_without_empty(more)}
+
+
+def _without_empty(thing: Object) -> Object:
+    return {key: value for key, value in thing.items() if value}
 
 
 def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, output: Path,

@@ -40,7 +40,7 @@ def rendered(folder: Path, **job: Any) -> dict[str, Any]:
 
 @needs_crds
 @pytest.mark.parametrize("job", [{}, {"ca_config_map": "own-ca"}, {"gpus": 8, "nodes": 4},
-                                 {"gpus": 0, "tolerations": []},
+                                 {"gpus": 0, "tolerations": [], "shm": None},
                                  {"node_selector": {"zone": "a"}, "tolerations": ["gpu=yes:NoSchedule"]}])
 def test_the_job_is_one_that_trainers_api_takes(tmp_path: Path, job: dict[str, Any]) -> None:
     strict.check(rendered(tmp_path, **job))
@@ -94,11 +94,20 @@ def test_the_nodes_read_gated_models_and_trust_an_own_authority_as_the_steps_do(
     assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {
         "name": "llm-detox-hub", "key": "HF_TOKEN", "optional": True}
     pod = pod_of(job)
-    (volume,), (mount,) = pod["volumes"], pod["containers"][0]["volumeMounts"]
+    volume, mount = pod["volumes"][-1], pod["containers"][0]["volumeMounts"][-1]
     assert (volume["name"], volume["configMap"]["name"]) == (mount["name"], "llm-detox-trusted-ca")
     for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         assert env[name]["value"] == f"{mount['mountPath']}/ca-bundle.crt"
-    assert "volumes" not in pod_of(rendered(tmp_path))
+    assert [one["name"] for one in pod_of(rendered(tmp_path))["volumes"]] == ["shm"]
+
+
+def test_the_gpus_of_a_node_have_room_to_talk_through(tmp_path: Path) -> None:
+    pod = pod_of(rendered(tmp_path, shm="16Gi"))
+    assert pod["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}]
+    assert pod["containers"][0]["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108
+    without = pod_of(rendered(tmp_path, shm=None))
+    assert "volumes" not in without
+    assert "volumeMounts" not in without["containers"][0]
 
 
 def test_the_pods_of_the_nodes_are_restricted_and_hold_no_token(tmp_path: Path) -> None:
