@@ -35,8 +35,7 @@ ROWS = ("expected_maximum_toxicity", "toxicity_probability", "mean_toxicity", "p
 def main() -> None:
     """Train, measure, print the table and write it as JSON."""
     options = parsed()
-    recipe = load_recipe(options.recipe, options.set)
-    recipe.evaluation.continuations = options.continuations
+    recipe = load_recipe(options.recipe, [f"evaluation.continuations={options.continuations}", *options.set])
     root: Path = options.output
     root.mkdir(parents=True, exist_ok=True)
     prompts = toxic_prompts(options.prompts, options.count)

@@ -84,7 +84,7 @@ def ours(recipe: Recipe, method: str, rows: Sequence[Any], work: Path) -> Callab
                                     seed=recipe.seed, work=work)
         pairs = [Pair(*row, 1.0, "sampled") for row in rows]
         chosen = training.dpo.model_copy(update={"epochs": 1})
-        return dpo.make_trainer(model, tokenizer, dpo.pair_rows(tokenizer, pairs, chosen.max_length), chosen, clean=[],
+        return dpo.make_trainer(model, tokenizer, dpo.pair_rows(tokenizer, pairs, chosen.max_length), chosen, anchor=[],
                                 seed=recipe.seed, work=work)
 
     return make
