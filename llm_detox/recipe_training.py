@@ -89,6 +89,7 @@ class TrainingSection(Section):
         "bf16", description="products in bfloat16 (on CPUs float32); auto: and no quantisation where the memory allows")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         5.0, description="between two checkpoints: what a kill costs at most; 0 saves after every step")
+    tensorboard: bool = Field(False, description="the figures of each step as event files, too, in `tensorboard`")
     job: TrainJobSection = TrainJobSection()
     lora: LoraSection = LoraSection()
     sft: SftSection = SftSection()

@@ -191,7 +191,7 @@ def _train(
             save_adapter(model, tokenizer, base, folder.path)
 
     return run_training(trainer, "DPO", folder / "metrics.jsonl", remedy=_NAN_REMEDY,
-                        minutes=recipe.training.checkpoint_minutes,
+                        settings=recipe.training,
                         save=save)
 
 

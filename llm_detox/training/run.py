@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype
-from llm_detox.recipe import DpoSection, SftSection
+from llm_detox.recipe import DpoSection, SftSection, TrainingSection
 from llm_detox.training import ranks
 from llm_detox.training.checkpoints import Checkpoints
 from llm_detox.training.schedule import step_arguments
@@ -53,7 +53,7 @@ def common_arguments(section: SftSection | DpoSection, *, steps_of: int, seed: i
     } | step_arguments(section, steps_of)
 
 
-def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: str, minutes: float,
+def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: str, settings: TrainingSection,
                  save: Callable[[], None]) -> dict[str, Any]:
     """Train, watched, from the last checkpoint in the trainer's folder on; returns the figures of `summary`.
 
@@ -62,15 +62,15 @@ def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: s
         description: what is trained, for the display and in errors.
         metrics: the file that every step is written to.
         remedy: what helps when the loss is no number.
-        minutes: between two checkpoints.
+        settings: minutes between two checkpoints, and whether event files are written.
         save: writes the outcome, called in every process; the checkpoints stay until it has.
 
     Raises:
         DetoxError: the loss or its gradient became NaN or infinite, a batch taught nothing, memory ran out or the
             disk is full.
     """
-    checkpoints = Checkpoints(trainer, minutes)
-    watch = Watch(description, metrics, remedy=remedy)
+    checkpoints = Checkpoints(trainer, settings.checkpoint_minutes)
+    watch = Watch(description, metrics, remedy=remedy, tensorboard=settings.tensorboard)
     watch.attach(trainer)
     trainer.add_callback(checkpoints)
     try:

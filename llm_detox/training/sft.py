@@ -93,7 +93,7 @@ def _train(recipe: Recipe, comments: list[Record], passages: list[str], folder: 
         check_packing(model)
     trainer = make_trainer(model, tokenizer, rows, sft, seed=recipe.seed, work=folder.work_file("work"))
     return run_training(trainer, "SFT", folder / "metrics.jsonl", remedy=_NAN_REMEDY,
-                        minutes=recipe.training.checkpoint_minutes,
+                        settings=recipe.training,
                         save=lambda: save(model, tokenizer, base, folder.path))
 
 

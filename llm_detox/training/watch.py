@@ -15,6 +15,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.hardware import peak_memory_bytes
 from llm_detox.progress import Task, task
 from llm_detox.training import ranks
+from llm_detox.training.event_files import EVENTS, EventFiles
 
 _RENAMED = {"num_tokens": "tokens", "rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin",
             "rewards/chosen": "reward_chosen", "rewards/rejected": "reward_rejected"}
@@ -24,12 +25,16 @@ _KEPT = {"loss", "learning_rate", "grad_norm", "anchor_loss", *_RENAMED}
 class Watch(TrainerCallback):
     """Shows steps, loss and tokens a second, writes each logged step to `metrics.jsonl`, stops on a bad loss.
 
+    With `tensorboard`, the steps go to event files beside it, too.
+
     A run that goes on behind a checkpoint goes on with its metrics, too: the lines of steps that were lost are
     dropped, and the seconds count on.
     """
 
-    def __init__(self, description: str, metrics: Path, *, remedy: str) -> None:
+    def __init__(self, description: str, metrics: Path, *, remedy: str, tensorboard: bool = False) -> None:
         self.description, self.metrics, self.remedy = description, metrics, remedy
+        self.tensorboard = tensorboard
+        self._events: EventFiles | None = None
         self.last: dict[str, float] = {}
         self.tokens_per_second = 0.0
         self._display: Any = None
@@ -47,6 +52,8 @@ class Watch(TrainerCallback):
         if not ranks.is_first():
             return
         self._keep_metrics_until(state.global_step)
+        if self.tensorboard:
+            self._events = EventFiles(self.metrics.parent / EVENTS, done=state.global_step)
         self._display = task(self.description, state.max_steps, "steps")
         self._task = self._display.__enter__()
         if state.global_step:
@@ -61,6 +68,8 @@ class Watch(TrainerCallback):
         if ranks.is_first():
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **row}) + "\n")
+            if self._events is not None:
+                self._events.add(state.global_step, row)
         for what, name in (("loss", "loss"), ("gradient", "grad_norm")):
             if not math.isfinite(row.get(name, 0.0)):  # before a checkpoint is made of it
                 raise DetoxError(f"the {what} is {row[name]} at step {state.global_step}", place=self.description,
@@ -76,7 +85,9 @@ class Watch(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """End the display; also after a failure."""
+        """End the display and the event files; also after a failure."""
+        if self._events is not None:
+            self._events.close()
         if self._display is not None:
             self._display.__exit__(None, None, None)
             self._display = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,16 @@ def test_a_target_module_that_the_model_lacks_is_named(tmp_path: Path, tiny_llam
     with pytest.raises(DetoxError, match="query_key_value") as caught:
         sft_step.train_sft(recipe, texts=texts_file(tmp_path), clean=None, output=tmp_path / "sft")
     assert "q_proj" in (caught.value.remedy or "")
+
+
+def test_event_files_without_their_package_are_refused_with_the_remedy(
+        tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    recipe = small_recipe(tmp_path / "data", tiny_llama, tensorboard=True)
+    with pytest.raises(DetoxError, match="tensorboard is not installed") as refused:
+        sft_step.train_sft(recipe, texts=texts_file(tmp_path), clean=None, output=tmp_path / "sft")
+    assert "pip install tensorboard" in refused.value.remedy
+    assert not (tmp_path / "sft").exists()
 
 
 def test_training_says_nothing_on_stdout(tmp_path: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from llm_detox.recipe import Recipe
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import sft as sft_step
 from llm_detox.training.checkpoints import Checkpoints
+from llm_detox.training.event_files import EVENTS
 from llm_detox.training.pairs import Pair
 from tests.conftest import REPOSITORY
 from tests.unit.test_training import losses, small_recipe, texts_file, weights, write_lines
@@ -36,7 +37,8 @@ STEPS_AN_EPOCH = 7
 def folder(tmp_path: Path, tiny_llama: Path) -> Path:
     """A recipe that saves after every step, in four epochs of seven steps, with its data and an SFT adapter."""
     recipe = small_recipe(
-        tmp_path / "data", tiny_llama, checkpoint_minutes=0, lora={"r": 4, "alpha": 8, "dropout": 0.2},
+        tmp_path / "data", tiny_llama, checkpoint_minutes=0, tensorboard=True,
+        lora={"r": 4, "alpha": 8, "dropout": 0.2},
         sft={"batch_size": 2, "max_length": 32, "learning_rate": 1e-3, "epochs": 4},
         dpo={"batch_size": 2, "max_length": 48, "learning_rate": 1e-3, "epochs": 4, "anchor_weight": 0.5,
              "anchor_samples": 10})
@@ -78,6 +80,13 @@ def curve(folder: Path) -> list[tuple[int, float, float, float]]:
     return [(row["step"], row["loss"], row["learning_rate"], row["tokens"]) for row in rows]
 
 
+def events(folder: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a scalar, as TensorBoard shows it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [(one.step, one.value) for one in EventAccumulator(str(folder / EVENTS)).Reload().Scalars(name)]
+
+
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights_as_an_unbroken_one(
         kind: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +105,10 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights_as_an_unbroken_one(
     told = capsys.readouterr().err
     assert any(f"training goes on behind step {step}\n" in told for step in (done - 1, done)), told
     assert curve(folder / "broken") == curve(folder / "unbroken")
+    for run in ("unbroken", "broken"):
+        assert [loss for _, loss in events(folder / run, "loss")] == pytest.approx(losses(folder / run))
+        assert [step for step, _ in events(folder / run, "tokens_per_second")] == [
+            row[0] for row in curve(folder / run)]
     whole, resumed = weights(folder / "unbroken"), weights(folder / "broken")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert {path.name for path in (folder / "broken").iterdir()} == {
