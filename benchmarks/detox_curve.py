@@ -1,0 +1,60 @@
+"""Toxicity against fluency along the way from the SFT adapter to the last arm's: the curve behind one point.
+
+    python -m benchmarks.detox_curve --recipe recipes/smollm2-quality.yaml --quality runs/quality [--shares .35 .7 1]
+
+Reads the output folder of `benchmarks.detox_quality`. A point is an adapter whose every weight lies at that share of
+the way (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", eq. 1, for adapters); all points and the base
+are measured on the same prompts with the same seeds. Prints a table of shares of the base's figures and writes it with
+intervals to `curve.json`. What is measured already is found again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from benchmarks.detox_quality import ROWS, number
+from llm_detox.evaluation.evaluate import evaluate
+from llm_detox.folders import MANIFEST
+from llm_detox.recipe_file import load_recipe
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def between(start: Path, end: Path, share: float, output: Path) -> Path:
+    """An adapter folder whose weights are (1 - share) * start + share * end."""
+    shutil.copytree(end, output, ignore=shutil.ignore_patterns(MANIFEST, _WEIGHTS), dirs_exist_ok=True)
+    first, last = load_file(start / _WEIGHTS), load_file(end / _WEIGHTS)
+    save_file({name: (1 - share) * first[name] + share * last[name] for name in last}, output / _WEIGHTS)
+    return output
+
+
+def main() -> None:
+    """Measure all points, print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--quality", type=Path, required=True, help="output folder of benchmarks.detox_quality")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.35, 0.7, 1.0])
+    parser.add_argument("--continuations", type=int, default=8)
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe, [f"evaluation.continuations={options.continuations}"])
+    root: Path = options.quality
+    models = {"base": recipe.model.source} | {
+        f"{share:g}": str(between(root / "sft", root / "dpo", share, root / f"adapter-{share:g}"))
+        for share in options.shares}
+    found = {name: evaluate(recipe, model=model, arm=name, prompts=root / "prompts.jsonl",
+                            clean=root / "data" / "clean.jsonl", output=root / f"curve-{name}")
+             for name, model in models.items()}
+    print("| share of the way | " + " | ".join(ROWS) + " |\n|" + "---|" * (len(ROWS) + 1))
+    for name, result in found.items():
+        shares = (number(result[row]) / number(found["base"][row]) for row in ROWS)
+        print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
+    (root / "curve.json").write_text(json.dumps(found, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
