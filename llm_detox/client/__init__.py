@@ -1,4 +1,5 @@
-"""One text generation client for what these models are served by: Caikit over REST and gRPC, and TGIS (fmaas) gRPC.
+"""One text generation client for what these models are served by: Caikit over REST and gRPC, TGIS (fmaas) gRPC, and
+OpenAI-compatible servers such as vLLM's. `AsyncTextGenerationClient` is the same, awaited.
 
     with TextGenerationClient("http://127.0.0.1:8080", "llm-detox") as client:
         print(client.generate("The best thing about", max_new_tokens=24).text)
@@ -6,7 +7,9 @@
             print(chunk.text, end="", flush=True)
 """
 
+from llm_detox.client.aio import AsyncTextGenerationClient
 from llm_detox.client.client import TextGenerationClient
-from llm_detox.client.types import Chunk, Generation, GenerationError, Token
+from llm_detox.client.types import Chunk, Generation, GenerationError, Prompt, Token
 
-__all__ = ["Chunk", "Generation", "GenerationError", "TextGenerationClient", "Token"]
+__all__ = [
+    "AsyncTextGenerationClient", "Chunk", "Generation", "GenerationError", "Prompt", "TextGenerationClient", "Token"]

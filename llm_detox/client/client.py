@@ -1,29 +1,30 @@
-"""The client: chooses the protocol by the address, and repeats what is safe to repeat."""
+"""The client that blocks, and what it shares with the one that is awaited: addresses, deadlines, repetitions."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
-from llm_detox.client.transport import Deadline, Server, Transport
-from llm_detox.client.types import Chunk, Generation, GenerationError, Parameters
+from llm_detox.client.protocols import check_address, open_transport
+from llm_detox.client.transport import Deadline, Server
+from llm_detox.client.types import Chunk, Generation, GenerationError, Parameters, Prompt
 from llm_detox.errors import UsageError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
-_SCHEMES = "http:// or https:// (Caikit REST), grpc:// or grpcs:// (Caikit gRPC), fmaas:// or fmaass:// (TGIS gRPC)"
 
 
-class TextGenerationClient:
-    """Text generation by one model of one server. Threads may share it.
+class Client:
+    """One model of one server.
 
     Args:
         url: the protocol and `host:port`: `http://`, `https://` for Caikit REST; `grpc://`, `grpcs://` for Caikit
-            gRPC; `fmaas://`, `fmaass://` for TGIS gRPC (the s is for TLS).
+            gRPC; `fmaas://`, `fmaass://` for TGIS gRPC; `openai+http://`, `openai+https://` for OpenAI-compatible
+            servers, with or without a path in front of `/v1` (the s is for TLS).
         model_id: the name under which the model is served.
         timeout: seconds for a whole call, with its repetitions.
         retries: how often a call is repeated when the server is not there or is full.
@@ -31,7 +32,7 @@ class TextGenerationClient:
         token: a bearer token.
 
     Raises:
-        UsageError: the address has another form.
+        UsageError: the address has another form, or a file is missing.
     """
 
     def __init__(
@@ -40,56 +41,73 @@ class TextGenerationClient:
     ) -> None:
         self.model_id, self.timeout, self.retries = model_id, timeout, retries
         self.server = Server(url, ca_file, cert_file, key_file, token)
-        self._transport = _transport(self.server)
+        check_address(self.server)
+        self._start()
 
-    def generate(self, text: str, **parameters: Any) -> Generation:
-        """The whole continuation of a text.
+    def _start(self) -> None:
+        """What is opened with the client."""
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether prompts may be conversations, which the server puts through the model's chat template."""
+        return self.server.url.startswith("openai+")
+
+    def _prepare(self, prompt: Prompt, parameters: dict[str, Any]) -> tuple[Parameters, Attempts]:
+        if not isinstance(prompt, str) and not self.takes_messages:
+            raise UsageError("this protocol takes a text, not a conversation", place=self.server.url,
+                             remedy="put it through the chat template, or ask an OpenAI-compatible server")
+        return Parameters.of(parameters), Attempts(self.retries, Deadline(self.timeout))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.server.url!r}, {self.model_id!r})"
+
+
+class TextGenerationClient(Client):
+    """Text generation by one model of one server. Threads may share it; see `Client` for the arguments."""
+
+    def _start(self) -> None:
+        self._transport = open_transport(self.server)
+
+    def generate(self, prompt: Prompt, **parameters: Any) -> Generation:
+        """The whole answer.
 
         Args:
-            text: the prompt.
+            prompt: the text to continue; at OpenAI-compatible servers also a conversation.
             parameters: see `llm_detox.client.types.Parameters`.
 
         Raises:
             GenerationError: with the status in `code`.
-            UsageError: there is no such parameter.
+            UsageError: there is no such parameter, or the protocol takes no conversation.
         """
-        asked, deadline = Parameters.of(parameters), Deadline(self.timeout)
-        for attempt in range(self.retries + 1):
+        asked, attempts = self._prepare(prompt, parameters)
+        while True:
             try:
-                return self._transport.generate(self.model_id, text, asked, deadline)
+                return self._transport.generate(self.model_id, prompt, asked, attempts.deadline)
             except GenerationError as error:
-                self._pause(attempt, error, deadline)
-        raise AssertionError("unreachable")
+                time.sleep(attempts.pause(error))
 
-    def stream(self, text: str, **parameters: Any) -> Iterator[Chunk]:
-        """The continuation of a text, piece by piece as it comes. Ending the iteration cancels the request.
+    def stream(self, prompt: Prompt, **parameters: Any) -> Generator[Chunk]:
+        """The answer piece by piece as it comes. Closing the iterator cancels the request.
 
         Raises:
             GenerationError: also in mid-stream; what came before stays valid.
-            UsageError: there is no such parameter.
+            UsageError: there is no such parameter, or the protocol takes no conversation.
         """
-        asked, deadline = Parameters.of(parameters), Deadline(self.timeout)
-        return self._stream(text, asked, deadline)
+        return self._stream(prompt, *self._prepare(prompt, parameters))
 
-    def _stream(self, text: str, asked: Parameters, deadline: Deadline) -> Iterator[Chunk]:
-        for attempt in range(self.retries + 1):
-            begun = False
+    def _stream(self, prompt: Prompt, asked: Parameters, attempts: Attempts) -> Generator[Chunk]:
+        begun = False
+        while True:
             try:
-                for chunk in self._transport.stream(self.model_id, text, asked, deadline):
-                    begun = True
-                    yield chunk
+                with closing(self._transport.stream(self.model_id, prompt, asked, attempts.deadline)) as chunks:
+                    for chunk in chunks:
+                        begun = True
+                        yield chunk
                 return
             except GenerationError as error:
                 if begun:  # the caller has seen a part of this answer; another one would not fit
                     raise
-                self._pause(attempt, error, deadline)
-
-    def _pause(self, attempt: int, error: GenerationError, deadline: Deadline) -> None:
-        """Wait before the next attempt, longer each time and not in step with other clients; or give up."""
-        pause = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
-        if attempt >= self.retries or not error.may_be_repeated or pause >= deadline.left():
-            raise error
-        time.sleep(pause)
+                time.sleep(attempts.pause(error))
 
     def close(self) -> None:
         """Close the connection."""
@@ -102,25 +120,23 @@ class TextGenerationClient:
                  trace: TracebackType | None) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"TextGenerationClient({self.server.url!r}, {self.model_id!r})"
 
+class Attempts:
+    """How often a call may be tried, and when it is tried again."""
 
-def _transport(server: Server) -> Transport:
-    parts = urlsplit(server.url)
-    if not parts.netloc or "@" in parts.netloc:
-        raise UsageError("not an address of a server", place=server.url, remedy=_SCHEMES)
-    # Each protocol's library loads only where it is used.
-    if parts.scheme in ("http", "https"):
-        from llm_detox.client.rest import CaikitRest
+    def __init__(self, retries: int, deadline: Deadline) -> None:
+        self.deadline, self._retries, self._made = deadline, retries, 0
 
-        return CaikitRest(server)
-    if parts.scheme in ("grpc", "grpcs"):
-        from llm_detox.client.caikit import CaikitGrpc
+    def pause(self, error: GenerationError) -> float:
+        """Seconds until the next attempt: longer each time, not in step with other clients, not before the server
+        wants it.
 
-        return CaikitGrpc(server, tls=parts.scheme == "grpcs")
-    if parts.scheme in ("fmaas", "fmaass"):
-        from llm_detox.client.fmaas import FmaasGrpc
-
-        return FmaasGrpc(server, tls=parts.scheme == "fmaass")
-    raise UsageError(f"unknown protocol {parts.scheme!r}", place=server.url, remedy=_SCHEMES)
+        Raises:
+            GenerationError: the given one, where another attempt would be in vain or too late.
+        """
+        wait = min(_FIRST_PAUSE * 2**self._made, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
+        wait = max(wait, error.retry_after or 0.0)
+        if self._made >= self._retries or not error.may_be_repeated or wait >= self.deadline.left():
+            raise error
+        self._made += 1
+        return wait

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from llm_detox.client.channel import Connection, name_of
-from llm_detox.client.transport import Deadline, Server
-from llm_detox.client.types import Chunk, Generation, GenerationError, Parameters, Token
+from llm_detox.client.channel import name_of
+from llm_detox.client.types import Chunk, Generation, Parameters, Token
 
 _SERVICE = "fmaas.GenerationService"
 # The part of generation.proto that a client needs: message -> field -> (number, type); * repeats, ? is optional.
@@ -50,50 +46,31 @@ _ENUMS = {"DecodingMethod": ("GREEDY", "SAMPLE"),
 class FmaasGrpc:
     """`Generate` and `GenerateStream`."""
 
-    def __init__(self, server: Server, *, tls: bool) -> None:
-        self._connection = Connection(server, tls)
-        kinds = messages()
-        self._generate = self._connection.channel.unary_unary(
-            f"/{_SERVICE}/Generate", request_serializer=kinds.BatchedGenerationRequest.SerializeToString,
-            response_deserializer=kinds.BatchedGenerationResponse.FromString)
-        self._stream = self._connection.channel.unary_stream(
-            f"/{_SERVICE}/GenerateStream", request_serializer=kinds.SingleGenerationRequest.SerializeToString,
-            response_deserializer=kinds.GenerationResponse.FromString)
+    service = _SERVICE
+    unary, streaming = "Generate", "GenerateStream"
+    described = False
 
-    def generate(self, model_id: str, text: str, parameters: Parameters, deadline: Deadline) -> Generation:
-        kinds = messages()
-        request = kinds.BatchedGenerationRequest(
-            model_id=model_id, requests=[kinds.GenerationRequest(text=text)], params=self._params(parameters))
-        try:
-            answers = self._generate(request, timeout=deadline.left(), metadata=self._connection.metadata()).responses
-        except grpc.RpcError as error:
-            raise self._connection.error(error, deadline) from error
-        if len(answers) != 1:
-            raise GenerationError("INTERNAL", f"{len(answers)} answers to one text", place=self._connection.server.url)
-        return Generation(**_fields(answers[0]))
+    def kinds(self, pool: Any) -> dict[str, tuple[Any, Any]]:
+        made = messages()
+        return {self.unary: (made.BatchedGenerationRequest, made.BatchedGenerationResponse),
+                self.streaming: (made.SingleGenerationRequest, made.GenerationResponse)}
 
-    def stream(self, model_id: str, text: str, parameters: Parameters, deadline: Deadline) -> Iterator[Chunk]:
-        kinds = messages()
-        request = kinds.SingleGenerationRequest(
-            model_id=model_id, request=kinds.GenerationRequest(text=text), params=self._params(parameters))
-        answers = self._stream(request, timeout=deadline.left(), metadata=self._connection.metadata())
-        try:
-            for answer in answers:
-                yield Chunk(**_fields(answer))
-        except grpc.RpcError as error:
-            raise self._connection.error(error, deadline) from error
-        finally:
-            with suppress(Exception):
-                answers.cancel()
+    def metadata(self, model_id: str) -> dict[str, str]:
+        return {}
 
-    def close(self) -> None:
-        self._connection.close()
+    def request(self, kind: Any, model_id: str, text: str, parameters: Parameters) -> Any:
+        made = messages()
+        one = made.GenerationRequest(text=text)
+        asked = {"requests": [one]} if kind is made.BatchedGenerationRequest else {"request": one}
+        return kind(model_id=model_id, params=to_params(parameters), **asked)
 
-    def _params(self, parameters: Parameters) -> Any:
-        try:
-            return to_params(parameters)
-        except (TypeError, ValueError) as error:
-            raise GenerationError("INVALID_ARGUMENT", str(error), place=self._connection.server.url) from None
+    def generation(self, answer: Any) -> Generation:
+        if len(answer.responses) != 1:
+            raise ValueError(f"{len(answer.responses)} answers to one text")
+        return Generation(**_fields(answer.responses[0]))
+
+    def chunk(self, answer: Any) -> Chunk:
+        return Chunk(**_fields(answer))
 
 
 def to_params(parameters: Parameters) -> Any:

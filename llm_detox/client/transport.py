@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from llm_detox.client.types import Chunk, Generation, Parameters
+from llm_detox.client.types import Chunk, Generation, Parameters, Prompt
 from llm_detox.errors import UsageError
 
 
@@ -56,15 +56,34 @@ class Deadline:
         """Seconds left, never below a thousandth."""
         return max(self._end - time.monotonic(), 0.001)
 
-    def is_over(self) -> bool:
-        return time.monotonic() >= self._end
+    def check(self) -> None:
+        """Raise TimeoutError where the time is over."""
+        if time.monotonic() >= self._end:
+            raise TimeoutError
 
 
 class Transport(Protocol):
-    """One protocol to one server."""
+    """One protocol to one server. Prompts that are conversations come only where `takes_messages` says so."""
 
-    def generate(self, model_id: str, text: str, parameters: Parameters, deadline: Deadline) -> Generation: ...
+    takes_messages: bool
 
-    def stream(self, model_id: str, text: str, parameters: Parameters, deadline: Deadline) -> Iterator[Chunk]: ...
+    def generate(self, model_id: str, prompt: Prompt, parameters: Parameters, deadline: Deadline) -> Generation: ...
+
+    def stream(self, model_id: str, prompt: Prompt, parameters: Parameters,
+               deadline: Deadline) -> Generator[Chunk]: ...
 
     def close(self) -> None: ...
+
+
+class AsyncTransport(Protocol):
+    """The same, awaited."""
+
+    takes_messages: bool
+
+    async def generate(self, model_id: str, prompt: Prompt, parameters: Parameters,
+                       deadline: Deadline) -> Generation: ...
+
+    def stream(self, model_id: str, prompt: Prompt, parameters: Parameters,
+               deadline: Deadline) -> AsyncGenerator[Chunk]: ...
+
+    async def close(self) -> None: ...

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from llm_detox.errors import DetoxError, UsageError
 
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message]  # a text to continue, or a conversation: {"role": "user", "content": "..."}, ...
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -20,7 +23,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A whole answer. `finish_reason`: MAX_TOKENS, EOS_TOKEN, STOP_SEQUENCE, TIME_LIMIT, TOKEN_LIMIT, CANCELLED."""
+    """A whole answer. `finish_reason`: MAX_TOKENS, EOS_TOKEN, STOP_SEQUENCE, TIME_LIMIT, TOKEN_LIMIT, CANCELLED.
+
+    Counts of tokens are 0 where the server does not tell them.
+    """
 
     text: str
     generated_tokens: int
@@ -33,7 +39,11 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed answer; `finish_reason` is NOT_FINISHED in all but the last."""
+    """A piece of a streamed answer; `finish_reason` is NOT_FINISHED in all but the last.
+
+    `generated_tokens` counts from the beginning of the answer. OpenAI-compatible servers tell the counts at the end
+    only, and before it they are 0.
+    """
 
     text: str
     generated_tokens: int
@@ -93,15 +103,25 @@ class Parameters:
 
 
 class GenerationError(DetoxError):
-    """A request that did not bring an answer. `code` is the gRPC status name, whatever the protocol was."""
+    """A request that did not bring an answer.
 
-    def __init__(self, code: str, message: str, *, place: str) -> None:
+    Attributes:
+        code: the gRPC status name, whatever the protocol was.
+        retry_after: seconds after which the server wants to be asked again, where it said so.
+    """
+
+    def __init__(self, code: str, message: str, *, place: str, retry_after: float | None = None) -> None:
         super().__init__(f"{code}: {message}", place=place, remedy=_REMEDIES.get(code, "look into the server's log"))
-        self.code = code
+        self.code, self.retry_after = code, retry_after
 
     @property
     def may_be_repeated(self) -> bool:
-        """Whether the same request can succeed a moment later."""
+        """Whether the same request can succeed a moment later.
+
+        A generation changes nothing on the server, so that repeating one is always safe; but only a server that was
+        not there or was full is asked again. One that fails on a request would fail on it again, or die of it twice,
+        and a deadline that is over stays over.
+        """
         return self.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 
 

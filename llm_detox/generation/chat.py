@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from llm_detox.client.conversation import NEXT_TURN, plain_turns
 from llm_detox.data.chats import Messages
 from llm_detox.errors import DetoxError
 from llm_detox.generation.continuers import Continuer, EndpointContinuer, LocalContinuer, open_continuer
@@ -18,7 +19,6 @@ from llm_detox.recipe import SamplingSection
 from llm_detox.recipe_chat import ChatModelSection
 
 _MOST_LIKELY = 1e-6  # a nucleus that holds one token: the most likely one
-_NEXT_TURN = "\nUser:"
 NO_ANSWER = "the server gave no answer"  # another try may give one
 
 
@@ -99,7 +99,7 @@ class _Chat:
     def _own_turn(self, text: str) -> str:
         """Without a template a model may go on with the user's next message."""
         plain = not self._sends_messages and (self._tokenizer is None or self._tokenizer.chat_template is None)
-        return text.partition(_NEXT_TURN)[0] if plain else text
+        return text.partition(NEXT_TURN)[0] if plain else text
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase | None, messages: Messages) -> str:
@@ -113,8 +113,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase | None, messages: Messages) -
         DetoxError: the template refuses the conversation.
     """
     if tokenizer is None or tokenizer.chat_template is None:
-        names = {"system": "System", "user": "User", "assistant": "Assistant"}
-        return "\n".join([f"{names[part['role']]}: {part['content']}" for part in messages] + ["Assistant:"])
+        return plain_turns(messages)
     return without_first(tokenizer, apply_template(tokenizer, messages, asks=True))
 
 

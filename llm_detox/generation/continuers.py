@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
+from llm_detox.client import Prompt, TextGenerationClient
+from llm_detox.client.protocols import is_address, split_address
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_model, load_tokenizer
 from llm_detox.generation.sampling import iterate_continuations, row_key
@@ -28,9 +25,7 @@ from llm_detox.recipe import SamplingSection
 
 Texts = list[str | None]
 Progress = Callable[[int], None] | None
-_ADDRESS = re.compile(r"(https?|grpcs?|fmaass?|openai\+https?)://")
 _FAILURES_IN_A_ROW = 8
-_ATTEMPTS, _PAUSE = 3, 0.2  # of one request; the Caikit client has its own
 
 
 class Continuer(Protocol):
@@ -45,7 +40,7 @@ class Continuer(Protocol):
 
 def open_continuer(source: str) -> Continuer:
     """The continuer of a model source or address."""
-    return EndpointContinuer(source) if _ADDRESS.match(source) else LocalContinuer(source)
+    return EndpointContinuer(source) if is_address(source) else LocalContinuer(source)
 
 
 class LocalContinuer:
@@ -74,8 +69,9 @@ class EndpointContinuer:
     def __init__(self, address: str, *, in_flight: int = 16, timeout: float = 120.0, chat: bool = False) -> None:
         self.name = address
         self.in_flight = in_flight
-        openai = address.startswith("openai+")
-        self._ask = _openai(address, timeout, chat=chat) if openai else _client(address, timeout)
+        url, model_id = split_address(address)
+        self._client = TextGenerationClient(url, model_id, timeout=timeout, token=os.environ.get("LLM_DETOX_TOKEN"))
+        self._chat = chat
         self._failed = 0
 
     def continuations(self, prompts: Sequence[str], *, k: int, sampling: SamplingSection, seed: int,
@@ -97,7 +93,7 @@ class EndpointContinuer:
             raise DetoxError("the served model fails on every request", place=self.name,
                              remedy="check the server; the work done so far is kept")
         try:
-            text = self._ask(prompt, sampling, seed)
+            text = self._ask(json.loads(prompt) if self._chat else prompt, sampling, seed)
         except Exception as error:  # whatever the server or the connection does, the continuation is missing
             if self._failed == 0:
                 say(f"{self.name}: a continuation is missing: {type(error).__name__}: {error}")
@@ -106,50 +102,9 @@ class EndpointContinuer:
         self._failed = 0
         return text
 
-
-def _client(address: str, timeout: float) -> Callable[[str, SamplingSection, int], str]:
-    from llm_detox.client import TextGenerationClient
-
-    parts = urlsplit(address)
-    client = TextGenerationClient(f"{parts.scheme}://{parts.netloc}", parts.path.strip("/"), timeout=timeout)
-
-    def ask(prompt: str, sampling: SamplingSection, seed: int) -> str:
-        return client.generate(prompt, decoding_method="SAMPLING", temperature=sampling.temperature,
-                               top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens, seed=seed).text
-
-    return ask
-
-
-def _openai(address: str, timeout: float, *, chat: bool) -> Callable[[str, SamplingSection, int], str]:
-    parts = urlsplit(address.removeprefix("openai+"))
-    token = os.environ.get("LLM_DETOX_TOKEN")
-
-    def ask(prompt: str, sampling: SamplingSection, seed: int) -> str:
-        body = {"model": parts.path.strip("/"), "max_tokens": sampling.max_new_tokens, "n": 1, "seed": seed,
-                "temperature": sampling.temperature, "top_p": sampling.top_p,
-                **({"messages": json.loads(prompt)} if chat else {"prompt": prompt})}
-        request = urllib.request.Request(  # noqa: S310 - http and https alone get here
-            f"{parts.scheme}://{parts.netloc}/v1/{'chat/' if chat else ''}completions", json.dumps(body).encode(),
-            {"Content-Type": "application/json"})
-        if token:
-            request.add_unredirected_header("Authorization", f"Bearer {token}")  # no other host gets it
-        for attempt in range(_ATTEMPTS):
-            try:
-                with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
-                    choice = json.load(answer)["choices"][0]
-                    return str(choice["message"]["content"] or "") if chat else str(choice["text"])
-            except OSError as error:  # refused, reset, timed out, or an error status
-                if attempt + 1 == _ATTEMPTS or _is_final(error):
-                    raise
-                time.sleep(_PAUSE * 2**attempt)
-        raise AssertionError("unreachable")
-
-    return ask
-
-
-def _is_final(error: OSError) -> bool:
-    """Whether the server refuses the request itself, so that the same one would be refused again."""
-    return isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
+    def _ask(self, prompt: Prompt, sampling: SamplingSection, seed: int) -> str:
+        return self._client.generate(prompt, decoding_method="SAMPLING", temperature=sampling.temperature,
+                                     top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens, seed=seed).text
 
 
 class StoredContinuer:

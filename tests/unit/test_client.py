@@ -3,61 +3,25 @@
 from __future__ import annotations
 
 import json
-import socket
+import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.client import Chunk, Generation, GenerationError, TextGenerationClient
+from llm_detox.client.client import Attempts
 from llm_detox.client.fmaas import messages, to_params
-from llm_detox.client.rest import events
+from llm_detox.client.http import events
+from llm_detox.client.transport import Deadline
 from llm_detox.client.types import Parameters
 from llm_detox.errors import UsageError
-
-ANSWER = {"generated_text": " fine", "generated_tokens": 1, "finish_reason": "EOS_TOKEN", "input_token_count": 2}
-
-
-@contextmanager
-def http_server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            answer(self)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def reply(handler: BaseHTTPRequestHandler, status: int, body: bytes, kind: str = "application/json") -> None:
-    handler.send_response(status)
-    handler.send_header("content-type", kind)
-    handler.send_header("content-length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-def event(text: str, reason: str = "NOT_FINISHED") -> bytes:
-    value = {"generated_text": text, "details": {"finish_reason": reason, "generated_tokens": 1}}
-    return b"event: message\r\ndata: " + json.dumps(value, ensure_ascii=False).encode() + b"\r\n\r\n"
-
+from tests.unit.answering import ANSWER, event, http_server, reply, silent_server
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
@@ -125,6 +89,60 @@ def test_a_call_is_repeated_while_the_server_is_full_and_then_answers() -> None:
     assert len(seen) == 3
 
 
+def test_a_call_is_repeated_no_earlier_than_the_server_wants() -> None:
+    seen: list[float] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        seen.append(time.monotonic())
+        wait = {"retry_after": "1.5"} if len(seen) == 1 else {}
+        reply(handler, 429 if len(seen) == 1 else 200, json.dumps(ANSWER).encode(), **wait)
+
+    with http_server(answer) as url, TextGenerationClient(url, "x") as client:
+        client.generate("a")
+    assert seen[1] - seen[0] >= 1.5
+    seen.clear()
+    with (http_server(answer) as url, TextGenerationClient(url, "x", timeout=1) as client,
+          pytest.raises(GenerationError) as caught):
+        client.generate("a")
+    assert caught.value.code == "RESOURCE_EXHAUSTED", "waiting longer than the deadline is in vain"
+    assert len(seen) == 1
+
+
+def test_repetitions_of_many_clients_are_not_in_step() -> None:
+    full = GenerationError("RESOURCE_EXHAUSTED", "full", place="x")
+    pauses = [Attempts(1, Deadline(60)).pause(full) for _ in range(200)]
+    assert max(pauses) > 2 * min(pauses)
+    longer = Attempts(9, Deadline(600))
+    means = [longer.pause(full) for _ in range(9)]
+    assert means[4] > means[0]
+    assert max(means) < 10
+
+
+def test_an_answer_that_dribbles_costs_no_more_than_the_deadline() -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" ")
+            time.sleep(0.05)
+
+    with http_server(answer) as url, TextGenerationClient(url, "x", timeout=0.5) as client:
+        for call in (lambda: client.generate("a"), lambda: list(client.stream("a"))):
+            started = time.monotonic()
+            with pytest.raises(GenerationError) as caught:
+                call()
+            assert caught.value.code == "DEADLINE_EXCEEDED"
+            assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "grpc://127.0.0.1:9", "fmaas://127.0.0.1:9"])
+def test_a_conversation_is_refused_where_the_protocol_has_none(url: str) -> None:
+    with TextGenerationClient(url, "x") as client:
+        for call in (client.generate, client.stream):
+            with pytest.raises(UsageError, match="takes a text"):
+                call([{"role": "user", "content": "hello"}])
+
+
 def test_what_cannot_succeed_is_not_repeated() -> None:
     seen: list[int] = []
 
@@ -151,16 +169,7 @@ def test_a_stream_that_has_begun_is_not_begun_again() -> None:
     assert len(seen) == 1
 
 
-@contextmanager
-def silent_server() -> Iterator[str]:
-    """Accepts connections and never says a word."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-
-
-@pytest.mark.parametrize("scheme", ["http", "grpc", "fmaas"])
+@pytest.mark.parametrize("scheme", ["http", "grpc", "fmaas", "openai+http"])
 def test_a_silent_server_costs_no_more_than_the_deadline(scheme: str) -> None:
     with silent_server() as address, TextGenerationClient(f"{scheme}://{address}", "x", timeout=0.5) as client:
         for call in (lambda: client.generate("a"), lambda: list(client.stream("a"))):
@@ -171,10 +180,10 @@ def test_a_silent_server_costs_no_more_than_the_deadline(scheme: str) -> None:
             assert time.monotonic() - started < 3
 
 
-@pytest.mark.parametrize("scheme", ["http", "grpc", "fmaas"])
+@pytest.mark.parametrize("scheme", ["http", "grpc", "fmaas", "openai+http"])
 def test_a_server_that_is_not_there_is_named(scheme: str) -> None:
     with (TextGenerationClient(f"{scheme}://127.0.0.1:9", "x", retries=1) as client,
-          pytest.raises(GenerationError, match=f"{scheme}://127.0.0.1:9") as caught):
+          pytest.raises(GenerationError, match=f"{re.escape(scheme)}://127.0.0.1:9") as caught):
         client.generate("a")
     assert caught.value.code == "UNAVAILABLE"
 
@@ -244,7 +253,9 @@ def test_parameters_are_written_as_fmaas_names_them() -> None:
 
 def test_the_client_starts_without_torch_transformers_or_boto() -> None:
     code = ("import sys\nfrom llm_detox.client import TextGenerationClient as C\n"
-            "for u in ('http://h', 'grpc://h', 'fmaas://h'): C(u, 'x').close()\n"
+            "import llm_detox.client.bench, llm_detox.client.chatting, llm_detox.client.guards\n"
+            "for u in ('http://h', 'grpc://h', 'fmaas://h', 'openai+http://h'): C(u, 'x').close()\n"
+            "llm_detox.client.guards.open_guard('judge=openai+http://h/judge')\n"
             "print({'torch', 'transformers', 'boto3', 'numpy', 'kfp'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
