@@ -111,10 +111,10 @@ class BudgetSection(Section):
 class Scorer(Section):
     """One toxicity scorer."""
 
-    kind: Literal["ngram", "bilstm", "transformers", "perspective", "ensemble"]
+    kind: Literal["ngram", "bilstm", "transformers", "perspective", "judge", "ensemble"]
     source: Source | None = Field(
         None, description="weights; for `ngram` labelled text or the folder of `train-scorer`; for `perspective` the "
-                          "address; None takes the kind's own")
+                          "address; for `judge` its model; None takes the kind's own")
     attribute: str = "toxicity"
     requests_per_second: Annotated[float, Field(gt=0)] = Field(1.0, description="of `perspective`")
     members: list[Scorer] = Field([], description="of `ensemble`: the mean of their scores")
@@ -238,6 +238,9 @@ class RephraserTrainingSection(Section):
     epochs: Positive = 1
     batch_size: Positive = 16
     max_length: Positive = 128
+    pair_toxicity: Share = Field(1.0, description="rewrites that the training scorer finds at or over it teach nothing")
+    pair_similarity: Share = Field(0.0, description="pairs with a lower cosine (MiniLM) teach nothing")
+    max_pairs: Positive | None = Field(None, description="at most so many pairs")
     lora: LoraSection = LoraSection()
 
 
@@ -251,6 +254,8 @@ class SamplingSection(Section):
 
 
 class EvaluationSection(Section):
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="draws the continuations of a model here; auto: vLLM where it is installed beside a GPU")
     continuations: Positive = 25
     toxic_threshold: Share = 0.5
     sampling: SamplingSection = SamplingSection()

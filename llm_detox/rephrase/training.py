@@ -22,6 +22,7 @@ from llm_detox.folders import StepFolder, step_folder
 from llm_detox.generation.models import load_model, load_tokenizer, write_base_source
 from llm_detox.recipe import Recipe, RephraserTrainingSection
 from llm_detox.rephrase.fit import IGNORED, Row, fit
+from llm_detox.rephrase.pairs import read_pairs, teaching_pairs
 from llm_detox.rephrase.paraphrase import PAIR_TEMPLATE
 from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
 
@@ -72,9 +73,9 @@ def train_paraphraser(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str,
         output: the model (seq2seq) or adapter (causal) to write.
 
     Raises:
-        DetoxError: there are no pairs, or the model cannot be loaded.
+        DetoxError: there are no pairs, none is within the bounds, or the model cannot be loaded.
     """
-    found = read_pairs(pairs)
+    found = teaching_pairs(recipe, read_pairs(pairs), str(pairs))
     how = recipe.rephraser_training
     seq2seq = is_seq2seq(_source(recipe))
     make: MakeRow = (lambda words, pair: _seq2seq_pair(words, pair[0], pair[1], how.max_length)) if seq2seq \
@@ -83,23 +84,6 @@ def train_paraphraser(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str,
         folder.counts["pairs"] = len(found)
         folder.result.update({"pairs": len(found)}, **_train(recipe, found, make, folder.path, "paraphraser"))
         return folder.result
-
-
-def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """(rude, polite) pairs; a rude text with several rewrites gives as many pairs.
-
-    Raises:
-        DetoxError: the file holds none.
-    """
-    if path.suffix in (".jsonl", ".json"):
-        found = [(str(row["toxic"]), str(row["neutral"])) for row in read_jsonl(path, required=("toxic", "neutral"))]
-    else:
-        rows = [line.split("\t") for line in path.read_text("utf-8").split("\n")[1:]]
-        found = [(row[0].strip(), neutral.strip()) for row in rows for neutral in row[1:]
-                 if row[0].strip() and neutral.strip()]
-    if not found:
-        raise DetoxError("no pairs", place=str(path), remedy="lines of: rude text, tab, polite text; after a header")
-    return found
 
 
 def infilling_row(words: PreTrainedTokenizerBase, text: str, rng: random.Random, max_length: int) -> Row:
@@ -189,6 +173,6 @@ def _source(recipe: Recipe) -> str:
 def _training_folder(
     recipe: Recipe, output: Path, kind: str, inputs: dict[str, Path]
 ) -> AbstractContextManager[StepFolder]:
-    return step_folder(output, kind, settings=recipe.settings("model", "rephraser_training"), inputs=inputs)
+    return step_folder(output, kind, settings=recipe.settings("model", "rephraser_training", "scoring"), inputs=inputs)
 
 
