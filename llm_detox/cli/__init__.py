@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from llm_detox import __version__
 from llm_detox.cli import (
     ask,
+    bench,
+    chat,
     compare,
     convert,
     data,
@@ -38,8 +41,16 @@ from llm_detox.cli import (
 from llm_detox.errors import DetoxError
 from llm_detox.progress import one_voice
 
+
+class _Steps(typer.core.TyperGroup):
+    """The steps, where `evaluate compare A B` may be said for `compare A B`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args[1:] if args[:2] == ["evaluate", "compare"] else args)
+
+
 app = typer.Typer(
-    name="llm-detox", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    name="llm-detox", cls=_Steps, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
     rich_markup_mode=None,  # the boxes cost two thirds of the half second that `--help` may take
     help="Make a language model less toxic, measure that it became so, and serve it.",
 )
@@ -64,8 +75,9 @@ def _options(
 
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
 for module in (data, detoxify, sft, dpo, evaluate, compare, report, convert, publish, deploy, smoke, stop, serve, ask,
-               doctor, train_scorer, train_experts, train_paraphraser, judge_data, judge, stop_hate):
+               chat, doctor, train_scorer, train_experts, train_paraphraser, judge_data, judge, stop_hate):
     app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 

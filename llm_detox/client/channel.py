@@ -17,7 +17,8 @@ from llm_detox.client.transport import Deadline, Server
 from llm_detox.client.types import Chunk, Generation, GenerationError, Parameters, Prompt
 
 _MAX_MESSAGE = 64 * 2**20
-Question, Files = dict[str, str], list[descriptor_pb2.FileDescriptorProto]
+Question = dict[str, str]
+Files = list[descriptor_pb2.FileDescriptorProto]
 Methods = dict[str, tuple[Any, Any]]  # name -> (callable, class of its requests)
 
 

@@ -134,7 +134,7 @@ class Attempts:
         Raises:
             GenerationError: the given one, where another attempt would be in vain or too late.
         """
-        wait = min(_FIRST_PAUSE * 2**self._made, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
+        wait = min(_FIRST_PAUSE * 2.0**self._made, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
         wait = max(wait, error.retry_after or 0.0)
         if self._made >= self._retries or not error.may_be_repeated or wait >= self.deadline.left():
             raise error

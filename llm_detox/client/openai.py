@@ -32,7 +32,8 @@ class OpenAi:
 
     def request(self, model_id: str, prompt: Prompt, parameters: Parameters, *, stream: bool) -> tuple[str, Body]:
         chat = not isinstance(prompt, str)
-        body: Body = {"messages": [dict(message) for message in prompt]} if chat else {"prompt": prompt}
+        body: Body = ({"prompt": prompt} if isinstance(prompt, str)
+                      else {"messages": [dict(message) for message in prompt]})
         body |= _written(parameters.given(), chat=chat)
         if model_id:
             body["model"] = model_id

@@ -125,6 +125,38 @@ def timings(seconds: Mapping[str, float], *, width: int = 860) -> Markup:
     return _svg(width, max(len(seconds) * 24, 1), "".join(parts))
 
 
+def curves(columns: Sequence[str], series: Mapping[str, Sequence[float | None]], *, below: str, width: int = 420,
+           height: int = 230) -> Markup:
+    """Lines with points over columns of equal width, from zero on; each line goes by its name's colour.
+
+    Args:
+        columns: labels of the columns.
+        series: name -> a value for each column, None where there is none.
+        below: what the columns are.
+    """
+    names, left, bottom = list(series), 52, 40
+    known = [value for values in series.values() for value in values if value is not None]
+    top = max(known, default=1.0) * 1.08 or 1.0
+    span, rise = width - left - 14, height - bottom - 10
+    step = span / max(len(columns) - 1, 1)
+    parts = []
+    for tick in range(5):
+        y = 10 + rise * (1 - tick / 4)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - 14}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 8, y, f"{top * tick / 4:.3g}", "end", "faint"))
+    for number, label in enumerate(columns):
+        parts.append(_text(left + number * step, height - 26, label, "middle", "faint"))
+    parts.append(_text(left + span / 2, height - 8, below, "middle", "faint"))
+    for name, values in series.items():
+        points = [(left + number * step, 10 + rise * (1 - value / top), label, value)
+                  for number, (label, value) in enumerate(zip(columns, values, strict=True)) if value is not None]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
+        parts.append(_group(name, names, name, f'<polyline class="line" points="{line}"/>'))
+        parts += [_group(name, names, f"{name}, {label}: {value:.4g}",
+                         f'<circle class="bar" cx="{x:.1f}" cy="{y:.1f}" r="4"/>') for x, y, label, value in points]
+    return _svg(width, height, "".join(parts))
+
+
 def _at_or_over(counts: Sequence[int]) -> list[float]:
     total = sum(counts) or 1
     return [sum(counts[first:]) / total for first in range(len(counts))]
