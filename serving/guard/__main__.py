@@ -1,0 +1,42 @@
+"""python -m serving.guard --guard bilstm [...]"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+
+from llm_detox.client.guards import open_guard
+from llm_detox.errors import DetoxError, UsageError
+from llm_detox.progress import say
+from serving.guard.server import GuardServer
+
+
+def main() -> int:
+    """Judge until SIGTERM or SIGINT; the exit code is 1 where it failed, 2 where it was called wrongly."""
+    parser = argparse.ArgumentParser(prog="python -m serving.guard", description=__doc__)
+    parser.add_argument("--guard", required=True, help="a scorer: ngram, bilstm, transformers=SOURCE, ngram=FOLDER")
+    parser.add_argument("--threshold", type=float, default=0.5, help="what is at or over it is withheld")
+    parser.add_argument("--host", default="0.0.0.0" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1")  # noqa: S104
+    parser.add_argument("--port", type=int, default=8080)
+    options = parser.parse_args()
+    try:
+        if options.guard.partition("=")[0] == "judge":
+            raise UsageError("a judge reads the question too, and a graph hands over the answer alone",
+                             place="--guard", remedy="take a scorer here; a judge works in the client")
+        server = GuardServer(open_guard(options.guard, options.threshold), options.host, options.port)
+    except DetoxError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # `close` waits for the loop, which runs in this very thread.
+        signal.signal(number, lambda *_: threading.Thread(target=server.close).start())
+    say(f"judging with {options.guard} at {options.host}:{server.port}")
+    server.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
