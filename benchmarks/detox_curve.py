@@ -17,8 +17,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from benchmarks.detox_quality import ROWS, number
-from llm_detox.evaluation.evaluate import evaluate
+from benchmarks.detox_quality import ROWS, measure, number
 from llm_detox.folders import MANIFEST
 from llm_detox.recipe_file import load_recipe
 
@@ -46,8 +45,7 @@ def main() -> None:
     models = {"base": recipe.model.source} | {
         f"{share:g}": str(between(root / "sft", root / "dpo", share, root / f"adapter-{share:g}"))
         for share in options.shares}
-    found = {name: evaluate(recipe, model=model, arm=name, prompts=root / "prompts.jsonl",
-                            clean=root / "data" / "clean.jsonl", output=root / f"curve-{name}")
+    found = {name: measure(recipe, root, model=model, arm=name, output=root / f"curve-{name}")
              for name, model in models.items()}
     print("| share of the way | " + " | ".join(ROWS) + " |\n|" + "---|" * (len(ROWS) + 1))
     for name, result in found.items():

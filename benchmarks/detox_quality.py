@@ -21,6 +21,7 @@ from typing import Any
 from llm_detox.data.prepare import prepare_data, prompt_key
 from llm_detox.data.records import Record, read_jsonl, write_jsonl
 from llm_detox.evaluation.evaluate import evaluate
+from llm_detox.folders import MANIFEST, read_manifest
 from llm_detox.recipe import Recipe
 from llm_detox.recipe_file import load_recipe
 from llm_detox.rephrase.detoxify import detoxify
@@ -42,16 +43,23 @@ def main() -> None:
     write_jsonl(root / "prompts.jsonl", prompts)
     seconds = train(recipe, root, {prompt_key(one["prompt"]["text"]) for one in prompts})
     arms = {"base": recipe.model.source, "dpo": str(root / "dpo")}
-    measured = {
-        arm: evaluate(recipe, model=model, arm=arm, prompts=root / "prompts.jsonl", clean=root / "data" / "clean.jsonl",
-                      output=root / f"evaluation-{arm}")
-        for arm, model in arms.items()}
+    measured = {arm: measure(recipe, root, model=model, arm=arm, output=root / f"evaluation-{arm}")
+                for arm, model in arms.items()}
     table = {row: [number(measured[arm][row]) for arm in arms] for row in ROWS}
     print("| figure | base | dpo | share |\n|---|---|---|---|")
     for row, (before, after) in table.items():
         print(f"| {row} | {before:.4g} | {after:.4g} | {after / before:.3f} |")
     print("seconds: " + ", ".join(f"{step} {took:.0f}" for step, took in seconds.items()))
     (root / "quality.json").write_text(json.dumps({"table": table, "seconds": seconds}, indent=1), "utf-8")
+
+
+def measure(recipe: Recipe, root: Path, *, model: str, arm: str, output: Path) -> dict[str, Any]:
+    """The figures of an arm on the prompts and clean passages of an output folder; found again where they are there."""
+    if (output / MANIFEST).exists():
+        found: dict[str, Any] = read_manifest(output)["result"]
+        return found
+    return evaluate(recipe, model=model, arm=arm, prompts=root / "prompts.jsonl", clean=root / "data" / "clean.jsonl",
+                    output=output)
 
 
 def number(value: Any) -> float:
@@ -67,12 +75,16 @@ def toxic_prompts(path: Path, count: int) -> list[Record]:
 
 def train(recipe: Recipe, root: Path, taken: set[str]) -> dict[str, float]:
     """Make the last arm's adapter in `root/dpo`, with no training prompt that begins as one of `taken`."""
-    seconds: dict[str, float] = {}
+    noted = root / "seconds.json"
+    seconds: dict[str, float] = json.loads(noted.read_text("utf-8")) if noted.exists() else {}
 
     def timed(step: str, work: Callable[[], object]) -> None:
+        if (root / step / MANIFEST).exists():
+            return
         started = time.perf_counter()
         work()
         seconds[step] = time.perf_counter() - started
+        noted.write_text(json.dumps(seconds), "utf-8")
 
     data, apart = root / "data", root / "train_prompts.jsonl"
     timed("data", lambda: prepare_data(recipe, output=data))
