@@ -1,11 +1,19 @@
-"""Throughput of the engine against plain `generate`, same model and requests, in one run.
+"""How fast the served model is, and what each part of the way costs; all in one run, on the same model and requests.
 
-    python -m benchmarks.serve_speed --model FOLDER [--concurrency 16] [--requests 32] [--rounds 3] [--output FILE.json]
+    python -m benchmarks.serve_speed --model SOURCE [--vllm-python PYTHON] [--output FILE.json]
 
-Three ways take turns in every round, so that a busy machine disturbs all of them alike; the medians are compared:
-one request after the other with `generate`, static batches with `generate`, and the engine over gRPC with so many
-requests in flight. Requests are greedy, of mixed input lengths; `--spread 0` makes all outputs equally long, else
-they differ, as requests do. Exit code 1 where the engine is under 4 times one-at-a-time or under static batches.
+- throughput: one request after the other with `generate`, static batches with `generate`, the engine with so many
+  requests in flight, and the same through Caikit over gRPC and REST;
+- hop: a request of one token, alone, to the engine and through Caikit: what the hop adds to a request;
+- overhead: what this project's client adds to a bare call (`benchmarks.client_overhead`);
+- vllm: the engine with vLLM behind it against vLLM's own OpenAI server, with the same settings, where --vllm-python
+  names the interpreter of an environment that has vLLM (and grpcio, grpcio-tools, grpcio-reflection,
+  grpcio-health-checking, caikit-tgis-backend, prometheus-client, pydantic, PyYAML, rich, typer).
+
+What is compared takes turns in every round, so that a busy machine disturbs all alike; medians are compared. Requests
+are greedy, of 4 to 40 words, and outputs of `--tokens` differ by `--spread` of it, as requests do. Exit code 1 where a
+bound is missed: the engine at 4 times one-at-a-time and not under static batches, vLLM's back end at 0.95 of its own
+server, the client under 3 ms.
 """
 
 from __future__ import annotations
@@ -13,159 +21,136 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import socket
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-
+from benchmarks.client_overhead import LIMIT_MS, overhead, worst
+from benchmarks.serving_ways import Plain, Request, caikit_folder, requests, topology, vllm
 from llm_detox.progress import say
-from serving.engine import proto
 
-TEXT = ("the best thing about my neighbours is that they always bring fresh bread from market when it rains and "
-        "children sing old songs while we talk about work weather music travel books and many other things")
-
-
-@dataclass(frozen=True)
-class Request:
-    text: str
-    tokens: int
+Way = Callable[[], int]
+TIMES_ONE_BY_ONE, TIMES_STATIC, TIMES_VLLM = 4.0, 1.0, 0.95
 
 
-def requests(count: int, tokens: int, spread: float, seed: int = 1) -> list[Request]:
-    """So many requests of 4 to 40 words; outputs differ from `tokens` by up to `spread` of it."""
-    chance, words = random.Random(seed), TEXT.split()  # noqa: S311
-    return [Request(" ".join(chance.choices(words, k=chance.randint(4, 40))),
-                    max(1, round(tokens * (1 + chance.uniform(-spread, spread))))) for _ in range(count)]
+def rates(ways: Mapping[str, Way], rounds: int) -> dict[str, Any]:
+    """Tokens a second of each way, round by round, and their medians. The ways take turns."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name, run in ways.items():
+            started = time.perf_counter()
+            found[name].append(run() / (time.perf_counter() - started))
+        say(f"round {number + 1}: " + ", ".join(f"{name} {values[-1]:.1f}" for name, values in found.items()))
+    return {"tokens_per_second": {name: statistics.median(values) for name, values in found.items()}, "rounds": found}
 
 
-class Plain:
-    """`generate` of transformers."""
-
-    def __init__(self, model: Path) -> None:
-        from llm_detox.generation.models import load_model, load_tokenizer
-
-        self.model: Any = load_model(model)
-        self.tokenizer = load_tokenizer(model)
-
-    def run(self, batch: list[Request]) -> int:
-        import torch
-
-        encoded = self.tokenizer([request.text for request in batch], return_tensors="pt", padding=True)
-        most = max(request.tokens for request in batch)
-        with torch.inference_mode():
-            self.model.generate(**encoded.to(self.model.device), max_new_tokens=most, min_new_tokens=most,
-                                do_sample=False)
-        return sum(request.tokens for request in batch)  # what was asked for; the rest of the batch's steps is waste
-
-    def one_by_one(self, work: list[Request], size: int) -> int:
-        return sum(self.run([request]) for request in work)
-
-    def batches(self, work: list[Request], size: int) -> int:
-        return sum(self.run(work[i : i + size]) for i in range(0, len(work), size))
+def throughput(model: Path, served: Mapping[str, Any], work: list[Request], size: int, rounds: int) -> dict[str, Any]:
+    plain = Plain(model / "artifacts")
+    few = work[::max(1, len(work) // 8)]  # one at a time takes long, and its rate depends little on how many there are
+    ways: dict[str, Way] = {"one_by_one": lambda: plain.one_by_one(few),
+                            "static_batches": lambda: plain.batches(work, size)}
+    for name, one in served.items():
+        ways[name] = lambda one=one: one.concurrent(work, size)  # type: ignore[misc]
+    plain.run(work[:2])  # first calls set up threads and caches
+    for one in served.values():
+        one.concurrent(work[:size], size)
+    result = rates(ways, rounds)
+    median = result["tokens_per_second"]
+    return {**result, "engine_by_one_by_one": median["engine"] / median["one_by_one"],
+            "engine_by_static_batches": median["engine"] / median["static_batches"],
+            "caikit_grpc_by_engine": median["caikit_grpc"] / median["engine"],
+            "caikit_rest_by_engine": median["caikit_rest"] / median["engine"]}
 
 
-class Served:
-    """The engine over gRPC."""
-
-    def __init__(self, port: int) -> None:
-        pb = proto.messages()
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-        self.call = self.channel.unary_unary(
-            f"/{proto.SERVICE}/Generate", request_serializer=pb.BatchedGenerationRequest.SerializeToString,
-            response_deserializer=pb.BatchedGenerationResponse.FromString)
-        self.request = pb.BatchedGenerationRequest
-
-    def one(self, request: Request) -> int:
-        stopping = {"max_new_tokens": request.tokens, "min_new_tokens": request.tokens}
-        answer = self.call(self.request(requests=[{"text": request.text}], params={"stopping": stopping}), timeout=600)
-        return int(answer.responses[0].generated_token_count)
-
-    def concurrent(self, work: list[Request], size: int) -> int:
-        with ThreadPoolExecutor(size) as pool:
-            return sum(pool.map(self.one, work))
+def hop(served: Mapping[str, Any], calls: int) -> dict[str, float]:
+    """Milliseconds of a request of one token, and what Caikit adds to it: medians of neighbours' differences."""
+    request = Request(requests(1, 1, 0)[0].text, 1)
+    times: dict[str, list[float]] = {name: [] for name in served}
+    for _ in range(calls):
+        for name, one in served.items():
+            started = time.perf_counter()
+            one.one(request)
+            times[name].append(1000 * (time.perf_counter() - started))
+    added = {f"{name}_adds_ms": statistics.median(b - a for a, b in zip(times["engine"], values, strict=True))
+             for name, values in times.items() if name != "engine"}
+    return {**{f"{name}_ms": statistics.median(values) for name, values in times.items()}, **added}
 
 
-@contextmanager
-def engine(model: Path, size: int) -> Iterator[Served]:
-    """An engine process on free ports."""
-    ports = [_free_port(), _free_port()]
-    command = [sys.executable, "-m", "serving.engine", "--model-name", str(model), "--host", "127.0.0.1",
-               "--grpc-port", str(ports[0]), "--port", str(ports[1]), "--max-batch-size", str(size)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        _wait(f"http://127.0.0.1:{ports[1]}/health", process)
-        yield Served(ports[0])
-    finally:
-        process.terminate()
-        process.wait(60)
+def against_vllm(python: str, model: Path, work: list[Request], size: int, rounds: int, logs: Path) -> dict[str, Any]:
+    import torch
+
+    with vllm(python, model, size, torch.cuda.is_available(), logs) as served:
+        for one in served.values():
+            one.concurrent(work[:size], size)
+        ways = {name: (lambda one=one: one.concurrent(work, size)) for name, one in served.items()}
+        result = rates(ways, rounds)
+    median = result["tokens_per_second"]
+    return {**result, "engine_by_openai": median["vllm_engine"] / median["vllm_openai"]}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def missed(result: Mapping[str, Any]) -> list[str]:
+    """The bounds that the run did not keep."""
+    bounds = [("engine by one-at-a-time", result["throughput"]["engine_by_one_by_one"], TIMES_ONE_BY_ONE),
+              ("engine by static batches", result["throughput"]["engine_by_static_batches"], TIMES_STATIC)]
+    if "vllm" in result:
+        bounds.append(("vLLM's back end by its own server", result["vllm"]["engine_by_openai"], TIMES_VLLM))
+    missing = [f"{name}: {value:.2f}, at least {least} is wanted" for name, value, least in bounds if value < least]
+    if (added := worst(result["overhead"])) >= LIMIT_MS:
+        missing.append(f"the client adds {added:.2f} ms, under {LIMIT_MS:g} is wanted")
+    return missing
 
 
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=60):  # noqa: S310 (our own loopback address)
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise SystemExit("the engine ended before it was ready")
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    model = caikit_folder(options.model, work)
+    asked = requests(options.requests, options.tokens, options.spread)
+    result: dict[str, Any] = {"settings": {name: str(value) for name, value in vars(options).items()},
+                              "cores": os.cpu_count(), "seconds": {}}
 
+    @contextmanager
+    def clock(name: str) -> Any:
+        say(f"{name} ...")
+        started = time.perf_counter()
+        yield
+        result["seconds"][name] = round(time.perf_counter() - started, 1)
 
-def measure(model: Path, work: list[Request], size: int, rounds: int) -> dict[str, list[float]]:
-    """Tokens a second of the three ways, round by round."""
-    plain = Plain(model)
-    with engine(model, size) as served:
-        ways: dict[str, tuple[Callable[[list[Request], int], int], list[Request]]] = {
-            "one_by_one": (plain.one_by_one, work[: max(4, len(work) // 8)]),
-            "static_batches": (plain.batches, work), "engine": (served.concurrent, work)}
-        for run, _ in ways.values():
-            run(work[:2], 2)  # first calls set up threads and caches
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(rounds):
-            for name, (run, share) in ways.items():
-                started = time.perf_counter()
-                rates[name].append(run(share, size) / (time.perf_counter() - started))
-            say(f"round {number + 1}: " + ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items()))
-    return rates
+    with topology(model, work / "logs") as served:
+        with clock("throughput"):
+            result["throughput"] = throughput(model, served, asked, options.concurrency, options.rounds)
+        with clock("hop"):
+            result["hop"] = hop(served, options.hops)
+    with clock("overhead"):
+        result["overhead"] = overhead()
+    if options.vllm_python:
+        with clock("vllm"):
+            result["vllm"] = against_vllm(options.vllm_python, model, asked, options.concurrency, options.rounds, work)
+    return {**result, "missed": missed(result)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="any model source, or a folder that `convert` wrote")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--spread", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--hops", type=int, default=40, help="requests of one token on each way")
+    parser.add_argument("--vllm-python", help="interpreter of an environment with vLLM")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    work = requests(options.requests, options.tokens, options.spread)
-    rates = measure(options.model, work, options.concurrency, options.rounds)
-    median = {name: statistics.median(values) for name, values in rates.items()}
-    result = {"tokens_per_second": median, "rounds": rates, "cores": os.cpu_count(),
-              "times_one_by_one": median["engine"] / median["one_by_one"],
-              "times_static_batches": median["engine"] / median["static_batches"],
-              "settings": {k: str(v) for k, v in vars(options).items()}}
+    with tempfile.TemporaryDirectory(prefix="serve-speed-") as folder:
+        result = measure(options, Path(folder))
     print(json.dumps(result, indent=1))
     if options.output:
-        options.output.write_text(json.dumps(result), "utf-8")
-    return 0 if result["times_one_by_one"] >= 4 and result["times_static_batches"] >= 1 else 1
+        options.output.write_text(json.dumps(result, indent=1), "utf-8")
+    for one in result["missed"]:
+        say(f"missed: {one}")
+    return 1 if result["missed"] else 0
 
 
 if __name__ == "__main__":
