@@ -1,11 +1,11 @@
 """Toxicity against fluency along the way from the SFT adapter to the last arm's: the curve behind one point.
 
-    python -m benchmarks.detox_curve --recipe recipes/smollm2-quality.yaml --quality runs/quality [--shares .35 .7 1]
+    python -m benchmarks.detox_curve --recipe recipes/smollm2-quality.yaml --quality runs/quality [--shares .4 .7]
 
-Reads the output folder of `benchmarks.detox_quality`. A point is an adapter whose every weight lies at that share of
-the way (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", eq. 1, for adapters); all points and the base
-are measured on the same prompts with the same seeds. Prints a table of shares of the base's figures and writes it with
-intervals to `curve.json`. What is measured already is found again.
+Goes on from the output folder of `benchmarks.detox_quality`, whose base and last arm are the curve's ends, with its
+prompts, seeds and number of continuations. A point is an adapter whose every weight lies at that share of the way
+(Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", eq. 1, for adapters). Prints a table of shares of the
+base's figures and writes the figures with their intervals to `curve.json`. What is measured already is found again.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ def between(start: Path, end: Path, share: float, output: Path) -> Path:
 
 
 def main() -> None:
-    """Measure all points, print the table and write it as JSON."""
+    """Measure the points, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--quality", type=Path, required=True, help="output folder of benchmarks.detox_quality")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.35, 0.7, 1.0])
-    parser.add_argument("--continuations", type=int, default=8)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.7])
+    parser.add_argument("--continuations", type=int, default=25)
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, [f"evaluation.continuations={options.continuations}"])
     root: Path = options.quality
-    models = {"base": recipe.model.source} | {
-        f"{share:g}": str(between(root / "sft", root / "dpo", share, root / f"adapter-{share:g}"))
-        for share in options.shares}
-    found = {name: measure(recipe, root, model=model, arm=name, output=root / f"curve-{name}")
+    points = {f"{share:g}": between(root / "sft", root / "dpo", share, root / f"adapter-{share:g}")
+              for share in options.shares}
+    models = {"base": recipe.model.source, **{name: str(folder) for name, folder in points.items()},
+              "dpo": str(root / "dpo")}
+    found = {name: measure(recipe, root, model=model, arm=name, output=root / f"evaluation-{name}")
              for name, model in models.items()}
     print("| share of the way | " + " | ".join(ROWS) + " |\n|" + "---|" * (len(ROWS) + 1))
     for name, result in found.items():
