@@ -43,7 +43,9 @@ def _authority(folder: Path, prefix: str) -> None:
     now = datetime.datetime.now(datetime.UTC)
     keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("ca", "server", "client")}
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{prefix}test authority")])
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    names = x509.SubjectAlternativeName([
+        x509.DNSName("localhost"), x509.DNSName("models.localhost"),  # a bucket in the host's name
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     for name, key in keys.items():
         subject = issuer if name == "ca" else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = (x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())

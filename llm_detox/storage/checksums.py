@@ -20,11 +20,15 @@ _DIGEST_CHARS = 32
 
 @dataclass(frozen=True)
 class FileSum:
-    """One file: its SHA-256, its size, and the ETag that a store gives it when sent in parts of the agreed size."""
+    """One file: its SHA-256, its size, and the ETag that a store gives it when sent in parts of the agreed size.
+
+    `parts` holds the ETag of each part, of files that go in parts.
+    """
 
     sha256: str
     bytes: int
     etag: str
+    parts: tuple[str, ...] = ()
 
 
 def part_size(largest: int) -> int:
@@ -52,7 +56,7 @@ def sum_file(path: Path, part: int) -> FileSum:
     else:
         parts += [piece.digest()] if filled else []
         etag = f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
-    return FileSum(whole.hexdigest(), size, etag)
+    return FileSum(whole.hexdigest(), size, etag, tuple(part.hex() for part in parts))
 
 
 def sum_folder(folder: Path, part: int) -> dict[str, FileSum]:

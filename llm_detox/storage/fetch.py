@@ -18,7 +18,7 @@ from llm_detox.storage.checksums import INDEX, checked_index, digest_of_index, p
 from llm_detox.storage.pointer import read_json, read_pointer
 from llm_detox.storage.publishing import listing
 from llm_detox.storage.s3 import Place, clear_errors, connect, endpoint_of, is_missing, may_pass
-from llm_detox.storage.transfer import transfers
+from llm_detox.storage.transfer import PARTS_SUFFIX, transfers
 
 _ROUNDS = 3
 
@@ -109,6 +109,7 @@ def _fetch_version(client: Any, version: Place, index: dict[str, Any], to: Path)
     staging = to.parent / f".{to.name}.part"
     files = {name: staging / name for name in index["files"]}
     with _writing(staging, to):
+        begun = _keep_only(staging, set(files.values()))
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         for round_number in range(1, _ROUNDS + 1):
@@ -116,7 +117,9 @@ def _fetch_version(client: Any, version: Place, index: dict[str, Any], to: Path)
                 _fetch_missing(client, version, index, files, staging)
                 break
             except Exception as error:
-                if round_number == _ROUNDS or not may_pass(error):
+                # What an earlier attempt left may be damaged where the machine went down; then it is fetched anew.
+                again = may_pass(error) or (isinstance(error, _Damaged) and begun and round_number == 1)
+                if round_number == _ROUNDS or not again:
                     raise
         _write_index(staging, index)
         staging.rename(to)
@@ -124,23 +127,39 @@ def _fetch_version(client: Any, version: Place, index: dict[str, Any], to: Path)
 
 def _fetch_missing(client: Any, version: Place, index: dict[str, Any], files: dict[str, Path], staging: Path) -> None:
     expected = {name: file["sha256"] for name, file in index["files"].items()}
-    missing = {name: path for name, path in files.items() if not (path.is_file() and sha256_of(path) == expected[name])}
-    if len(missing) < len(files):
-        say(f"going on with an interrupted fetch: {len(files) - len(missing)} of {len(files)} files are here")
+    begun = {name for name, path in files.items() if path.with_name(path.name + PARTS_SUFFIX).exists()}
+    missing = {name: path for name, path in files.items()
+               if name in begun or not (path.is_file() and sha256_of(path) == expected[name])}
+    if begun or len(missing) < len(files):
+        say(f"going on with an interrupted fetch: {len(files) - len(missing)} of {len(files)} files are here"
+            + (f", {len(begun)} in part" if begun else ""))
     needed = sum(index["files"][name]["bytes"] for name in missing)
-    _check_room(staging, needed)
+    _check_room(staging, needed - sum(files[name].stat().st_blocks * 512 for name in begun if files[name].is_file()))
     part = part_size(max((file["bytes"] for file in index["files"].values()), default=0))
     with transfers(client, part, "fetching", needed) as running:
         for name, path in missing.items():
-            running.download(version.bucket, (version / name).key, str(path),
+            running.download(version / name, path, index["files"][name]["bytes"], expected[name],
                              _checker(path, expected[name], str(version / name)))
+
+
+def _keep_only(staging: Path, wanted: set[Path]) -> bool:
+    """Remove what an interrupted fetch of another version left; whether anything of this one is there."""
+    lists = {path.with_name(path.name + PARTS_SUFFIX) for path in wanted}
+    for path in staging.rglob("*"):
+        if path.is_file() and path not in wanted | lists:
+            path.unlink()
+    return any(path.is_file() for path in wanted)
+
+
+class _Damaged(DetoxError):
+    """A file is not what its checksum says."""
 
 
 def _checker(path: Path, expected: str, place: str) -> Callable[[], None]:
     def check() -> None:
         if sha256_of(path) != expected:
             path.unlink()
-            raise DetoxError("the file in the store is not the one that was published (SHA-256 differs)", place=place,
+            raise _Damaged("the file in the store is not the one that was published (SHA-256 differs)", place=place,
                              remedy="publish the model again, or roll back to another version")
     return check
 
@@ -172,15 +191,13 @@ def _fetch_objects(client: Any, place: Place, objects: dict[str, tuple[int, str]
     staging = folder.parent / f".{folder.name}.part"
     needed = sum(size for size, _ in objects.values())
     with _writing(staging, folder):
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
         _check_room(staging, needed)
         part = part_size(max(size for size, _ in objects.values()))
         with transfers(client, part, f"fetching {place}", needed) as running:
-            for name in objects:
+            for name, (size, etag) in objects.items():
                 path = staging / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                running.download(place.bucket, place.key if single else (place / name).key, str(path))
+                running.download(place if single else place / name, path, size, etag, etag=etag)
         staging.rename(folder)
 
 

@@ -94,29 +94,28 @@ def _fill(client: Any, folder: Path, version: Place, place: Place, sums: Mapping
 
 
 def _transfer(client: Any, folder: Path, version: Place, missing: Mapping[str, FileSum],
-              copies: Mapping[str, dict[str, str]], part: int) -> None:
+              copies: Mapping[str, Place], part: int) -> None:
     with transfers(client, part, "publishing", sum(one.bytes for one in missing.values())) as running:
         for name, one in missing.items():
-            key, note = (version / name).key, {"sha256": one.sha256}
             if name in copies:
-                running.copy(copies[name], version.bucket, key, note)
+                running.copy(copies[name], version / name, one)
             else:
-                running.upload(str(folder / name), version.bucket, key, note)
+                running.upload(folder / name, version / name, one)
 
 
-def _copy_sources(client: Any, place: Place, missing: Mapping[str, FileSum]) -> dict[str, dict[str, str]]:
+def _copy_sources(client: Any, place: Place, missing: Mapping[str, FileSum]) -> dict[str, Place]:
     """Where the store holds the content of missing files already, undamaged, in one of the last versions."""
     wanted = {name: one for name, one in missing.items() if one.bytes >= _COPY_FROM}
     pointer = read_pointer(client, place) if wanted else None
-    held: dict[tuple[str, int, str], str] = {}
+    held: dict[tuple[str, int, str], Place] = {}
     for entry in (pointer.value["versions"] if pointer else [])[:_LOOK_BACK]:
         older = place / str(entry["digest"])
         stored = read_json(client, older / INDEX)
         there = listing(client, older) if stored else {}
         for name, file in (stored.value["files"] if stored else {}).items():
             if name in there:
-                held[file["sha256"], *there[name]] = (older / name).key
-    return {name: {"Bucket": place.bucket, "Key": held[one.sha256, one.bytes, one.etag]}
+                held[file["sha256"], *there[name]] = older / name
+    return {name: held[one.sha256, one.bytes, one.etag]
             for name, one in wanted.items() if (one.sha256, one.bytes, one.etag) in held}
 
 

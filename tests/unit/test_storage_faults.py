@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llm_detox.errors import DetoxError
 from llm_detox.storage import fetch_model, publish, s3
 from llm_detox.storage.s3 import Place, connect
-from llm_detox.storage.seaweed import Seaweed, find_weed
+from llm_detox.storage.seaweed import Seaweed
 from llm_detox.storage.versions import versions
-from tests.faultproxy import Decide, Fault, Lost, Proxy, Request, Reset, Stall, Status, fault_proxy
+from tests.faultproxy import Decide, Fault, Lost, Proxy, Request, Reset, Stall, Status
 
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    try:
-        find_weed()
-    except DetoxError as error:
-        pytest.skip(str(error))
-    store = Seaweed.start(tmp_path_factory.mktemp("weed"), buckets=["models"])
-    yield store
-    store.stop()
-
-
-@pytest.fixture
-def proxy(store: Seaweed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
-    for name, value in store.env().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LLM_DETOX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(s3, "ATTEMPTS", 3)
-    for module in ("publishing", "fetch"):
-        monkeypatch.setattr(f"llm_detox.storage.{module}.part_size", lambda largest: 5 * MIB)
-    with fault_proxy(store.endpoint) as proxy:
-        monkeypatch.setenv("AWS_S3_ENDPOINT", proxy.url)
-        yield proxy
-
-
-@pytest.fixture
-def url(request: pytest.FixtureRequest) -> str:
-    return f"s3://models/{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"
-
-
-@pytest.fixture(autouse=True)
-def _quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """botocore's pauses between attempts grow to 20 s; their length is not what is tested here."""
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.01)
+pytestmark = pytest.mark.usefixtures("quick_pauses")
 
 
 def make_model(folder: Path, seed: int = 0) -> Path:
@@ -193,36 +159,15 @@ def test_credentials_that_expire_midway_stop_the_fetch_and_fresh_ones_go_on(
     assert same(model, tmp_path / "back")
 
 
-class _Full:
-    """A file on a disk that has no room behind the first mebibyte."""
-
-    def __init__(self, file: Any) -> None:
-        self._file, self._written = file, 0
-
-    def write(self, data: bytes) -> int:
-        self._written += len(data)
-        if self._written > MIB:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return int(self._file.write(data))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def __enter__(self) -> _Full:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
 def test_a_disk_that_fills_up_is_named_and_gets_its_room_back(
     proxy: Proxy, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s3transfer.utils import OSUtils
-
     publish(make_model(tmp_path / "model"), url)
-    plain = OSUtils.open
-    monkeypatch.setattr(OSUtils, "open", lambda self, name, mode: _Full(plain(self, name, mode)))
+
+    def full(path: Path, start: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llm_detox.storage.transfer.write_at", full)
     with pytest.raises(DetoxError, match="disk is full"):
         fetch_model(url, tmp_path / "back")
     assert not list(tmp_path.glob("*back*"))
