@@ -39,9 +39,26 @@ class Stack:
 
 
 @pytest.fixture(scope="session")
-def stack(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def engine_model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with an end-of-sequence logit that is small, but not zero, so that penalties act on it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = tmp_path_factory.mktemp("engine") / "llama"
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    rows = model.get_input_embeddings().weight
+    with torch.no_grad():
+        rows[1] = 0.05 * rows[2]
+    model.save_pretrained(target)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def stack(engine_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Tests that only ask share it; whoever breaks processes starts an own one."""
-    with deployed(str(tiny_llama), tmp_path_factory.mktemp("stack")) as running:
+    with deployed(str(engine_model), tmp_path_factory.mktemp("stack")) as running:
         yield running
 
 

@@ -175,10 +175,8 @@ def test_malformed_rest_requests_are_refused(stack: Stack, body: Any, status: in
 
 
 @pytest.mark.parametrize("protocol", CAIKIT)
-def test_five_mebibytes_pass_and_more_than_the_limit_is_refused(stack: Stack, protocol: str) -> None:
+def test_more_than_the_limit_is_refused(stack: Stack, protocol: str) -> None:
     with stack.client(protocol) as client:
-        answer = client.generate("word " * 2**20, max_new_tokens=1, truncate_input_tokens=8)
-        assert answer.input_token_count == 8
         with pytest.raises(GenerationError) as caught:
             client.generate("word " * (4 * 2**20), max_new_tokens=1, truncate_input_tokens=8)
         assert caught.value.code in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")

@@ -14,19 +14,6 @@ from tests.serving.engine.running import Engine, running_engine
 
 
 @pytest.fixture(scope="session")
-def engine_model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with an end-of-sequence logit that is small, but not zero, so that penalties act on it."""
-    target = tmp_path_factory.mktemp("engine") / "llama"
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-    rows = model.get_input_embeddings().weight
-    with torch.no_grad():
-        rows[1] = 0.05 * rows[2]
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(target)
-    return target
-
-
-@pytest.fixture(scope="session")
 def engine(engine_model: Path) -> Iterator[Engine]:
     with running_engine(engine_model, "--max-batch-size", "8", "--max-new-tokens", "200",
                         "--max-concurrent-requests", "12") as found:
