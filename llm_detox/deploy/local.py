@@ -79,6 +79,13 @@ def serve_folder(model: Path, *, name: str, ports: Ports, output: Path, about: d
     return state
 
 
+def update_state(deployment: Path, changes: dict[str, Any]) -> None:
+    """Note what is served now in `deployment.json`; a reader sees the old content or the new one."""
+    new = deployment / f"{STATE}.new"
+    _write_private(new, {**read_state(deployment), **changes})
+    new.replace(deployment / STATE)
+
+
 def read_state(deployment: Path) -> dict[str, Any]:
     """The state of a deployment folder, or of the file `deployment.json` itself.
 

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llm_detox import processes
-from llm_detox.deploy.local import serve_folder, stop_local
+from llm_detox.deploy.local import serve_folder, stop_local, update_state
+from llm_detox.deploy.refresh import Refresher, Versions
 from llm_detox.deploy.topology import Ports
 from llm_detox.errors import DetoxError
 from llm_detox.processes import Process
 from llm_detox.progress import say
 
 _WATCH_SECONDS = 0.5
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def serve(model: str, *, name: str, rest_port: int = 0, grpc_port: int = 0,
           on_ready: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Serve a model until this process is told to end (SIGINT, SIGTERM).
+    """Serve a model until this process is told to end (SIGINT, SIGTERM, SIGHUP).
 
     Args:
-        model: an address that `publish` printed; a folder that `convert` or `deploy` wrote; or any other model source,
-            which is converted first.
+        model: an address that `publish` printed (where it is that of the pointer, other versions are followed as it
+            moves); a folder that `convert` or `deploy` wrote; or any other model source, which is converted first.
         name: the id under which the model answers.
         rest_port, grpc_port: wanted ports; 0 takes free ones.
         on_ready: called with the deployment's state when the model has answered.
@@ -34,28 +37,30 @@ def serve(model: str, *, name: str, rest_port: int = 0, grpc_port: int = 0,
         DetoxError: the model cannot be fetched or loaded, a port is in use, or a server process dies.
     """
     ports = Ports.choose(rest_port, grpc_port)
-    ended = _EndSignal()
-    with tempfile.TemporaryDirectory(prefix="llm-detox-serve-") as folder, ended:
+    ended, over = _EndSignal(), threading.Event()
+    with tempfile.TemporaryDirectory(prefix="llm-detox-serve-", ignore_cleanup_errors=True) as folder, ended:
         work = Path(folder)
         try:
-            state = serve_folder(_caikit_folder(model, work), name=name, ports=ports, output=work,
-                                 about={"address": model if model.startswith("s3://") else None})
+            versions = Versions(model, work) if model.startswith("s3://") else None
+            about = versions.fetch() if versions else {"address": None}
+            state = serve_folder(versions.current if versions else _caikit_folder(model, work), name=name, ports=ports,
+                                 output=work, about=about)
             if on_ready:
                 on_ready(state)
-            _watch([Process(**one) for one in state["processes"]], ended)
+            running = [Process(**one) for one in state["processes"]]
+            if versions and about["address"] != model.rstrip("/"):
+                Refresher(versions, running[0], f"{state['urls']['engine']}/metrics",
+                          lambda found: update_state(work, found), over).start()
+            _watch(running, ended)
         except _Ended:
             say("ending")
         finally:
+            over.set()
             stop_local(work)
 
 
 def _caikit_folder(model: str, work: Path) -> Path:
-    """The model as a Caikit folder: fetched, found, or converted."""
-    if model.startswith("s3://"):
-        from llm_detox.storage import fetch_model
-
-        fetch_model(model, work / "model")
-        return work / "model"
+    """The model as a Caikit folder: found, or converted."""
     for folder in (Path(model), Path(model) / "model"):
         if (folder / "config.yml").is_file() and (folder / "artifacts").is_dir():
             return folder
@@ -79,13 +84,13 @@ class _Ended(BaseException):
 
 
 class _EndSignal:
-    """SIGTERM and SIGINT end the block; also while the model is still loading."""
+    """SIGTERM, SIGINT and the terminal's end end the block; also while the model is still loading."""
 
     def __init__(self) -> None:
         self.seen = False
 
     def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._note) for number in _ENDS}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -35,6 +35,7 @@ class Vocabulary:
         self.keep_special = keep_special
         self.special = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
         self.byte_level = type(backend.decoder).__name__ == "ByteLevel"
+        self._bytes: dict[int, bytes] = {}
 
     def detokenizer(self) -> Detokenizer:
         """A fresh one for one continuation."""
@@ -52,14 +53,17 @@ class Vocabulary:
         """Ids put before a continuation, so that decoders that treat the first token apart keep its space."""
         return tuple(self.backend.encode("A", add_special_tokens=False).ids)
 
-    @functools.lru_cache(maxsize=65536)  # noqa: B019 (one vocabulary lives as long as the process)
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a byte-level token stands for."""
-        name, table = self.name(token), _byte_of_character()
-        try:
-            return bytes([table[character] for character in name])
-        except KeyError:  # an added token stands for its own text
-            return name.encode()
+        found = self._bytes.get(token)
+        if found is None:
+            name, table = self.name(token), _byte_of_character()
+            try:
+                found = bytes([table[character] for character in name])
+            except KeyError:  # an added token stands for its own text
+                found = name.encode()
+            self._bytes[token] = found
+        return found
 
 
 class _ByteLevel:

@@ -36,6 +36,9 @@ class Metrics:
         self._batch_tokens = Gauge("tgi_batch_input_tokens", "tokens in the batch", registry=self.registry)
         self._queue = Gauge("tgi_queue_size", "requests that wait", registry=self.registry)
         self.registry.register(_WithoutTotal(self._counters))
+        self._model = Gauge("llm_detox_model", "the folder whose model is served", ["folder"], registry=self.registry)
+        self.reload_failures = Counter("llm_detox_reload_failures", "models that were not taken",
+                                       registry=self.registry)
 
     def stepped(self, method: str, rows: int, seconds: float) -> None:
         """A forward pass ran: `prefill` or `next_token`."""
@@ -52,6 +55,11 @@ class Metrics:
     def waited(self, seconds: float) -> None:
         """A request left the queue."""
         self._queue_seconds.observe(seconds)
+
+    def serves(self, folder: str) -> None:
+        """New calls meet the model of this folder from now on."""
+        self._model.clear()
+        self._model.labels(folder).set(1)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
+import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,17 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from llm_detox.errors import DetoxError
 from serving.engine import proto
 from serving.engine.http import HttpServer
-from serving.engine.jobs import Engine
+from serving.engine.loading import load
 from serving.engine.metrics import Metrics
-from serving.engine.service import GenerationFailed, GenerationService, Overloaded, Tokenization, Undecodable
+from serving.engine.service import GenerationFailed, GenerationService, Overloaded, Undecodable
 from serving.engine.settings import Settings
-from serving.engine.validation import InvalidRequest, Limits
+from serving.engine.validation import InvalidRequest
 
 log = logging.getLogger(__name__)
 
 _HEALTH_SECONDS = 60.0
-_NO_TOKENS = "no memory is left for the cache"
+_LONGEST_WORDS = 500  # gRPC takes 8 KiB, in which a character may take 12 bytes; past that, clients see another status
+_DRAIN_SECONDS = 600.0  # how long calls may go on with a model that another one has followed
 
 
 class Server:
@@ -40,7 +44,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT.
+        """Serve until SIGTERM or SIGINT; SIGUSR1 loads the model anew, from wherever its name leads then.
 
         Raises:
             DetoxError: the model cannot be loaded, a port is taken, or a certificate cannot be read.
@@ -49,64 +53,21 @@ class Server:
         proto.messages()
         http = HttpServer(self.settings.host, self.settings.port, self._trouble, self.metrics.text)
         try:
-            service, engine = self._load()
-            engine.start()
+            served = load(self.settings, self.metrics)
+            service = GenerationService(served, self.metrics,
+                                        max_concurrent_requests=self.settings.max_concurrent_requests)
             try:
                 asyncio.run(self._serve(service, credentials, http.port))
             finally:
-                engine.stop()
+                service.served.engine.stop()
         finally:
             http.close()
 
-    def _load(self) -> tuple[GenerationService, Engine]:
-        # torch and transformers take seconds to import; wrong settings and taken ports show before that.
-        from serving.engine.source import Source
-
-        settings = self.settings
-        source = Source(settings.model_name, keep_special=settings.output_special_tokens)
-        engine, longest = self._vllm(source) if _wants_vllm(settings) else self._transformers(source)
-        limits = Limits(longest, min(settings.max_new_tokens, longest - 1), settings.default_include_stop_seqs)
-        service = GenerationService(Tokenization(source.vocabulary, source.bos), engine, limits, self.metrics,
-                                    max_concurrent_requests=settings.max_concurrent_requests)
-        return service, engine
-
-    def _vllm(self, source: Any) -> tuple[Engine, int]:
-        from serving.engine.backend_vllm import VllmEngine
-
-        engine = VllmEngine(source.folder, self.settings, source.vocabulary, source.eos, self.metrics)
-        log.info("vLLM; batches of %d, sequences of %d tokens", self.settings.max_batch_size,
-                 engine.max_sequence_length)
-        return engine, engine.max_sequence_length
-
-    def _transformers(self, source: Any) -> tuple[Engine, int]:
-        import torch
-
-        from serving.engine.backend_transformers import Model
-        from serving.engine.resources import cache_tokens, usable_cores
-        from serving.engine.scheduler import Scheduler
-
-        settings = self.settings
-        cores = usable_cores() or torch.get_num_threads()
-        torch.set_num_threads(settings.threads or min(cores, torch.get_num_threads()))
-        model = Model(source, settings)
-        budget = cache_tokens(model.model, settings.memory_fraction)
-        longest = min(model.max_sequence_length, budget)
-        if longest < 2:
-            raise DetoxError(_NO_TOKENS, place=settings.model_name, remedy="a smaller model, or more memory")
-        if longest < model.max_sequence_length:
-            log.warning("max_sequence_length is lowered from %d to %d, what the memory holds",
-                        model.max_sequence_length, longest)
-        log.info("%s on %s in %s; batches of %d, sequences of %d tokens", type(model.model).__name__,
-                 model.model.device, model.model.dtype, model.rows.limit, longest)
-        return Scheduler(model.rows, source.vocabulary, source.eos, self.metrics, budget=budget,
-                         prefill_tokens=settings.max_prefill_tokens,
-                         prefill_padding=settings.max_prefill_padding), longest
-
     async def _serve(self, service: GenerationService, credentials: Any, http_port: int) -> None:
         self._loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, stop.set)
+        stop, anew = asyncio.Event(), asyncio.Event()
+        for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGUSR1, anew)):
+            self._loop.add_signal_handler(number, event.set)
         server, status = self._grpc_server(service)
         port = _listen(server, self.settings, credentials)
         self._service = service
@@ -116,13 +77,41 @@ class Server:
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
         await server.start()
         self._state = ""
+        self.metrics.serves(service.served.folder)
         log.info("ready: gRPC on %s:%d, HTTP on %s:%d", self.settings.host, port, self.settings.host, http_port)
+        renewing = asyncio.create_task(self._renew(service, anew))
         await stop.wait()
+        renewing.cancel()
         log.info("signal received: no new requests, those in progress have %g s", self.settings.shutdown_grace_seconds)
         self._state = "shutting down"
         await status.enter_graceful_shutdown()
         await server.stop(self.settings.shutdown_grace_seconds)
         log.info("stopped")
+
+    async def _renew(self, service: GenerationService, anew: asyncio.Event) -> None:
+        """Load the model again whenever `anew` is set: new calls meet the new one, those that run keep the old one."""
+        while True:
+            await anew.wait()
+            anew.clear()
+            log.info("loading the model anew")
+            try:
+                new = await _apart(lambda: load(self.settings, self.metrics))
+                if not await new.generates():
+                    await _apart(new.engine.stop)
+                    raise DetoxError("the model does not generate", place=new.folder, remedy="see the log above")
+            except Exception as error:  # whatever is wrong with the new one, the old one goes on
+                log.error("the new model is not taken, the old one goes on: %s", error,
+                          exc_info=not isinstance(error, DetoxError))
+                self.metrics.reload_failures.inc()
+                continue
+            old, service.served = service.served, new
+            self.metrics.serves(new.folder)
+            log.info("%s is served; %d calls end with the model before", new.folder, old.calls)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(old.idle(), _DRAIN_SECONDS)
+            await _apart(old.engine.stop)
+            del old, new
+            _release_memory()
 
     def _grpc_server(self, service: GenerationService) -> tuple[Any, Any]:
         server = grpc.aio.server(interceptors=[_Errors(self.metrics)], options=[
@@ -145,6 +134,36 @@ class Server:
         except TimeoutError:
             check.cancel()
             return "Healthcheck timed-out"
+
+
+async def _apart(work: Callable[[], Any]) -> Any:
+    """The result of work in a thread that the process's end does not wait for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def tell(set_: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            set_(value)
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            set_, result = future.set_exception, error
+        else:
+            set_ = future.set_result
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, set_, result)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future
+
+
+def _release_memory() -> None:
+    from serving.engine.resources import release
+
+    gc.collect()
+    release()
 
 
 class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -188,29 +207,22 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return guarded
 
     async def _abort(self, context: Any, error: Exception) -> None:
+        words = str(error)[:_LONGEST_WORDS]
         if isinstance(error, InvalidRequest):
             self._metrics.failure.labels("validation").inc()
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
         if isinstance(error, Overloaded):
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, words)
         if isinstance(error, Undecodable):
-            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+            await context.abort(grpc.StatusCode.INTERNAL, words)
         if isinstance(error, GenerationFailed):
             self._metrics.failure.labels("generate").inc()
-            await context.abort(grpc.StatusCode.UNKNOWN, str(error))
+            await context.abort(grpc.StatusCode.UNKNOWN, words)
         if isinstance(error, grpc.aio.AbortError):
             raise error
         self._metrics.failure.labels("unknown").inc()
         log.exception("a call failed")
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
-
-
-def _wants_vllm(settings: Settings) -> bool:
-    from serving.engine.backend_vllm import installed
-
-    if settings.backend == "vllm" and not installed():
-        raise DetoxError("vLLM is not installed", place="--backend", remedy="install it, or --backend transformers")
-    return settings.backend == "vllm" or (settings.backend == "auto" and installed())
 
 
 def _add_reflection(server: Any) -> None:

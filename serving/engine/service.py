@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _INLINE_CHARACTERS = 4000
 _DECODER_ONLY = 0
+_IDLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,65 @@ class Tokenization:
         return ids
 
 
-class GenerationService:
-    """The four calls. Every method takes the request message and grpc.aio's context."""
+@dataclass(eq=False, slots=True)
+class Served:
+    """A loaded model as calls meet it; `calls` is how many are at it."""
 
-    def __init__(self, tokenization: Tokenization, engine: Engine, limits: Limits, metrics: Metrics, *,
-                 max_concurrent_requests: int) -> None:
-        self._tokenization, self._engine, self._limits, self._metrics = tokenization, engine, limits, metrics
+    folder: str
+    tokenization: Tokenization
+    engine: Engine
+    limits: Limits
+    calls: int = 0
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+
+    async def generates(self) -> bool:
+        """Whether a token can be generated now."""
+        queue = asyncio.Queue[Update]()
+        prepared = [(self.tokenization.encode("liveness"), Parameters(max_new_tokens=1))]
+        with self.call(), self.submitted(prepared, [queue], stream=False):
+            return (await queue.get()).reason != ERROR
+
+    @contextmanager
+    def submitted(self, prepared: Sequence[tuple[list[int], Parameters]], queues: Sequence[asyncio.Queue[Update]],
+                  *, stream: bool) -> Iterator[None]:
+        """Jobs in the engine whose news come to the queues; on leaving, what is unfinished is cancelled."""
+        loop = asyncio.get_running_loop()
+        jobs = [Job(ids, p, stream, _to(queue, loop)) for (ids, p), queue in zip(prepared, queues, strict=True)]
+        self.engine.submit(jobs)
+        try:
+            yield
+        finally:
+            for job in jobs:
+                self.engine.cancel(job)
+
+    async def idle(self) -> None:
+        """Return when the last call has ended."""
+        while self.calls:
+            await asyncio.sleep(_IDLE_SECONDS)
+
+    def details(self, pb: Any, tokens: Sequence[TokenDetail]) -> list[Any]:
+        """fmaas.TokenInfo messages."""
+        name = self.tokenization.vocabulary.name
+        return [pb.TokenInfo(text=name(t.token), logprob=t.logprob, rank=t.rank,
+                             top_tokens=[pb.TokenInfo.TopToken(text=name(i), logprob=value) for i, value in t.top])
+                for t in tokens]
+
+
+class GenerationService:
+    """The four calls. Every method takes the request message and grpc.aio's context.
+
+    `served` may be replaced at any time: calls that have begun end with the model that they began with.
+    """
+
+    def __init__(self, served: Served, metrics: Metrics, *, max_concurrent_requests: int) -> None:
+        self.served, self._metrics = served, metrics
         self._free = max_concurrent_requests
         self._pb = proto.messages()
         self._reasons = {number: name for name, number in self._pb.StopReason.items()}
@@ -77,13 +131,14 @@ class GenerationService:
         self._metrics.requests.labels(kind).inc()
         if count == 0:
             return self._pb.BatchedGenerationResponse()
-        with self._places(count):
+        served = self.served
+        with self._places(count), served.call():
             started = time.monotonic()
-            prepared = await self._prepare(request, [item.text for item in request.requests])
+            prepared = await self._prepare(served, request, [item.text for item in request.requests])
             queues = [asyncio.Queue[Update]() for _ in prepared]
-            with self._submitted(prepared, queues, stream=False):
+            with served.submitted(prepared, queues, stream=False):
                 updates = [await queue.get() for queue in queues]
-            responses = [self._answer(item.text, ids, p, update)
+            responses = [self._answer(served, item.text, ids, p, update)
                          for item, (ids, p), update in zip(request.requests, prepared, updates, strict=True)]
             for (ids, _), update in zip(prepared, updates, strict=True):
                 self._finished(kind, len(ids), update, started)
@@ -92,27 +147,28 @@ class GenerationService:
     async def stream(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """GenerateStream: first what is known of the input, then a message for each piece of text."""
         self._metrics.requests.labels("stream").inc()
-        with self._places(1):
+        served = self.served
+        with self._places(1), served.call():
             if not request.HasField("request"):
                 raise InvalidRequest("missing request")
             started = time.monotonic()
             text = request.request.text
-            [(ids, p)] = prepared = await self._prepare(request, [text])
+            [(ids, p)] = prepared = await self._prepare(served, request, [text])
             yield self._pb.GenerationResponse(input_token_count=len(ids), seed=p.seed or 0,
                                               text=text if p.input_text else "")
             queue = asyncio.Queue[Update]()
-            with self._submitted(prepared, [queue], stream=True):
+            with served.submitted(prepared, [queue], stream=True):
                 reason = NOT_FINISHED
                 while reason == NOT_FINISHED:
                     update = await queue.get()
                     reason = update.reason
-                    yield self._piece(ids, p, update)
+                    yield self._piece(served, ids, p, update)
             self._finished("stream", len(ids), update, started)
 
     async def tokenize(self, request: Any, context: Any) -> Any:
         """Tokenize: token counts, and the tokens and their character offsets where asked; truncation keeps the end."""
         self._metrics.tokenize.inc()
-        loop, backend = asyncio.get_running_loop(), self._tokenization.vocabulary.backend
+        loop, backend = asyncio.get_running_loop(), self.served.tokenization.vocabulary.backend
         responses = []
         for item in request.requests:
             encoded = await loop.run_in_executor(self._pool, backend.encode, item.text)
@@ -129,49 +185,33 @@ class GenerationService:
 
     async def model_info(self, request: Any, context: Any) -> Any:
         """ModelInfo: the kind of the model and its limits."""
-        return self._pb.ModelInfoResponse(model_kind=_DECODER_ONLY, max_new_tokens=self._limits.max_new_tokens,
-                                          max_sequence_length=self._limits.max_sequence_length)
+        limits = self.served.limits
+        return self._pb.ModelInfoResponse(model_kind=_DECODER_ONLY, max_new_tokens=limits.max_new_tokens,
+                                          max_sequence_length=limits.max_sequence_length)
 
     async def healthy(self) -> bool:
         """Whether generation works: the last step did, or a token can be generated now."""
-        if self._engine.healthy:
-            return True
-        queue = asyncio.Queue[Update]()
-        with self._submitted([(self._tokenization.encode("liveness"), Parameters(max_new_tokens=1))], [queue],
-                             stream=False):
-            return (await queue.get()).reason != ERROR
+        return self.served.engine.healthy or await self.served.generates()
 
-    async def _prepare(self, request: Any, texts: Sequence[str]) -> list[tuple[list[int], Parameters]]:
+    async def _prepare(self, served: Served, request: Any,
+                       texts: Sequence[str]) -> list[tuple[list[int], Parameters]]:
         """Check a request and tokenize its inputs."""
         check_prefix(request)
         self._metrics.inputs.inc(len(texts))
-        p = parameters(request.params, self._limits)
-        refusal = self._engine.refusal(p)
+        p = parameters(request.params, served.limits)
+        refusal = served.engine.refusal(p)
         if refusal is not None:
             raise InvalidRequest(refusal)
-        loop = asyncio.get_running_loop()
+        loop, encode = asyncio.get_running_loop(), served.tokenization.encode
         prepared = []
         for text in texts:
             if len(text) < _INLINE_CHARACTERS:
-                ids = self._tokenization.encode(text, p.truncate_input_tokens)
+                ids = encode(text, p.truncate_input_tokens)
             else:  # a long text must not hold up the other calls
-                ids = await loop.run_in_executor(self._pool, self._tokenization.encode, text, p.truncate_input_tokens)
-            prepared.append((ids, p.for_input(len(ids), self._limits)))
+                ids = await loop.run_in_executor(self._pool, encode, text, p.truncate_input_tokens)
+            prepared.append((ids, p.for_input(len(ids), served.limits)))
             self._metrics.input_tokens.observe(len(ids))
         return prepared
-
-    @contextmanager
-    def _submitted(self, prepared: Sequence[tuple[list[int], Parameters]], queues: Sequence[asyncio.Queue[Update]],
-                   *, stream: bool) -> Any:
-        """Jobs in the engine whose news come to the queues; on leaving, what is unfinished is cancelled."""
-        loop = asyncio.get_running_loop()
-        jobs = [Job(ids, p, stream, _to(queue, loop)) for (ids, p), queue in zip(prepared, queues, strict=True)]
-        self._engine.submit(jobs)
-        try:
-            yield
-        finally:
-            for job in jobs:
-                self._engine.cancel(job)
 
     @contextmanager
     def _places(self, count: int) -> Any:
@@ -185,30 +225,25 @@ class GenerationService:
         finally:
             self._free += count
 
-    def _answer(self, text: str, ids: list[int], p: Parameters, update: Update) -> Any:
+    def _answer(self, served: Served, text: str, ids: list[int], p: Parameters, update: Update) -> Any:
         if update.reason == ERROR:
             raise GenerationFailed(update.error)
         return self._pb.GenerationResponse(
             input_token_count=len(ids), generated_token_count=update.count,
             text=(text if p.input_text else "") + update.text, stop_reason=update.reason,
-            stop_sequence=update.stop_sequence, seed=p.seed or 0, tokens=self._details(update.tokens),
-            input_tokens=self._details(update.input_tokens or []))
+            stop_sequence=update.stop_sequence, seed=p.seed or 0, tokens=served.details(self._pb, update.tokens),
+            input_tokens=served.details(self._pb, update.input_tokens or []))
 
-    def _piece(self, ids: list[int], p: Parameters, update: Update) -> Any:
+    def _piece(self, served: Served, ids: list[int], p: Parameters, update: Update) -> Any:
         if update.reason == ERROR:
             raise GenerationFailed(update.error)
         if update.input_tokens is not None:
             return self._pb.GenerationResponse(input_token_count=len(ids),
-                                               input_tokens=self._details(update.input_tokens))
+                                               input_tokens=served.details(self._pb, update.input_tokens))
         return self._pb.GenerationResponse(
             generated_token_count=update.count, text=update.text, stop_reason=update.reason,
-            stop_sequence=update.stop_sequence, tokens=self._details(update.tokens),
+            stop_sequence=update.stop_sequence, tokens=served.details(self._pb, update.tokens),
             seed=(p.seed or 0) if update.reason != NOT_FINISHED else 0)
-
-    def _details(self, tokens: Sequence[TokenDetail]) -> list[Any]:
-        name, info = self._tokenization.vocabulary.name, self._pb.TokenInfo
-        return [info(text=name(t.token), logprob=t.logprob, rank=t.rank,
-                     top_tokens=[info.TopToken(text=name(i), logprob=value) for i, value in t.top]) for t in tokens]
 
     def _finished(self, kind: str, inputs: int, update: Update, started: float) -> None:
         seconds, reason = time.monotonic() - started, self._reasons[update.reason]
