@@ -23,6 +23,7 @@ from llm_detox.cli import (
     doctor,
     dpo,
     evaluate,
+    export,
     judge,
     judge_data,
     models,
@@ -75,6 +76,7 @@ def _options(
 
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(models.app, name="models")
+app.add_typer(export.app, name="export")
 app.add_typer(bench.app, name="bench")
 for module in (data, detoxify, sft, dpo, evaluate, compare, report, convert, publish, deploy, smoke, stop, serve, ask,
                chat, doctor, train_scorer, train_experts, train_paraphraser, judge_data, judge, stop_hate):
