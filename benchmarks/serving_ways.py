@@ -121,7 +121,7 @@ def _process(command: list[str], health: str, log: Path) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=env)
     try:
-        while not _healthy(health):
+        while not is_healthy(health):
             if process.poll() is not None:
                 raise SystemExit(f"a server ended before it was ready:\n{processes.last_lines(log)}")
             time.sleep(0.5)
@@ -135,7 +135,8 @@ def _process(command: list[str], health: str, log: Path) -> Iterator[None]:
             process.wait()
 
 
-def _healthy(url: str) -> bool:
+def is_healthy(url: str) -> bool:
+    """Whether a GET gives 200."""
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as answer:
             return bool(answer.status == 200)

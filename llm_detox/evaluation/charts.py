@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -136,14 +137,15 @@ def curves(columns: Sequence[str], series: Mapping[str, Sequence[float | None]],
     """
     names, left, bottom = list(series), 52, 40
     known = [value for values in series.values() for value in values if value is not None]
-    top = max(known, default=1.0) * 1.08 or 1.0
+    tick = _round_up(max(known, default=1.0) / 4)
+    top = 4 * tick
     span, rise = width - left - 14, height - bottom - 10
     step = span / max(len(columns) - 1, 1)
     parts = []
-    for tick in range(5):
-        y = 10 + rise * (1 - tick / 4)
+    for number in range(5):
+        y = 10 + rise * (1 - number / 4)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - 14}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, y, f"{top * tick / 4:.3g}", "end", "faint"))
+        parts.append(_text(left - 8, y, f"{tick * number:,.10g}", "end", "faint"))
     for number, label in enumerate(columns):
         parts.append(_text(left + number * step, height - 26, label, "middle", "faint"))
     parts.append(_text(left + span / 2, height - 8, below, "middle", "faint"))
@@ -155,6 +157,14 @@ def curves(columns: Sequence[str], series: Mapping[str, Sequence[float | None]],
         parts += [_group(name, names, f"{name}, {label}: {value:.4g}",
                          f'<circle class="bar" cx="{x:.1f}" cy="{y:.1f}" r="4"/>') for x, y, label, value in points]
     return _svg(width, height, "".join(parts))
+
+
+def _round_up(value: float) -> float:
+    """The next 1, 2, 2.5 or 5 times a power of ten."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= value)
 
 
 def _at_or_over(counts: Sequence[int]) -> list[float]:

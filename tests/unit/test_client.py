@@ -135,6 +135,18 @@ def test_an_answer_that_dribbles_costs_no_more_than_the_deadline() -> None:
             assert time.monotonic() - started < 2
 
 
+def test_a_request_costs_the_client_under_three_milliseconds_of_processor_time() -> None:
+    with (http_server(lambda handler: reply(handler, 200, json.dumps(ANSWER).encode())) as url,
+          TextGenerationClient(url, "x") as client):
+        client.generate("a")
+        spent = []
+        for _ in range(100):
+            started = time.thread_time()
+            client.generate("a" * 500, max_new_tokens=24, decoding_method="GREEDY")
+            spent.append(time.thread_time() - started)
+    assert sorted(spent)[50] < 0.003
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "grpc://127.0.0.1:9", "fmaas://127.0.0.1:9"])
 def test_a_conversation_is_refused_where_the_protocol_has_none(url: str) -> None:
     with TextGenerationClient(url, "x") as client:
