@@ -76,8 +76,9 @@ def move_pointer(client: Any, place: Place, change: Callable[[dict[str, Any] | N
                               ContentType="application/json", CacheControl="no-cache", **condition)
             return
         except client.exceptions.ClientError as error:
-            if error_code(error) == "NotImplemented":
-                conditional = False  # an older store: the last writer wins there
+            # Older stores have no conditional writes, and an older MinIO looks in vain for what should not be there.
+            if error_code(error) == "NotImplemented" or (old is None and conditional and is_missing(error)):
+                conditional = False  # the last writer wins there
             elif error_code(error) not in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
                 raise
     raise DetoxError("others keep publishing here at the same time", place=str(place), remedy="try again later")
