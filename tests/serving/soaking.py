@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import random
 import statistics
 import threading
@@ -101,8 +102,8 @@ class Client(threading.Thread):
             self._hang_up(prompt, given)
         else:
             seen, pieces = "", self.client.stream(prompt, **given)
-            for _ in range(self.chance.randint(1, 4)):
-                seen += next(pieces).text
+            for chunk in itertools.islice(pieces, self.chance.randint(1, 4)):
+                seen += chunk.text
             if not self.expected[prompt, length].startswith(seen):
                 self.log.wrong.append(f"{self.protocol}: {prompt!r} at {length} began with {seen!r}")
             if how == "cancel":
@@ -125,7 +126,7 @@ class Client(threading.Thread):
         met = any(started <= (one.over or now) and one.began <= now for one in self.outages)
         if met and error.code in INTERRUPTED:
             self.log.counts[f"interrupted: {error.code}"] += 1
-            time.sleep(0.1)
+            time.sleep(0.5)
         else:
             self.log.wrong.append(f"{self.protocol}: {error.code}: {error.message}")
 
