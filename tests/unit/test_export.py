@@ -241,3 +241,33 @@ def test_rounding_to_bfloat16_is_that_of_torch(bits: Any) -> None:
     theirs = torch.from_numpy(values.copy()).to(torch.bfloat16)
     assert torch.equal(torch.isnan(ours), torch.isnan(theirs))
     assert torch.equal(ours[~torch.isnan(ours)], theirs[~torch.isnan(theirs)])
+
+
+def test_verify_on_the_command_line_names_the_readers(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llm_detox.cli import run_app
+    from llm_detox.cli.export import app
+    from llm_detox.export import verify as module
+
+    asked: list[Any] = []
+
+    def probed(python: str, models: Any, prompts: Any, count: int, timeout: float) -> dict[str, Any]:
+        asked.append((python, list(models), list(prompts), count))
+        answer = {"prompt_ids": [1], "new_ids": [2 if python == "other" else 3], "text": "x"}
+        return {"transformers": "4.40.2", "tokenizers": "0.19.1",
+                "models": [{"answers": [answer for _ in prompts], "chat_template": None} for _ in models]}
+
+    monkeypatch.setattr(module, "_probe", probed)
+    monkeypatch.setattr("sys.argv", ["export", "verify", str(base), "--python", "old", "--prompt", "a",
+                                     "--max-new-tokens", "5"])
+    with pytest.raises(SystemExit) as ended:
+        run_app(app)
+    assert not ended.value.code
+    assert "old: transformers 4.40.2, tokenizers 0.19.1: the same tokens" in capsys.readouterr().out
+    assert ("old", [base], ["a"], 5) in asked
+    monkeypatch.setattr("sys.argv", ["export", "verify", str(base), "--python", "other"])
+    with pytest.raises(SystemExit) as ended:
+        run_app(app)
+    assert ended.value.code == 1
+    assert "reads another model" in capsys.readouterr().err
