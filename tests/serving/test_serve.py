@@ -112,9 +112,10 @@ def test_the_pointer_is_followed_and_no_request_is_lost(environment: dict[str, s
         wait_for(lambda: all(one.texts[-1] == first for one in asking), 90)
     finally:
         over.set()
+        for one in asking:
+            one.join(60)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, processes.last_lines(log, 30)
     for one in asking:
-        one.join(60)
         assert one.failures == []
         assert [text for text, _ in itertools.groupby(one.texts)] == [first, second, first]
