@@ -92,10 +92,11 @@ class Refresher(threading.Thread):
             try:
                 self._look()
                 self._trouble = ""
-            except DetoxError as error:  # the store may come back, and the model goes on meanwhile
-                if str(error) != self._trouble:
-                    say(f"the model that is served stays: {error}")
-                self._trouble = str(error)
+            except Exception as error:  # the store may come back, and the model goes on meanwhile
+                trouble = str(error) if isinstance(error, DetoxError) else f"{type(error).__name__}: {error}"
+                if trouble != self._trouble:
+                    say(f"the model that is served stays: {trouble}")
+                self._trouble = trouble
 
     def _look(self) -> None:
         before = self._versions.digest
