@@ -7,23 +7,28 @@ same seed and keys share their noise, which makes paired differences between the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.data.records import record_id
 from llm_detox.errors import DetoxError
+from llm_detox.generation.kv_cache import roomy_cache
+from llm_detox.generation.side_by_side import side_by_side
 from llm_detox.recipe import SamplingSection
 
 _MASK32 = 0xFFFFFFFF
 _FIRST_CANDIDATES = 256  # nearly every nucleus of p = .9 fits; the others are looked at again with more
 _CONTEXT_TOKENS = 4  # decoded together with a continuation, so that its leading space survives
+_MOST_AT_ONCE = 8  # batches side by side on a CPU
 _DROP_SHARE = 0.2  # ended rows leave the batch when they are at least this share: moving the cache costs too
 
 
@@ -87,8 +92,11 @@ def iterate_continuations(
     encoded = _encode(model, tokenizer, prompts, sampling.max_new_tokens)
     stops = _stop_tokens(model, tokenizer)
     partial: dict[int, list[str]] = {}
-    for batch in _batches(encoded, keys, k, sampling):
-        rows = iter(_decode_batch(model, batch, sampling, seed, stops))
+    decode = functools.partial(_decode_batch, model, sampling=sampling, seed=seed, stops=stops)
+    at_once = _batches_at_once(model)
+    shared = sampling.model_copy(update={"batch_tokens": max(1, sampling.batch_tokens // at_once)})
+    for batch, drawn in side_by_side(decode, _batches(encoded, keys, k, shared), at_once):
+        rows = iter(drawn)
         for work in batch.works:
             texts = [_text(tokenizer, work.tokens, next(rows)) for _ in range(work.count)]
             done = partial.setdefault(work.prompt, [])
@@ -97,6 +105,15 @@ def iterate_continuations(
                 yield work.prompt, partial.pop(work.prompt)
         if on_progress:
             on_progress(batch.rows)
+
+
+def _batches_at_once(model: PreTrainedModel) -> int:
+    """One on an accelerator; on a CPU one for each core.
+
+    A token step of some dozens of rows is little work: cores that share it wait for each other more than they
+    compute.
+    """
+    return min(torch.get_num_threads(), _MOST_AT_ONCE) if model.device.type == "cpu" else 1
 
 
 def _encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str],
@@ -141,9 +158,9 @@ def _batches(encoded: list[list[int]], keys: Sequence[str], k: int, sampling: Sa
 
 
 @torch.inference_mode()
-def _decode_batch(model: PreTrainedModel, batch: _Batch, sampling: SamplingSection, seed: int,
+def _decode_batch(model: PreTrainedModel, batch: _Batch, unwanted: Event, *, sampling: SamplingSection, seed: int,
                   stops: Tensor) -> list[list[int]]:
-    """The sampled tokens of every row of the batch, without the stop token."""
+    """The sampled tokens of every row of the batch, without the stop token; given up where it is `unwanted`."""
     device = model.device
     repeats = torch.tensor([work.count for work in batch.works], device=device)
     noise = torch.tensor([row_key(seed, work.key, work.first + i) for work in batch.works for i in range(work.count)],
@@ -163,7 +180,7 @@ def _decode_batch(model: PreTrainedModel, batch: _Batch, sampling: SamplingSecti
         ended |= torch.isin(tokens, stops)
         drawn[alive, step] = torch.where(ended, -1, tokens)
         remaining = len(alive) - int(ended.sum())
-        if step + 1 == sampling.max_new_tokens or remaining == 0:
+        if step + 1 == sampling.max_new_tokens or remaining == 0 or unwanted.is_set():
             break
         if remaining <= (1 - _DROP_SHARE) * len(alive):
             keep = torch.nonzero(~ended).squeeze(1)
@@ -180,7 +197,7 @@ def _decode_batch(model: PreTrainedModel, batch: _Batch, sampling: SamplingSecti
 
 
 def _prefill(model: PreTrainedModel, prompts: list[list[int]],
-             new_tokens: int) -> tuple[Tensor, DynamicCache, Tensor, Tensor | None]:
+             new_tokens: int) -> tuple[Tensor, Cache, Tensor, Tensor | None]:
     """Run the prompts, left-padded.
 
     Returns:
@@ -195,7 +212,7 @@ def _prefill(model: PreTrainedModel, prompts: list[list[int]],
     mask = (columns[None] >= (width - lengths)[:, None]).long()
     positions = (columns[None, :width] - (width - lengths)[:, None]).clamp(min=0)
     equal = all(len(tokens) == width for tokens in prompts)
-    cache = DynamicCache(config=model.config)
+    cache = roomy_cache(model.config, width + new_tokens)
     out = model(**_accepted(model, {
         "input_ids": padded, "attention_mask": None if equal else mask[:, :width], "position_ids": positions,
         "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}))
