@@ -49,7 +49,7 @@ class NgramScorer(ToxicityScorer):
 
     def __init__(self, weights: Weights, calibration: tuple[float, float, float], fingerprint: str,
                  figures: dict[str, float], attribute: str = "toxicity") -> None:
-        super().__init__("ngram", fingerprint, ("toxicity",), attribute, batch_size=2048)
+        super().__init__("ngram", fingerprint, ("toxicity",), attribute, batch_size=2048, version=_VERSION)
         self.weights = weights
         self.bias, self.scale, self.shift = calibration
         self.figures = figures

@@ -49,7 +49,8 @@ class PerspectiveScorer(ToxicityScorer):
         self._key = key
         self.address = address or ADDRESS
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:8]
-        super().__init__("perspective", f"perspective-v1alpha1-{digest}", ATTRIBUTES, attribute, batch_size=1)
+        super().__init__("perspective", f"perspective-v1alpha1-{digest}", ATTRIBUTES, attribute, batch_size=1,
+                         version="v1alpha1", device="service")
         self.interval, self.timeout = 1 / requests_per_second, timeout
         self._next = 0.0
         self._cache = sqlite3.connect(cache_dir("scorers") / f"perspective-{digest}.sqlite", timeout=60)

@@ -18,11 +18,20 @@ _FAILURES_IN_A_ROW = 3
 Scores = dict[str, float]
 
 
+def unscorable(text: str) -> str | None:
+    """Why a text never reaches a scorer; None for one that does."""
+    if not text.strip():
+        return "empty text"
+    return "text too long" if len(text) > MAX_CHARS else None
+
+
 class ToxicityScorer(ABC):
     """A scorer of texts.
 
     Attributes:
         name: for people, such as "bilstm".
+        version: of the weights, for people: a package's version, a revision, a format.
+        device: where it computes: "cpu", "cuda", or "service".
         fingerprint: changes whenever a score could; scores with different fingerprints are never compared.
         attributes: what it scores, named as in RealToxicityPrompts ("toxicity", "insult", ...).
         attribute: the one that `score` gives.
@@ -30,11 +39,11 @@ class ToxicityScorer(ABC):
     """
 
     def __init__(self, name: str, fingerprint: str, attributes: Sequence[str], attribute: str = "toxicity",
-                 batch_size: int = 512) -> None:
+                 batch_size: int = 512, *, version: str = "1", device: str = "cpu") -> None:
         if attribute not in attributes:
             raise DetoxError(f"the scorer has no attribute {attribute!r}", place=name,
                              remedy=f"it has: {', '.join(attributes)}")
-        self.name, self.fingerprint = name, fingerprint
+        self.name, self.fingerprint, self.version, self.device = name, fingerprint, version, device
         self.attributes, self.attribute = tuple(attributes), attribute
         self.batch_size = batch_size
         self.failures: dict[str, int] = {}
@@ -56,8 +65,7 @@ class ToxicityScorer(ABC):
         results: list[Scores | None] = [None] * len(texts)
         usable = []
         for index, text in enumerate(texts):
-            problem = "empty text" if not text.strip() else "text too long" if len(text) > MAX_CHARS else None
-            if problem:
+            if problem := unscorable(text):
                 self._fail(problem, 1)
             else:
                 usable.append(index)
@@ -108,7 +116,9 @@ class EnsembleScorer(ToxicityScorer):
     def __init__(self, members: Sequence[ToxicityScorer], *, attribute: str = "toxicity") -> None:
         shared = [name for name in members[0].attributes if all(name in member.attributes for member in members)]
         digest = hashlib.sha256("\0".join(member.fingerprint for member in members).encode()).hexdigest()[:16]
-        super().__init__("+".join(member.name for member in members), f"ensemble-{digest}", shared, attribute)
+        name, version, device = ("+".join(dict.fromkeys(getattr(member, field) for member in members))
+                                 for field in ("name", "version", "device"))
+        super().__init__(name, f"ensemble-{digest}", shared, attribute, version=version, device=device)
         self.members = list(members)
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores | None]:
@@ -143,6 +153,10 @@ def load_scorer(spec: Scorer) -> ToxicityScorer:
         from llm_detox.scoring.perspective import PerspectiveScorer
 
         return PerspectiveScorer(spec.source, attribute=spec.attribute, requests_per_second=spec.requests_per_second)
+    if spec.kind == "judge":
+        from llm_detox.scoring.judge_scorer import load_judge_scorer
+
+        return load_judge_scorer(spec.source, attribute=spec.attribute)
     if spec.kind == "ensemble":
         return EnsembleScorer([load_scorer(member) for member in spec.members], attribute=spec.attribute)
     from llm_detox.scoring.transformers_scorer import load_transformers_scorer

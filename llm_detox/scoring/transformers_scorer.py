@@ -38,7 +38,8 @@ class TransformersScorer(ToxicityScorer):
             config.problem_type == "single_label_classification"
             or (config.problem_type is None and (len(labels) == 2 or bool(_NEGATIVES & set(labels.values())))))
         fingerprint = f"transformers-{input_digest(folder)[:16]}"
-        super().__init__(source, fingerprint, tuple(self.columns), attribute, batch_size)
+        super().__init__(source, fingerprint, tuple(self.columns), attribute, batch_size,
+                         version=getattr(config, "_commit_hash", None) or "local", device=device().type)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=compute_dtype(), use_safetensors=True).to(device()).eval()
