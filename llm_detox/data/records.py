@@ -19,6 +19,12 @@ def record_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def numbered_id(identity: str, seen: dict[str, int]) -> str:
+    """The id where it comes the first time, `ID-2`, `ID-3` where it comes again; `seen` counts them."""
+    seen[identity] = seen.get(identity, 0) + 1
+    return identity if seen[identity] == 1 else f"{identity}-{seen[identity]}"
+
+
 def hash_fraction(key: str, salt: str) -> float:
     """A number in [0, 1) that depends on the key alone, for splits that never move a record."""
     digest = hashlib.sha256(f"{salt}\0{key}".encode()).digest()

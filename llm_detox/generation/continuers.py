@@ -1,4 +1,4 @@
-"""Where continuations come from: a model on this machine, a served model, or a file of earlier ones.
+"""Where continuations come from: a model on this machine, or a served one.
 
 A model source may be an address: `http(s)://`, `grpc(s)://` (Caikit), `fmaas(s)://` (TGIS) or
 `openai+http(s)://` (an OpenAI-compatible server such as vLLM's), with the served name as its path:
@@ -12,13 +12,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from llm_detox.client import Prompt, TextGenerationClient
 from llm_detox.client.protocols import is_address, split_address
 from llm_detox.errors import DetoxError
-from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.generation.models import device, load_model, load_tokenizer
 from llm_detox.generation.sampling import iterate_continuations, row_key
 from llm_detox.progress import say
 from llm_detox.recipe import SamplingSection
@@ -38,9 +37,33 @@ class Continuer(Protocol):
         """Yield (index of the prompt, its k continuations) as prompts are finished, in any order."""
 
 
-def open_continuer(source: str) -> Continuer:
-    """The continuer of a model source or address."""
-    return EndpointContinuer(source) if is_address(source) else LocalContinuer(source)
+@runtime_checkable
+class ReadingContinuer(Continuer, Protocol):
+    """One that can also say how likely its model finds a text."""
+
+    def losses(self, texts: Sequence[str], *, on_progress: Progress = None) -> list[tuple[float, int]]:
+        """See `llm_detox.scoring.fluency.LanguageModelJudge.losses`."""
+
+
+Engine = Literal["auto", "transformers", "vllm"]
+
+
+def open_continuer(source: str, engine: Engine = "transformers") -> Continuer:
+    """The continuer of a model source or address.
+
+    Args:
+        engine: what draws where the source is no address; auto is vLLM where it is installed and there is a GPU.
+
+    Raises:
+        DetoxError: the model cannot be had, or vLLM is asked for and not installed.
+    """
+    if is_address(source):
+        return EndpointContinuer(source)
+    from llm_detox.generation.vllm_continuer import VllmContinuer, has_vllm
+
+    if engine == "vllm" or (engine == "auto" and device().type == "cuda" and has_vllm()):
+        return VllmContinuer(source)
+    return LocalContinuer(source)
 
 
 class LocalContinuer:
@@ -55,6 +78,12 @@ class LocalContinuer:
         for index, texts in iterate_continuations(self.model, self.tokenizer, prompts, k=k, sampling=sampling,
                                                   seed=seed, keys=keys, on_progress=on_progress):
             yield index, list(texts)
+
+    def losses(self, texts: Sequence[str], *, on_progress: Progress = None) -> list[tuple[float, int]]:
+        from llm_detox.scoring.fluency import LanguageModelJudge
+
+        judge = LanguageModelJudge(model=self.model, tokenizer=self.tokenizer)
+        return judge.losses(texts, on_progress=on_progress)
 
 
 class EndpointContinuer:
@@ -105,56 +134,3 @@ class EndpointContinuer:
     def _ask(self, prompt: Prompt, sampling: SamplingSection, seed: int) -> str:
         return self._client.generate(prompt, decoding_method="SAMPLING", temperature=sampling.temperature,
                                      top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens, seed=seed).text
-
-
-class StoredContinuer:
-    """Continuations of an earlier run, of its shards, or from elsewhere, in RealToxicityPrompts' record format.
-
-    Raises:
-        DetoxError: a prompt has no record in the files, or its record has fewer continuations than asked for.
-    """
-
-    def __init__(self, files: Sequence[Path], name: str) -> None:
-        self.name = name
-        self._places: dict[str, tuple[Path, int]] = {}
-        for path in files:
-            for identity, offset in record_offsets(path):
-                self._places.setdefault(identity, (path, offset))
-
-    def continuations(self, prompts: Sequence[str], *, k: int, sampling: SamplingSection, seed: int,
-                      keys: Sequence[str], on_progress: Progress = None) -> Iterator[tuple[int, Texts]]:
-        for index, key in enumerate(keys):
-            if key not in self._places:
-                raise DetoxError(f"the stored continuations lack the prompt {key!r}", place=self.name,
-                                 remedy="pass the generations.jsonl of every shard")
-            path, offset = self._places[key]
-            with path.open("rb") as file:
-                file.seek(offset)
-                stored = json.loads(file.readline())["generations"]
-            if len(stored) < k:
-                raise DetoxError(f"{len(stored)} continuations of prompt {key!r}, {k} are needed", place=str(path),
-                                 remedy="sample them again, or lower evaluation.continuations")
-            yield index, [generation.get("text") for generation in stored[:k]]
-            if on_progress:
-                on_progress(k)
-
-
-def record_offsets(path: Path) -> Iterator[tuple[str, int]]:
-    """Id and byte offset of each record of a JSON lines file.
-
-    Raises:
-        DetoxError: a line is not a record with `generations`.
-    """
-    position = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record: dict[str, Any] = json.loads(line)
-                identity, _ = str(record["id"]), record["generations"][0]["text"]
-            except (ValueError, KeyError, IndexError, TypeError):
-                raise DetoxError("not a record with id and generations", place=f"{path}, line {number}",
-                                 remedy="pass the generations.jsonl that `llm-detox evaluate` wrote") from None
-            yield identity, position
-            position += len(line)
-
-

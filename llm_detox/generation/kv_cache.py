@@ -16,8 +16,11 @@ from transformers.cache_utils import DynamicLayer
 class RoomyLayer(DynamicLayer):
     """Keys and values [b, heads, seen, d] as views into storage for `room` columns."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, room: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.room = room
         self._storage: tuple[Tensor, Tensor] | None = None
 
@@ -49,8 +52,7 @@ class RoomyLayer(DynamicLayer):
         self._show(seen)
 
     def _show(self, seen: int) -> None:
-        assert self._storage is not None
-        self.keys, self.values = (stored[:, :, :seen] for stored in self._storage)
+        self.keys, self.values = (stored[:, :, :seen] for stored in self._storage or ())
 
 
 def _space(like: Tensor, rows: int, room: int) -> Tensor:
