@@ -25,7 +25,9 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how toxic and how fluent a model's continuations are."""
+    """Measure how toxic and how fluent a model's continuations are. `evaluate compare A B` sets two or more beside each
+    other.
+    """
     settings = read_recipe(recipe, overrides)
     for path in (prompts, *(generations or ())):
         existing(path, "the file")

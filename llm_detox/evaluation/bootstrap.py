@@ -17,6 +17,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 
 _VALUES_AT_ONCE = 10_000_000
+_FEW_VALUES = 64
 _MOST_VALUES = 200_000_000  # past it fewer resamples are drawn: with so many prompts they hardly differ
 
 
@@ -34,9 +35,11 @@ class Interval:
 
 def mean_interval(values: Floats, *, samples: int, confidence: float, seed: int) -> Interval:
     """The mean of `values` [n] (n >= 1) with its interval."""
-    means = resampled_means(values[:, None], samples, seed)[:, 0]
     if np.ptp(values) == 0 and set(np.unique(values)) <= {0.0, 1.0}:
         return _wilson(float(values[0]), len(values), confidence)
+    means = _resampled_few(values, samples, seed)
+    if means is None:
+        means = resampled_means(values[:, None], samples, seed)[:, 0]
     low, high = _bounds(means, len(values), confidence)
     return Interval(float(values.mean()), low, high)
 
@@ -47,6 +50,19 @@ def ratio_interval(numerators: Floats, denominators: Floats, *, samples: int, co
     sums = resampled_means(np.stack([numerators, denominators], axis=1), samples, seed)
     low, high = _bounds(sums[:, 0] / sums[:, 1], len(numerators), confidence)
     return Interval(float(numerators.sum() / denominators.sum()), low, high)
+
+
+def _resampled_few(values: Floats, samples: int, seed: int) -> Floats | None:
+    """Means of resamples [samples] where few different values occur, such as yes and no: their counts are multinomial.
+
+    None where there are many.
+    """
+    different, counts = np.unique(values, return_counts=True)
+    if len(different) > _FEW_VALUES:
+        return None
+    random = np.random.Generator(np.random.PCG64(seed))
+    drawn = random.multinomial(len(values), counts / len(values), size=samples)
+    return np.asarray(drawn @ different / len(values), dtype=np.float64)
 
 
 def resampled_means(values: Floats, samples: int, seed: int) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Evaluation:
         report: its `report.json`.
         scores: prompt id -> what its continuations came to.
         strata: prompt id -> strata.
+        over: attribute -> a character a prompt, in the order of `scores` (see `llm_detox.evaluation.sampled.Sampled`).
         losses: "clean" and "clean_continuations" -> [texts, 2] of summed loss and tokens.
     """
 
@@ -35,6 +36,7 @@ class Evaluation:
     report: dict[str, Any]
     scores: dict[str, PromptScore]
     strata: dict[str, list[str]]
+    over: dict[str, str]
     losses: dict[str, Floats]
 
     @property
@@ -59,7 +61,7 @@ def read_evaluation(folder: Path) -> Evaluation:
                          remedy="pass the folder that `llm-detox evaluate --output` wrote") from None
     losses = {name: np.array(values[name], dtype=np.float64)
               for name in ("clean", "clean_continuations") if values.get(name)}
-    return Evaluation(folder, report, scores, strata, losses)
+    return Evaluation(folder, report, scores, strata, values.get("over", {}), losses)
 
 
 def check_comparable(evaluations: Mapping[str, Evaluation]) -> None:
@@ -84,8 +86,8 @@ def paired_difference(ours: Evaluation, theirs: Evaluation, metric: str, *, stra
     """Ours minus theirs over the prompts that both have a score for; negative is less toxic.
 
     Returns:
-        value, low, high; `prompts`; `effect` (Cohen's d of the paired differences); `p` (two-sided
-        paired t test); None without a common prompt.
+        value, low, high; `prompts`; `effect` (Cohen's d of the paired differences: their mean over their standard
+        deviation); `p` (two-sided paired t test); None without a common prompt.
     """
     ids = [identity for identity, strata in ours.strata.items() if stratum in strata and identity in theirs.scores]
     left, right = (metric_values([arm.scores[identity] for identity in ids], metric) for arm in (ours, theirs))
@@ -96,9 +98,30 @@ def paired_difference(ours: Evaluation, theirs: Evaluation, metric: str, *, stra
     interval = _difference_interval(differences, samples, confidence, seed)
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     effect = interval.value / spread if spread else None
-    p = float(2 * stats.t.sf(abs(interval.value) / (spread / math.sqrt(len(differences))), len(differences) - 1)
-              ) if spread else 1.0
-    return {**interval.as_dict(), "prompts": len(differences), "effect": effect, "p": p}
+    return {**interval.as_dict(), "prompts": len(differences), "effect": effect,
+            "p": _paired_test(interval.value, spread, len(differences))}
+
+
+def _paired_test(mean: float, spread: float, count: int) -> float:
+    """Two-sided p of the paired t test; where all differences are equal, of the sign test."""
+    if spread:
+        return float(2 * stats.t.sf(abs(mean) / (spread / math.sqrt(count)), count - 1))
+    return min(1.0, 2 * 0.5**count) if mean else 1.0
+
+
+def share_change(ours: Evaluation, theirs: Evaluation, attribute: str, *, samples: int, confidence: float,
+                 seed: int) -> Interval | None:
+    """Change of the share of prompts whose first continuation is at or over the threshold, prompts paired.
+
+    None where one of them has no such scores, or no prompt is scored in both.
+    """
+    left, right = ours.over.get(attribute, ""), theirs.over.get(attribute, "")
+    if list(ours.scores) != list(theirs.scores):
+        return None
+    pairs = [(a == "1", b == "1") for a, b in zip(left, right, strict=False) if "-" not in (a, b)]
+    if not pairs:
+        return None
+    return _difference_interval(np.array([float(a) - float(b) for a, b in pairs]), samples, confidence, seed)
 
 
 def _difference_interval(differences: Floats, samples: int, confidence: float, seed: int) -> Interval:
@@ -129,6 +152,10 @@ def compare(evaluations: Mapping[str, Evaluation], *, samples: int, confidence: 
             seed: int) -> list[dict[str, Any]]:
     """Every later arm against every earlier one: metric by metric, stratum by stratum.
 
+    Returns:
+        Rows with `arm`, `against`, `metric`, `stratum`, what `paired_difference` gives, and `p_adjusted` for as many
+        comparisons as there are rows.
+
     Raises:
         DetoxError: see `check_comparable`.
     """
@@ -145,4 +172,16 @@ def compare(evaluations: Mapping[str, Evaluation], *, samples: int, confidence: 
                     if found:
                         rows.append({"arm": arms[later], "against": arms[earlier], "metric": metric,
                                      "stratum": stratum, **found})
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_adjusted"] = adjusted
     return rows
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number (Holm 1979): a level kept by them bounds the chance of any false finding."""
+    adjusted = [1.0] * len(values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
+        adjusted[place] = highest
+    return adjusted

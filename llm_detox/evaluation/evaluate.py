@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm_detox.data.records import Record, read_jsonl, write_jsonl
+from llm_detox.data.records import read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.bootstrap import ratio_interval
-from llm_detox.evaluation.judged import judge_generations
+from llm_detox.evaluation.judged import judge_generations, without_nan
 from llm_detox.evaluation.judging import refusal_rate, share_interval
-from llm_detox.evaluation.metrics import METRICS, STRATA, distinct, summarise
-from llm_detox.evaluation.prompts import read_prompts
+from llm_detox.evaluation.metrics import METRICS, STRATA, WordRuns, summarise
+from llm_detox.evaluation.prompts import Prompts
 from llm_detox.evaluation.sampled import GENERATIONS, Clock, Sampled, draw_and_score
 from llm_detox.folders import MANIFEST, StepFolder, sha256_of, step_folder
-from llm_detox.generation.continuers import Continuer, LocalContinuer, StoredContinuer, open_continuer
+from llm_detox.generation.continuers import Continuer, ReadingContinuer, open_continuer
+from llm_detox.generation.stored import StoredContinuer
 from llm_detox.judge.judge import judge_fingerprint
 from llm_detox.progress import human_seconds, say, task
 from llm_detox.recipe import Recipe
@@ -59,15 +60,15 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
     settings = {**recipe.settings("scoring", "evaluation"), **asked, "arm": arm, "model": model, "shard": shard}
     with step_folder(output, "evaluation", settings=settings, inputs=_inputs(model, prompts, clean, generations),
                      resumable=True) as folder:
-        records = _of_shard(read_prompts(prompts), shard)
+        asked_prompts = Prompts(prompts, shard)
         clock = Clock()
         with clock.measure("load"):
-            continuer = open_continuer(model) if clean or not generations else None
+            continuer = open_continuer(model, recipe.evaluation.engine) if clean or not generations else None
             scorer = load_scorer(recipe.scoring.judging)
         source: Continuer | None = StoredContinuer(generations, model) if generations else continuer
         if source is None:
             raise UsageError("nothing to evaluate", remedy="name a model, or files of generations")
-        sampled = draw_and_score(recipe, folder, records, source, scorer, clock)
+        sampled = draw_and_score(recipe, folder, asked_prompts, source, scorer, clock)
         report = _toxicity_report(recipe, sampled, clock)
         report |= {"arm": arm, "model": model, "scorer": _describe(recipe, scorer), "seconds": clock.seconds,
                    "comparable": comparable_settings(recipe, scorer, prompts) | ({"shard": shard} if shard else {})}
@@ -75,7 +76,8 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
             with clock.measure("judge"):
                 report["judge"] = judge_generations(recipe, folder / GENERATIONS, folder)
             report["comparable"]["judge"] = report["judge"]["fingerprint"]
-        values = {"ids": sampled.ids, "strata": sampled.strata, "scores": [asdict(score) for score in sampled.scores]}
+        values = {"ids": sampled.ids, "strata": sampled.strata, "over": sampled.over,
+                  "scores": [asdict(score) for score in sampled.scores]}
         if clean and continuer:
             _fluency(recipe, folder, continuer, clean, clock, report, values)
         _write(folder, report, values)
@@ -99,16 +101,6 @@ def _inputs(model: str, prompts: Path, clean: Path | None, generations: Sequence
     return inputs
 
 
-def _of_shard(records: list[Record], shard: tuple[int, int] | None) -> list[Record]:
-    if shard is None:
-        return records
-    number, of = shard
-    if not 0 <= number < of <= len(records):
-        raise UsageError(f"there is no shard {number} of {of} of {len(records)} prompts", place="shard",
-                         remedy="shards are numbered from 0, and none may be empty")
-    return records[number::of]
-
-
 def comparable_settings(recipe: Recipe, scorer: ToxicityScorer, prompts: Path) -> dict[str, Any]:
     """What two evaluations must share so that their numbers may be compared."""
     evaluation = recipe.evaluation
@@ -122,27 +114,39 @@ def _toxicity_report(recipe: Recipe, found: Sampled, clock: Clock) -> dict[str, 
     with clock.measure("intervals"):
         strata = {}
         for stratum in STRATA:
-            scores = [score for score, member in zip(found.scores, found.strata, strict=True) if stratum in member]
-            if scores:
-                strata[stratum] = summarise(scores, samples=evaluation.bootstrap_samples,
-                                            confidence=evaluation.confidence, seed=recipe.seed)
+            members = [place for place, member in enumerate(found.strata) if stratum in member]
+            if members:
+                strata[stratum] = summarise([found.scores[place] for place in members],
+                                            samples=evaluation.bootstrap_samples, confidence=evaluation.confidence,
+                                            seed=recipe.seed)
+                strata[stratum]["refusals"] = share_interval(sum(found.refused[place] for place in members),
+                                                             len(members), evaluation.confidence)
     whole = strata["all"]
     if whole["unscored_prompts"] == whole["prompts"]:
         raise DetoxError("not one continuation could be scored", place=recipe.scoring.judging.kind,
                          remedy=f"reasons: {found.reasons or 'unknown'}")
     return {**whole, "unscored_share": whole["unscored"] / whole["continuations"], "unscored_reasons": found.reasons,
-            "confidence": evaluation.confidence, "strata": strata, "distinct_2": found.distinct_2,
-            "refusals": share_interval(found.refused, len(found.ids), evaluation.confidence),
-            "histogram": found.histogram, "attributes": attribute_table(found.attributes, evaluation.toxic_threshold)}
+            "confidence": evaluation.confidence, "threshold": evaluation.toxic_threshold, "strata": strata,
+            **found.runs.distinct(), "histogram": found.histogram,
+            "attributes": attribute_table(found.over, evaluation.confidence)}
 
 
-def attribute_table(attributes: dict[str, list[float | None]], threshold: float) -> dict[str, dict[str, float]]:
-    """Count and share of texts at or over the threshold, one continuation a prompt, for each attribute."""
-    table = {}
-    for name, column in attributes.items():
-        known = [score for score in column if score is not None]
-        count = sum(score >= threshold for score in known)
-        table[name] = {"count": count, "of": len(known), "share": count / len(known) if known else math.nan}
+def attribute_table(over: Mapping[str, str], confidence: float) -> dict[str, dict[str, float | None]]:
+    """Texts at or over the threshold, one continuation a prompt, for each attribute.
+
+    Args:
+        over: attribute -> a character a text, see `llm_detox.evaluation.sampled.Sampled`.
+
+    Returns:
+        attribute -> {"count", "of", "share", "low", "high"}; the share is None where no text is scored.
+    """
+    table: dict[str, dict[str, float | None]] = {}
+    for name, flags in over.items():
+        count = flags.count("1")
+        of = count + flags.count("0")
+        found = share_interval(count, of, confidence)
+        table[name] = {"count": count, "of": of, "share": found["value"] if of else None, "low": found["low"],
+                       "high": found["high"]}
     return table
 
 
@@ -151,24 +155,23 @@ def _fluency(recipe: Recipe, folder: StepFolder, continuer: Continuer, clean: Pa
     """The arm's perplexity on clean text, and an independent model's on the arm's continuations of clean prompts."""
     passages = list(read_jsonl(clean, required=("text",)))
     texts = [str(record["text"]) for record in passages]
-    if isinstance(continuer, LocalContinuer):  # a served model gives texts, no likelihoods
+    if isinstance(continuer, ReadingContinuer):  # a served model gives texts, no likelihoods
         with clock.measure("clean text"), task("reading clean text", len(texts), "texts") as work:
-            own = LanguageModelJudge(model=continuer.model, tokenizer=continuer.tokenizer).losses(
-                texts, on_progress=work.advance)
+            own = continuer.losses(texts, on_progress=work.advance)
         report["perplexity_interval"] = _perplexity(recipe, own)
         report["perplexity"] = report["perplexity_interval"]["value"]
         values["clean"] = own
     with clock.measure("clean continuations"):
         pairs = _clean_continuations(recipe, continuer, texts)
     write_jsonl(folder / CLEAN_GENERATIONS, ({"prompt": start, "text": text} for start, text in pairs))
-    report["clean_refusals"] = refusal_rate([text for _, text in pairs], recipe.evaluation.confidence)
+    report["clean_refusals"] = without_nan(refusal_rate([text for _, text in pairs], recipe.evaluation.confidence))
     with clock.measure("fluency model"):
         judge, note = _fluency_judge(recipe)
         with task("reading continuations", len(pairs), "texts") as work:
             read = judge.losses([text or "" for _, text in pairs], contexts=[start for start, _ in pairs],
                                 on_progress=work.advance)
     report["continuation_perplexity"] = {**_perplexity(recipe, read), "model": judge.name, "note": note,
-                                         "distinct_2": distinct(text for _, text in pairs if text)}
+                                         **WordRuns().add(text for _, text in pairs if text).distinct()}
     values["clean_continuations"] = read
 
 
@@ -207,7 +210,8 @@ def _perplexity(recipe: Recipe, losses: Sequence[Loss]) -> dict[str, float]:
 
 
 def _describe(recipe: Recipe, scorer: ToxicityScorer) -> dict[str, Any]:
-    return {"name": scorer.name, "fingerprint": scorer.fingerprint, "attribute": scorer.attribute,
+    return {"name": scorer.name, "version": scorer.version, "device": scorer.device,
+            "fingerprint": scorer.fingerprint, "attribute": scorer.attribute,
             "attributes": list(scorer.attributes), "source": recipe.scoring.judging.source}
 
 

@@ -22,12 +22,25 @@ def model_card(recipe: Recipe, content: Mapping[str, Any]) -> str:
     Args:
         content: what `llm_detox.evaluation.report.build` gives.
     """
+    front = yaml.safe_dump(_front_matter(recipe, content), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{render_markdown('model_card.md.jinja', content)}"
+
+
+def render_markdown(template: str, content: Mapping[str, Any]) -> str:
+    """A Markdown template of this package, filled with what `llm_detox.evaluation.report.build` gives."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, autoescape=False)  # noqa: S701 - the result is Markdown
-    front = yaml.safe_dump(_front_matter(recipe, content), sort_keys=False, allow_unicode=True)
-    body = environment.get_template("model_card.md.jinja").render(**content, titles=_TITLES)
-    return f"---\n{front}---\n\n{body}"
+    environment.filters["interval"] = _interval
+    return environment.get_template(template).render(**content, titles=_TITLES)
+
+
+def _interval(entry: Mapping[str, float] | None, digits: int = 3, factor: float = 1.0) -> str:
+    """`0.123 [0.100, 0.150]`; a dash for what was not measured."""
+    if not entry or entry["value"] is None:
+        return "-"
+    value, low, high = (f"{factor * entry[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _front_matter(recipe: Recipe, content: Mapping[str, Any]) -> dict[str, Any]:

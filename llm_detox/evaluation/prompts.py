@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from llm_detox.data.records import Record, read_jsonl, record_id
-from llm_detox.errors import DetoxError
+from llm_detox.data.records import Record, numbered_id, read_jsonl, record_id
+from llm_detox.errors import DetoxError, UsageError
 
 
-def read_prompts(path: Path) -> list[Record]:
-    """The records, each with an `id` of its own and `prompt` as an object with `text`.
+class Prompts:
+    """The prompts of a file, or a shard of them.
+
+    They are read anew each time they are gone through, so memory does not grow with their number.
+
+    Args:
+        path: RealToxicityPrompts records or `{"prompt": "..."}`, JSON lines.
+        shard: (number from 0, of how many): only every so-manyth prompt.
 
     Raises:
         DetoxError: the file is unreadable, empty, or a record has no prompt text; the message names the line.
     """
-    records: list[Record] = []
+
+    def __init__(self, path: Path, shard: tuple[int, int] | None = None) -> None:
+        self.path, self.shard = path, shard or (0, 1)
+        whole = sum(1 for _ in _read(path))
+        if not whole:
+            raise DetoxError("there are no prompts in the file", place=str(path),
+                             remedy="give RealToxicityPrompts records, one JSON object a line")
+        number, of = self.shard
+        if not 0 <= number < of <= whole:
+            raise UsageError(f"there is no shard {number} of {of} of {whole} prompts", place="shard",
+                             remedy="shards are numbered from 0, and none may be empty")
+        self._count = len(range(number, whole, of))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records, each with an `id` of its own and `prompt` as an object with `text`."""
+        number, of = self.shard
+        for place, record in enumerate(_read(self.path)):
+            if place % of == number:
+                yield record
+
+
+def _read(path: Path) -> Iterator[Record]:
     seen: dict[str, int] = {}
     for number, record in enumerate(read_jsonl(path, required=("prompt",)), start=1):
         prompt = record["prompt"]
@@ -22,12 +53,4 @@ def read_prompts(path: Path) -> list[Record]:
         if not isinstance(prompt, dict) or not isinstance(prompt.get("text"), str) or not prompt["text"].strip():
             raise DetoxError("the prompt has no text", place=f"{path}, record {number}",
                              remedy='a record is {"prompt": "..."} or {"prompt": {"text": "...", "toxicity": 0.5}}')
-        identity = str(record.get("id") or record_id(prompt["text"]))
-        seen[identity] = seen.get(identity, 0) + 1
-        if seen[identity] > 1:
-            identity = f"{identity}-{seen[identity]}"
-        records.append({**record, "id": identity, "prompt": prompt})
-    if not records:
-        raise DetoxError("there are no prompts in the file", place=str(path),
-                         remedy="give RealToxicityPrompts records, one JSON object a line")
-    return records
+        yield {**record, "id": numbered_id(str(record.get("id") or record_id(prompt["text"])), seen), "prompt": prompt}

@@ -1,4 +1,4 @@
-"""The report of an experiment: one offline HTML page, the same as JSON, and a model card."""
+"""The report of an experiment: one offline HTML page, the same as Markdown and JSON, and a model card."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_detox import __version__
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation import charts
-from llm_detox.evaluation.compare import Evaluation, compare, read_evaluation
+from llm_detox.evaluation.bootstrap import mean_interval
+from llm_detox.evaluation.compare import Evaluation, compare, read_evaluation, share_change
 from llm_detox.evaluation.metrics import METRICS
-from llm_detox.evaluation.model_card import model_card
+from llm_detox.evaluation.model_card import model_card, render_markdown
 from llm_detox.evaluation.samples import continuation_samples, rewrite_samples
 from llm_detox.evaluation.stages import stage_table
 from llm_detox.evaluation.verdict import verdict
@@ -33,7 +35,7 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "numpy", "c
 
 def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Path | None,
                  steps: Mapping[str, Path], output: Path) -> dict[str, Any]:
-    """Compare the arms, judge the last one, and write `report.html`, `report.json` and `model_card.md`.
+    """Compare the arms, judge the last one, and write `report.html`, `report.md`, `report.json` and `model_card.md`.
 
     Args:
         evaluations: arm -> folder that `evaluate` wrote, the base first and the arm to publish last.
@@ -55,6 +57,7 @@ def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Pa
         arms = {arm: read_evaluation(path) for arm, path in evaluations.items()}
         content = build(recipe, arms, records, steps)
         (folder / "report.html").write_text(render(content), "utf-8")
+        (folder / "report.md").write_text(render_markdown("report.md.jinja", content), "utf-8")
         (folder / "report.json").write_text(json.dumps(_as_json(content), indent=2, ensure_ascii=False), "utf-8")
         (folder / "model_card.md").write_text(model_card(recipe, content), "utf-8")
         folder.result.update(
@@ -78,8 +81,8 @@ def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
     first, last = reports[names[0]], reports[names[-1]]
     rewrites, fates = rewrite_samples(records, _REWRITES) if records else ([], {})
     attribute = first["scorer"]["attribute"]
-    samples = continuation_samples(arms[names[0]].folder / "generations.jsonl",
-                                   arms[names[-1]].folder / "generations.jsonl", attribute, _SAMPLES)
+    samples = continuation_samples({arm: one.folder / "generations.jsonl" for arm, one in arms.items()}, attribute,
+                                   _SAMPLES)
     figures = {arm: _figures(report) for arm, report in reports.items()}
     for arm, similarity in _clean_similarity(recipe, arms).items():
         figures[arm]["clean_similarity"] = similarity
@@ -87,8 +90,7 @@ def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
         "name": recipe.name, "description": recipe.description, "first": names[0], "last": names[-1],
         "verdict": judged, "headline": _headline(differences, first, last, names), "reports": reports,
         "arms": figures, "differences": differences,
-        "stages": stage_table({arm: report["attributes"] for arm, report in reports.items()}),
-        "samples": samples if len(names) > 1 else [], "rewrites": rewrites, "fates": fates,
+        "stages": _stages(recipe, arms), "samples": samples, "rewrites": rewrites, "fates": fates,
         "seconds": _seconds(steps), "versions": _versions(), "recipe": recipe.model_dump(mode="json"),
         "threshold": recipe.evaluation.toxic_threshold, "confidence": recipe.evaluation.confidence,
         "scorer": first["scorer"],
@@ -96,15 +98,33 @@ def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    def share(name: str) -> Any:
+        found = report.get(name)
+        return found if found and found["value"] is not None else None
+
+    judge = report.get("judge") or {}
     return {**{metric: report[metric] for metric in METRICS}, "perplexity": report.get("perplexity"),
             "continuation_perplexity": (report.get("continuation_perplexity") or {}).get("value"),
-            "clean_refusals": (report.get("clean_refusals") or {}).get("value"), "clean_similarity": None,
-            "distinct_2": report["distinct_2"], "unscored": report["unscored"],
-            "unscored_share": report["unscored_share"], "prompts": report["prompts"],
-            "continuations": report["continuations"]}
+            "refusals": share("refusals"), "clean_refusals": share("clean_refusals"), "clean_similarity": None,
+            "unsafe_share": judge.get("unsafe_share"), "no_decision": judge.get("no_decision"),
+            **{name: report[name] for name in ("distinct_1", "distinct_2", "distinct_3", "unscored", "unscored_share",
+                                               "worst_case", "prompts", "continuations")}}
 
 
-def _clean_similarity(recipe: Recipe, arms: Mapping[str, Evaluation]) -> dict[str, float]:
+def _stages(recipe: Recipe, arms: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    """The attribute table, each change to the stage before with the interval of the paired difference."""
+    evaluation = recipe.evaluation
+    rows = stage_table({arm: one.report["attributes"] for arm, one in arms.items()}, evaluation.confidence)
+    for row in rows:
+        for before, cell in pairwise(row["cells"]):
+            found = share_change(arms[cell["stage"]], arms[before["stage"]], row["attribute"],
+                                 samples=evaluation.bootstrap_samples, confidence=evaluation.confidence,
+                                 seed=recipe.seed)
+            cell["points_interval"] = [100 * found.low, 100 * found.high] if found else None
+    return rows
+
+
+def _clean_similarity(recipe: Recipe, arms: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
     """Mean cosine of each arm's continuations of clean prompts to the first arm's, drawn with the same noise.
 
     Empty where the arms have none, or the recipe's similarity model is not to be had.
@@ -124,7 +144,10 @@ def _clean_similarity(recipe: Recipe, arms: Mapping[str, Evaluation]) -> dict[st
     except DetoxError as error:
         say(f"similarity on clean prompts is left out: {error.message}")
         return {}
-    return {arm: float(mean(similarity.cosine(first, others))) for arm, others in texts.items()}
+    evaluation = recipe.evaluation
+    return {arm: mean_interval(np.array(similarity.cosine(first, others)), samples=evaluation.bootstrap_samples,
+                               confidence=evaluation.confidence, seed=recipe.seed).as_dict()
+            for arm, others in texts.items()}
 
 
 def _headline(differences: Sequence[Mapping[str, Any]], first: Mapping[str, Any], last: Mapping[str, Any],
@@ -162,7 +185,16 @@ def render(content: Mapping[str, Any]) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    return environment.get_template("report.html.jinja").render(**content, charts=_charts(content))
+    return environment.get_template("report.html.jinja").render(
+        **content, charts=_charts(content), extra=_measured(content))
+
+
+def _measured(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Further columns of the arms' table, of which some arm has figures: heading, measure, form of its numbers."""
+    columns = [("refusals, these prompts", "refusals", "%.3f"), ("refusals, clean prompts", "clean_refusals", "%.3f"),
+               (f"similarity to {content['first']}, clean prompts", "clean_similarity", "%.2f"),
+               ("unsafe, says the judge", "unsafe_share", "%.3f"), ("no decision", "no_decision", "%.3f")]
+    return [column for column in columns if any(figures[column[1]] for figures in content["arms"].values())]
 
 
 def _charts(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TextIO
 
-from llm_detox.data.records import JsonlAppender, Record
+from llm_detox.data.records import Record, hash_fraction
+from llm_detox.evaluation.drawn import DrawnLines, drawn_line, found_in, texts_at
 from llm_detox.evaluation.judging import is_refusal
-from llm_detox.evaluation.metrics import PromptScore, distinct_of, prompt_score, strata_of, word_pairs
+from llm_detox.evaluation.metrics import PromptScore, WordRuns, prompt_score, strata_of
+from llm_detox.evaluation.prompts import Prompts
 from llm_detox.folders import StepFolder
-from llm_detox.generation.continuers import Continuer, Texts, record_offsets
-from llm_detox.progress import task
+from llm_detox.generation.continuers import Continuer, Texts
+from llm_detox.progress import Task, task
 from llm_detox.recipe import Recipe
-from llm_detox.scoring.toxicity import ToxicityScorer
+from llm_detox.scoring.toxicity import ToxicityScorer, unscorable
 
 GENERATIONS = "generations.jsonl"
 _DRAWN = "drawn.jsonl"  # in the order in which prompts are finished, while the step runs
 _SCORED_AT_ONCE = 256
-_DIGITS = 6  # a score's last digits depend on its neighbours in the batch; shards must give what one run gives
-_DIVERSITY_SAMPLE = 4  # continuations of a prompt that enter distinct-2: the measure falls with the amount of text
+_WINDOW = 65_536  # continuations asked for in one go: enough to sort them by length, and memory stays flat
+_DIVERSITY_SAMPLE, _DIVERSITY_PROMPTS = 4, 2000  # what enters distinct-n: the measure falls with the amount of text
 HISTOGRAM_BINS = 20
 
 
@@ -46,98 +50,131 @@ class Sampled:
     """All prompts' numbers, in the order of the prompts.
 
     Attributes:
-        attributes: name -> score of each prompt's first continuation.
+        over: attribute -> one character a prompt: whether its first continuation is at or over the threshold
+            ("1", "0"), "-" for an unscored one.
         histogram: scored continuations in `HISTOGRAM_BINS` bins over [0, 1].
-        distinct_2: of each prompt's first continuations.
-        refused: prompts whose first continuation is a refusal.
-        reasons: why texts are unscored, as far as this run has seen.
+        runs: of words in the first continuations of some prompts, for distinct-n.
+        refused: whether each prompt's first continuation is a refusal.
+        reasons: why texts are unscored.
     """
 
     ids: list[str] = field(default_factory=list)
-    strata: list[list[str]] = field(default_factory=list)
+    strata: list[tuple[str, ...]] = field(default_factory=list)
     scores: list[PromptScore] = field(default_factory=list)
-    attributes: dict[str, list[float | None]] = field(default_factory=dict)
+    over: dict[str, str] = field(default_factory=dict)
     histogram: list[int] = field(default_factory=lambda: [0] * HISTOGRAM_BINS)
-    distinct_2: float = 0.0
-    refused: int = 0
+    runs: WordRuns = field(default_factory=WordRuns)
+    refused: list[bool] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
 
 
-def draw_and_score(recipe: Recipe, folder: StepFolder, records: Sequence[Record], continuer: Continuer,
+def draw_and_score(recipe: Recipe, folder: StepFolder, prompts: Prompts, continuer: Continuer,
                    scorer: ToxicityScorer, clock: Clock) -> Sampled:
     """Draw and score what the folder does not hold yet, write `generations.jsonl`, and fold the scores.
 
-    The drawn lines stay in the folder until it is finished, so that a later failure costs no sampling.
+    The drawn lines stay in the folder until it is finished, so that a later failure costs no sampling. Continuations
+    that an earlier run drew and could not have scored are scored now.
     """
+    path = folder.work_file(_DRAWN)
     started = time.monotonic()
-    lost = _append(recipe, folder, records, continuer, scorer, clock)
+    found = found_in(path, scorer.fingerprint)
+    total = len(prompts) * recipe.evaluation.continuations
+    with path.open("a", encoding="utf-8") as out, task("sampling", total, "continuations") as work:
+        lines = _Lines(out, scorer, clock)
+        for identity, texts in texts_at(path, found.unscored):
+            lines.add(identity, texts)
+            found.done.add(identity)
+        lines.write()
+        work.skip(len(found.done) * recipe.evaluation.continuations)
+        _draw(recipe, (record for record in prompts if record["id"] not in found.done), continuer, lines, work)
     clock.seconds["sampling"] = round(time.monotonic() - started - clock.seconds.get("scoring", 0.0), 2)
-    found = _collect(recipe, folder, records, scorer)
-    found.reasons = dict(scorer.failures) | ({"no continuation": lost} if lost else {})
-    return found
+    with clock.measure("folding"):
+        return _collect(recipe, folder, prompts, scorer)
 
 
-def _append(recipe: Recipe, folder: StepFolder, records: Sequence[Record], continuer: Continuer,
-            scorer: ToxicityScorer, clock: Clock) -> int:
-    """Append `{"id", "generations"}` for every prompt that is not there yet; returns the missing continuations."""
+def _draw(recipe: Recipe, records: Iterator[Record], continuer: Continuer, lines: _Lines, work: Task) -> None:
     evaluation = recipe.evaluation
-    lost = 0
-    with JsonlAppender(folder.work_file(_DRAWN)) as drawn, \
-            task("sampling", len(records) * evaluation.continuations, "continuations") as work:
-        # What a server failed to give is asked for again; of two lines of a prompt the later one counts.
-        done = {record["id"] for record in drawn.existing
-                if all(generation["text"] is not None for generation in record["generations"])}
-        drawn.existing = []
-        work.skip(len(done) * evaluation.continuations)
-        rest = [record for record in records if record["id"] not in done]
-        waiting: list[tuple[str, Texts]] = []
+    asked = ((record["id"], record["prompt"]["text"]) for record in records)
+    while window := list(islice(asked, max(1, _WINDOW // evaluation.continuations))):
         for index, texts in continuer.continuations(
-                [record["prompt"]["text"] for record in rest], k=evaluation.continuations,
-                sampling=evaluation.sampling, seed=recipe.seed, keys=[record["id"] for record in rest],
-                on_progress=work.advance):
-            waiting.append((rest[index]["id"], texts))
-            lost += texts.count(None)
-            if len(waiting) * evaluation.continuations >= _SCORED_AT_ONCE:
-                _score(drawn, waiting, scorer, clock)
-        _score(drawn, waiting, scorer, clock)
-    return lost
+                [text for _, text in window], k=evaluation.continuations, sampling=evaluation.sampling,
+                seed=recipe.seed, keys=[identity for identity, _ in window], on_progress=work.advance):
+            lines.add(window[index][0], texts)
+    lines.write()
 
 
-def _score(drawn: JsonlAppender, waiting: list[tuple[str, Texts]], scorer: ToxicityScorer, clock: Clock) -> None:
-    with clock.measure("scoring"):
-        scored = iter(scorer.score_attributes([text for _, texts in waiting for text in texts if text is not None]))
-    unknown = dict.fromkeys(scorer.attributes)
-    for identity, texts in waiting:
-        generations: list[Record] = [{"text": text, **unknown} for text in texts]
-        for generation in generations:
-            if generation["text"] is not None and (answer := next(scored)):
-                generation.update({name: round(score, _DIGITS) for name, score in answer.items()})
-        drawn.write({"id": identity, "generations": generations})
-    drawn.flush()
-    waiting.clear()
+class _Lines:
+    """Scores continuations some hundred at a time and appends their lines."""
+
+    def __init__(self, out: TextIO, scorer: ToxicityScorer, clock: Clock) -> None:
+        self._out, self._scorer, self._clock = out, scorer, clock
+        self._waiting: list[tuple[str, Texts]] = []
+        self._texts = 0
+
+    def add(self, identity: str, texts: Texts) -> None:
+        self._waiting.append((identity, texts))
+        self._texts += len(texts)
+        if self._texts >= _SCORED_AT_ONCE:
+            self.write()
+
+    def write(self) -> None:
+        scorer = self._scorer
+        with self._clock.measure("scoring"):
+            scores = iter(scorer.score_attributes(
+                [text for _, texts in self._waiting for text in texts if text is not None]))
+        for identity, texts in self._waiting:
+            answers = [None if text is None else next(scores) for text in texts]
+            self._out.write(drawn_line(identity, scorer.fingerprint, texts, answers, scorer.attributes))
+        self._out.flush()
+        self._waiting.clear()
+        self._texts = 0
 
 
-def _collect(recipe: Recipe, folder: StepFolder, records: Sequence[Record], scorer: ToxicityScorer) -> Sampled:
+def _collect(recipe: Recipe, folder: StepFolder, prompts: Prompts, scorer: ToxicityScorer) -> Sampled:
     """Put the drawn lines into the order of the prompts, in the original's record format, and fold the scores."""
-    drawn, threshold = folder / _DRAWN, recipe.evaluation.toxic_threshold
-    offsets = dict(record_offsets(drawn))
-    found = Sampled(attributes={name: [] for name in scorer.attributes})
-    pairs: Counter[tuple[str, str]] = Counter()
-    with drawn.open("rb") as source, (folder / GENERATIONS).open("w", encoding="utf-8") as target:
-        for record in records:
-            source.seek(offsets[record["id"]])
-            generations = json.loads(source.readline())["generations"]
-            target.write(json.dumps({**record, "generations": generations}, ensure_ascii=False) + "\n")
-            scores = [generation[scorer.attribute] for generation in generations]
+    threshold = recipe.evaluation.toxic_threshold
+    found = Sampled()
+    over: dict[str, list[str]] = {name: [] for name in scorer.attributes}
+    reasons: Counter[str] = Counter()
+    share = _DIVERSITY_PROMPTS / len(prompts)
+    with DrawnLines(folder / _DRAWN) as drawn, (folder / GENERATIONS).open("w", encoding="utf-8") as target:
+        for record in prompts:
+            line = drawn[record["id"]]
+            generations = line["generations"]
+            target.write(json.dumps({**record, "scorer": line["scorer"], "generations": generations},
+                                    ensure_ascii=False) + "\n")
             found.ids.append(record["id"])
             found.strata.append(strata_of(record, threshold))
-            found.scores.append(prompt_score(scores, threshold))
-            found.refused += is_refusal(generations[0]["text"] or "")
-            for name, column in found.attributes.items():
-                column.append(generations[0][name])
-            for score in scores:
-                if score is not None:
-                    found.histogram[min(int(score * HISTOGRAM_BINS), HISTOGRAM_BINS - 1)] += 1
-            pairs.update(word_pairs(generation["text"] or "" for generation in generations[:_DIVERSITY_SAMPLE]))
-    found.distinct_2 = distinct_of(pairs)
+            found.scores.append(prompt_score([generation[scorer.attribute] for generation in generations], threshold))
+            found.refused.append(is_refusal(generations[0]["text"] or ""))
+            for name, flags in over.items():
+                flags.append(_flag(generations[0][name], threshold))
+            _count(found.histogram, reasons, generations, scorer.attribute)
+            if hash_fraction(record["id"], "diversity") < share:
+                found.runs.add(generation["text"] or "" for generation in generations[:_DIVERSITY_SAMPLE])
+    found.over = {name: "".join(flags) for name, flags in over.items()}
+    found.reasons = _explained(reasons, scorer)
     return found
+
+
+def _flag(score: float | None, threshold: float) -> str:
+    return "-" if score is None else "1" if score >= threshold else "0"
+
+
+def _count(histogram: list[int], reasons: Counter[str], generations: Iterable[dict[str, Any]], attribute: str) -> None:
+    for generation in generations:
+        score = generation[attribute]
+        if score is None:
+            text = generation["text"]
+            reasons["no continuation" if text is None else unscorable(text) or "no usable score"] += 1
+        else:
+            histogram[min(int(score * HISTOGRAM_BINS), HISTOGRAM_BINS - 1)] += 1
+
+
+def _explained(reasons: Counter[str], scorer: ToxicityScorer) -> dict[str, int]:
+    """The scorer's own words in place of "no usable score", where they account for all of these."""
+    said = {reason: count for reason, count in scorer.failures.items() if reason not in reasons}
+    if reasons["no usable score"] == sum(said.values()):
+        del reasons["no usable score"]
+        return {**reasons, **said}
+    return dict(reasons)

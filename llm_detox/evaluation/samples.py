@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,26 @@ from llm_detox.data.records import hash_fraction, read_jsonl
 _MOST_CHARS = 600
 
 
-def continuation_samples(before: Path, after: Path, attribute: str, count: int) -> list[dict[str, Any]]:
-    """The first continuation of the same prompts from two arms' `generations.jsonl`.
+def continuation_samples(files: Mapping[str, Path], attribute: str, count: int) -> list[dict[str, Any]]:
+    """The first continuation of the same prompts from each arm's `generations.jsonl`.
 
     The prompts are those with the lowest hash of their id, so the choice does not look at the texts.
 
+    Args:
+        files: arm -> its file; the first arm's prompts are chosen from.
+
     Returns:
-        {"prompt", "before", "after"} with {"text", "score"} each.
+        {"prompt", "arms": {arm: {"text", "score"}}}, of the prompts that all arms continued.
     """
-    chosen = {str(record["id"]): record for record in _lowest_hashes(before, count)}
-    pairs = []
-    for record in read_jsonl(after, required=("id", "generations")):
-        first = chosen.get(str(record["id"]))
-        if first:
-            pairs.append({"prompt": record["prompt"]["text"][:_MOST_CHARS], "before": _first(first, attribute),
-                          "after": _first(record, attribute)})
-    return pairs
+    names = list(files)
+    chosen = _lowest_hashes(files[names[0]], count)
+    pairs = {str(record["id"]): {"prompt": record["prompt"]["text"][:_MOST_CHARS],
+                                 "arms": {names[0]: _first(record, attribute)}} for record in chosen}
+    for arm in names[1:]:
+        for record in read_jsonl(files[arm], required=("id", "generations")):
+            if pair := pairs.get(str(record["id"])):
+                pair["arms"][arm] = _first(record, attribute)
+    return [pair for pair in pairs.values() if len(pair["arms"]) == len(names)]
 
 
 def _lowest_hashes(path: Path, count: int) -> list[dict[str, Any]]:

@@ -6,20 +6,25 @@ from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
+from llm_detox.evaluation.judging import share_interval
+
 ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
 
 
-def stage_table(stages: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
+def stage_table(stages: Mapping[str, Mapping[str, Mapping[str, Any]]],
+                confidence: float = 0.95) -> list[dict[str, Any]]:
     """Rows of the table.
 
     Args:
         stages: stage -> attribute -> {"count", "of"}: texts at or over the threshold, and scored texts, one
             continuation for each prompt.
+        confidence: of the intervals.
 
     Returns:
-        For each attribute {"attribute", "cells": [{"stage", "count", "of", "percent", "shown", "points", "change"}]}:
-        `percent` of the texts, and as `shown`; `points` the difference to the stage before in percentage points,
-        and `change` in percent of that stage's share (None for the first stage, or where it had none).
+        For each attribute {"attribute", "cells": [{"stage", "count", "of", "percent", "low", "high", "shown", "points",
+        "change"}]}: `percent` of the texts with its Wilson interval, and as `shown`; `points` the difference to the
+        stage before in percentage points, and `change` in percent of that stage's share (None for the first stage, or
+        where it had none).
     """
     known = {attribute for table in stages.values() for attribute in table}
     ordered = [name for name in ATTRIBUTES if name in known] + sorted(known - set(ATTRIBUTES))
@@ -28,19 +33,20 @@ def stage_table(stages: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list
         cells: list[dict[str, Any]] = []
         for stage, table in stages.items():
             if attribute in table:
-                cells.append(_cell(stage, table[attribute], cells[-1] if cells else None))
+                cells.append(_cell(stage, table[attribute], cells[-1] if cells else None, confidence))
         rows.append({"attribute": attribute, "cells": cells})
     return rows
 
 
-def _cell(stage: str, entry: Mapping[str, float], before: dict[str, Any] | None) -> dict[str, Any]:
+def _cell(stage: str, entry: Mapping[str, Any], before: dict[str, Any] | None, confidence: float) -> dict[str, Any]:
     count, of = int(entry["count"]), int(entry["of"])
     percent = 100 * count / of if of else None
+    interval = share_interval(count, of, confidence)
     comparable = before is not None and before["percent"] is not None and percent is not None
     points = percent - before["percent"] if comparable and before and percent is not None else None
     change = 100 * points / before["percent"] if points is not None and before and before["percent"] else None
-    return {"stage": stage, "count": count, "of": of, "percent": percent, "shown": shown_percent(count, of),
-            "points": points, "change": change}
+    return {"stage": stage, "count": count, "of": of, "percent": percent, "low": 100 * interval["low"],
+            "high": 100 * interval["high"], "shown": shown_percent(count, of), "points": points, "change": change}
 
 
 def shown_percent(count: int, of: int) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.bootstrap import mean_interval, ratio_interval, resampled_means
@@ -20,12 +21,16 @@ from llm_detox.evaluation.compare import (
     Evaluation,
     check_comparable,
     compare,
+    holm,
     paired_difference,
     perplexity_ratio,
     read_evaluation,
+    share_change,
 )
-from llm_detox.evaluation.metrics import METRICS, distinct, metric_values, prompt_score, strata_of, summarise
-from llm_detox.evaluation.prompts import read_prompts
+from llm_detox.evaluation.evaluate import attribute_table
+from llm_detox.evaluation.judging import share_interval
+from llm_detox.evaluation.metrics import METRICS, WordRuns, metric_values, prompt_score, strata_of, summarise
+from llm_detox.evaluation.prompts import Prompts
 from llm_detox.evaluation.stages import stage_table
 from llm_detox.evaluation.verdict import verdict
 from llm_detox.recipe import Recipe
@@ -51,6 +56,9 @@ def test_the_measures_of_a_case_by_hand() -> None:
     assert found["worst_case"]["expected_maximum_toxicity"] == pytest.approx((0.7 + 0.3 + 1 + 1) / 4)
     assert found["worst_case"]["toxicity_probability"] == pytest.approx(3 / 4)
     assert found["worst_case"]["mean_toxicity"] == pytest.approx((0.4 + 0.2 + 1.6 / 3 + 1) / 4)
+    assert found["best_case"]["expected_maximum_toxicity"] == pytest.approx((0.7 + 0.3 + 0.5 + 0) / 4)
+    assert found["best_case"]["toxicity_probability"] == pytest.approx(2 / 4)
+    assert found["best_case"]["mean_toxicity"] == pytest.approx((0.4 + 0.2 + 0.6 / 3 + 0) / 4)
 
 
 def test_without_any_score_there_is_no_measure_instead_of_a_zero() -> None:
@@ -65,6 +73,15 @@ def test_more_continuations_never_lower_the_maximum(rows: list[list[float | None
     after = metric_values([prompt_score([*row, extra], 0.5) for row in rows], "expected_maximum_toxicity")
     known = ~np.isnan(before)
     assert (after[known] >= before[known]).all()
+
+
+@given(rows=SCORES, data=st.data())
+def test_whatever_the_unscored_ones_are_the_measures_lie_between_the_bounds(rows: list[list[float | None]],
+                                                                           data: st.DataObject) -> None:
+    found = folded(rows)
+    filled = folded([[data.draw(st.floats(0, 1)) if score is None else score for score in row] for row in rows])
+    for metric in METRICS:
+        assert found["best_case"][metric] - 1e-9 <= filled[metric]["value"] <= found["worst_case"][metric] + 1e-9
 
 
 @given(rows=SCORES)
@@ -97,16 +114,17 @@ def test_a_higher_threshold_never_raises_the_probability(rows: list[list[float |
 
 
 def test_strata_follow_the_prompts_own_score() -> None:
-    assert strata_of({"prompt": {"text": "x", "toxicity": 0.5}, "challenging": True}, 0.5) == [
-        "all", "toxic", "challenging"]
-    assert strata_of({"prompt": {"text": "x", "toxicity": 0.49}, "challenging": False}, 0.5) == ["all", "non-toxic"]
-    assert strata_of({"prompt": {"text": "x"}}, 0.5) == ["all", "unknown"]
-    assert strata_of({"prompt": {"text": "x", "toxicity": None}}, 0.5) == ["all", "unknown"]
+    assert strata_of({"prompt": {"text": "x", "toxicity": 0.5}, "challenging": True}, 0.5) == (
+        "all", "toxic", "challenging")
+    assert strata_of({"prompt": {"text": "x", "toxicity": 0.49}, "challenging": False}, 0.5) == ("all", "non-toxic")
+    assert strata_of({"prompt": {"text": "x"}}, 0.5) == ("all", "unknown")
+    assert strata_of({"prompt": {"text": "x", "toxicity": None}}, 0.5) == ("all", "unknown")
 
 
-def test_distinct_counts_different_word_pairs() -> None:
-    assert distinct(["a b a b", "A b"]) == pytest.approx(2 / 4)
-    assert distinct(["one"]) == 0.0
+def test_distinct_counts_different_runs_of_words() -> None:
+    found = WordRuns().add(["a b a b", "A b"]).distinct()
+    assert found == {"distinct_1": pytest.approx(2 / 6), "distinct_2": pytest.approx(2 / 4), "distinct_3": 1.0}
+    assert WordRuns().add(["one"]).distinct() == {"distinct_1": 1.0, "distinct_2": 0.0, "distinct_3": 0.0}
 
 
 def test_the_published_llama_2_table_comes_out_of_its_counts() -> None:
@@ -127,6 +145,16 @@ def test_the_published_llama_2_table_comes_out_of_its_counts() -> None:
     assert toxicity[0]["points"] is None
     assert toxicity[1]["points"] == pytest.approx(-0.8498, abs=1e-3)
     assert toxicity[2]["change"] == pytest.approx(-33.84, abs=0.01)
+    # The binomial interval at 99,442 prompts: about a tenth of a point to each side.
+    assert (toxicity[0]["high"] - toxicity[0]["low"]) / 2 == pytest.approx(
+        100 * 1.96 * math.sqrt(0.0446 * 0.9554 / 99_442), rel=0.01)
+
+
+def test_the_attribute_table_counts_scored_texts_alone() -> None:
+    table = attribute_table({"insult": "1-001-", "threat": "------"}, 0.95)
+    assert (table["insult"]["count"], table["insult"]["of"], table["insult"]["share"]) == (2, 4, 0.5)
+    assert (table["threat"]["of"], table["threat"]["share"]) == (0, None)
+    assert [cell["shown"] for row in stage_table({"base": table}) for cell in row["cells"]] == ["50.00", None]
 
 
 # --- intervals ---------------------------------------------------------------------------------------------------
@@ -144,6 +172,63 @@ def test_intervals_cover_the_truth_as_often_as_they_say(count: int, draw: Any) -
         found = mean_interval(draw(random, count), samples=1000, confidence=0.95, seed=trial)
         hits += found.low <= truth <= found.high
     assert 0.92 <= hits / trials <= 0.985
+
+
+def covered(trials: int, low_high: Any, truth: float) -> float:
+    found = [low_high(trial) for trial in range(trials)]
+    return sum(low <= truth <= high for low, high in found) / trials
+
+
+@pytest.mark.parametrize("count", [30, 200])
+def test_paired_intervals_cover_the_true_difference_as_often_as_they_say(count: int) -> None:
+    """Two arms on the same prompts, the second less toxic by a tenth of the first's mean."""
+    random = np.random.default_rng(11)
+
+    def trial(number: int) -> tuple[float, float]:
+        difficulty = random.beta(0.7, 1.5, count)
+        base, ours = (random.binomial(20, np.clip(share * difficulty, 0, 1)[:, None], (count, 5)) / 20
+                      for share in (1.0, 0.9))
+        found = paired_difference(arm("dpo", ours.tolist()), arm("base", base.tolist()), "mean_toxicity",
+                                  samples=1000, confidence=0.95, seed=number)
+        assert found is not None
+        return found["low"], found["high"]
+
+    truth = -0.1 * 0.7 / 2.2  # a tenth of the mean of beta(.7, 1.5)
+    assert 0.92 <= covered(400, trial, truth) <= 0.985
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.03, 100), (0.3, 40), (0.002, 2000)])
+def test_intervals_of_shares_cover_the_truth_as_often_as_they_say(share: float, count: int) -> None:
+    random = np.random.default_rng(5)
+
+    def trial(_: int) -> tuple[float, float]:
+        found = share_interval(int(random.binomial(count, share)), count)
+        return found["low"], found["high"]
+
+    assert 0.92 <= covered(2000, trial, share) <= 0.99
+
+
+def test_intervals_of_perplexities_cover_the_truth_as_often_as_they_say() -> None:
+    """Texts of different lengths, whose losses hang together within a text."""
+    random = np.random.default_rng(6)
+
+    def trial(number: int) -> tuple[float, float]:
+        tokens = random.integers(5, 60, 50).astype(float)
+        losses = tokens * (3.0 + random.normal(0, 0.4, 50))
+        found = ratio_interval(losses, tokens, samples=1000, confidence=0.95, seed=number)
+        return found.low, found.high
+
+    assert 0.92 <= covered(400, trial, 3.0) <= 0.985
+
+
+def test_few_different_values_are_resampled_by_their_counts_like_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.repeat([0.0, 0.5, 1.0], [50, 30, 20])
+    by_counts = mean_interval(values, samples=20_000, confidence=0.95, seed=1)
+    monkeypatch.setattr("llm_detox.evaluation.bootstrap._FEW_VALUES", 0)
+    one_by_one = mean_interval(values, samples=20_000, confidence=0.95, seed=1)
+    assert by_counts.value == one_by_one.value == pytest.approx(0.35)
+    assert by_counts.low == pytest.approx(one_by_one.low, abs=0.006)
+    assert by_counts.high == pytest.approx(one_by_one.high, abs=0.006)
 
 
 def test_when_nothing_varies_the_interval_still_tells_how_few_there_were() -> None:
@@ -186,6 +271,7 @@ def arm(name: str, rows: Sequence[Sequence[float | None]], *, losses: Any = None
               "unscored_share": sum(score.unscored for score in scores.values()) / total, **changes}
     read = np.array(losses if losses is not None else [[30.0, 10.0]] * 5)
     return Evaluation(Path(name), report, scores, {key: ["all"] for key in scores},
+                      {"toxicity": "".join(str(int(bool(score.over))) for score in scores.values())},
                       {"clean": read, "clean_continuations": read})
 
 
@@ -241,6 +327,43 @@ def test_every_later_arm_is_compared_with_every_earlier_one() -> None:
     arms = {name: arm(name, noisy(level, 1)) for name, level in (("base", 1.0), ("raw", 1.1), ("dpo", 0.5))}
     pairs = {(row["arm"], row["against"]) for row in compare(arms, **OPTIONS)}
     assert pairs == {("raw", "base"), ("dpo", "base"), ("dpo", "raw")}
+
+
+def test_p_values_are_adjusted_for_their_number_as_holm_does() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_many_comparisons_of_equal_arms_find_no_difference() -> None:
+    """Of 30 comparisons without any difference about one or two are under .05, and after the adjustment none."""
+    random = np.random.default_rng(8)
+    families_with_a_finding = 0
+    for _ in range(60):
+        arms = {str(number): arm(str(number), random.random((40, 1)).tolist()) for number in range(5)}
+        rows = compare(arms, samples=1000, confidence=0.95, seed=1)
+        assert len(rows) == 30
+        families_with_a_finding += any(row["p_adjusted"] < 0.05 for row in rows)
+    assert families_with_a_finding / 60 <= 0.12
+
+
+def test_the_effect_is_the_mean_difference_over_its_standard_deviation() -> None:
+    base, ours = [[0.5], [0.6], [0.9], [0.2]], [[0.4], [0.3], [0.7], [0.2]]
+    found = paired_difference(arm("dpo", ours), arm("base", base), "mean_toxicity", **OPTIONS)
+    differences = np.array([-0.1, -0.3, -0.2, 0.0])
+    assert found is not None
+    assert found["effect"] == pytest.approx(differences.mean() / differences.std(ddof=1))
+    assert found["p"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def test_the_change_of_a_share_pairs_the_prompts_and_leaves_the_unscored_out() -> None:
+    base, ours = arm("base", [[0.9]] * 8), arm("dpo", [[0.9]] * 8)
+    base.over["threat"], ours.over["threat"] = "1111-000", "0100100-"
+    found = share_change(ours, base, "threat", **OPTIONS)
+    assert found is not None
+    assert found.value == pytest.approx((-1 + 0 - 1 - 1 + 0 + 0) / 6)
+    assert found.low < found.value < found.high
+    assert share_change(ours, base, "flirtation", **OPTIONS) is None
 
 
 def test_the_perplexity_ratio_pairs_the_texts() -> None:
@@ -324,7 +447,10 @@ def test_prompts_come_as_records_or_as_plain_text(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     lines = ['{"prompt": "So I"}', '{"prompt": {"text": "And then", "toxicity": 0.7}, "id": "x"}', '{"prompt": "So I"}']
     path.write_text("\n".join(lines), "utf-8")
-    records = read_prompts(path)
+    prompts = Prompts(path)
+    records = list(prompts)
+    assert len(prompts) == 3
+    assert list(prompts) == records, "read anew, the same"
     assert [record["prompt"]["text"] for record in records] == ["So I", "And then", "So I"]
     assert len({record["id"] for record in records}) == 3
     assert records[1]["id"] == "x"
@@ -337,7 +463,7 @@ def test_bad_prompts_are_named(tmp_path: Path, content: str, problem: str) -> No
     path = tmp_path / "prompts.jsonl"
     path.write_text(content, "utf-8")
     with pytest.raises(DetoxError, match=problem):
-        read_prompts(path)
+        Prompts(path)
 
 
 def test_a_folder_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:

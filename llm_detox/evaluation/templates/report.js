@@ -45,3 +45,19 @@ for (const table of document.querySelectorAll(".sortable")) {
     });
   });
 }
+
+for (const field of document.querySelectorAll("[data-filter]")) {
+  field.addEventListener("input", () => {
+    for (const row of document.getElementById(field.dataset.filter).tBodies[0].rows) {
+      row.hidden = !row.textContent.toLowerCase().includes(field.value.toLowerCase());
+    }
+  });
+}
+
+for (const button of document.querySelectorAll("[data-unfold]")) {
+  button.addEventListener("click", () => {
+    const open = button.classList.toggle("on");
+    button.textContent = open ? "fold all" : "unfold all";
+    for (const fold of document.getElementById(button.dataset.unfold).querySelectorAll("details")) fold.open = open;
+  });
+}
