@@ -1,8 +1,7 @@
 """Many files at once, large ones in parts; what an interrupted transfer has brought over is not sent again.
 
-Parts are whole requests, held in memory one per thread: that costs less time than passing them through in pieces, and
-a part is either there or not. Of a download, a list beside the file says which parts are there; of an
-upload, the store says it.
+Parts are whole requests, so a part is either there or not. Of a download, a list beside the file says which parts are
+there; of an upload, the store says it.
 """
 
 from __future__ import annotations
@@ -203,7 +202,8 @@ class _Download:
     def begin(self) -> None:
         count = -(-self._size // self._running.part)
         if count <= 1:
-            self._path.write_bytes(self._read(None))
+            self._path.write_bytes(b"")
+            self._read(0, None)
             self._finish()
             return
         title = f"{self._content}: {self._size} bytes in parts of {self._running.part}"
@@ -226,7 +226,7 @@ class _Download:
 
     def _fetch(self, number: int) -> None:
         start = number * self._running.part
-        write_at(self._path, start, self._read((start, start + self._length(number) - 1)))
+        self._read(start, start + self._length(number) - 1)
         with self._lock:
             with self._list.open("a", encoding="utf-8") as file:
                 file.write(f"{number}\n")
@@ -235,19 +235,25 @@ class _Download:
         if last:
             self._finish()
 
-    def _read(self, span: tuple[int, int] | None) -> bytes:
+    def _read(self, start: int, last: int | None) -> None:
+        """Write the object's bytes from `start` to `last`, or all of it, to their place in the file."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
-        wanted = {"Range": f"bytes={span[0]}-{span[1]}"} if span else {}
+        wanted = {} if last is None else {"Range": f"bytes={start}-{last}"}
         for attempt in range(1, _READS + 1):
+            place = start
             try:
-                data: bytes = self._running.client.get_object(**self._at, **wanted)["Body"].read()
+                # Small pieces: buffers of a whole part cost more in page faults than all the rest.
+                for piece in self._running.client.get_object(**self._at, **wanted)["Body"].iter_chunks(MEBIBYTE):
+                    write_at(self._path, place, piece)
+                    place += len(piece)
+                if last is not None and place != last + 1:  # a store that knows no ranges sends everything
+                    raise IncompleteReadError(actual_bytes=place - start, expected_bytes=last + 1 - start)
                 break
             except (HTTPClientError, IncompleteReadError):  # broken behind the headers, where botocore gives up
                 if attempt == _READS:
                     raise
-        self._running.count(len(data))
-        return data
+        self._running.count(place - start)
 
     def _finish(self) -> None:
         self._list.unlink(missing_ok=True)
