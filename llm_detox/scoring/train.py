@@ -24,6 +24,7 @@ from llm_detox.scoring.attributes import (
     save_attribute_model,
 )
 from llm_detox.scoring.features import Floats
+from llm_detox.scoring.meaning import DEFAULT_ENCODER, PieceReader, Reader, SentenceReader, Vectors
 from llm_detox.scoring.ngram import NgramScorer, area_under_roc, load_ngram_scorer
 
 ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "threat", "profanity",
@@ -31,9 +32,11 @@ ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "threa
 THRESHOLD = 0.5
 _ENOUGH_POSITIVES = 20
 _FOLDS = 5
+_FEW_TEXTS = 20_000  # each fold's calibration counts; with more texts one fold is enough
 
 
-def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled: str | None = None) -> dict[str, Any]:
+def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled: str | None = None,
+                 encoder: str | None = None, whole_sentences: bool = False) -> dict[str, Any]:
     """Fit, calibrate and measure an attribute scorer.
 
     Args:
@@ -43,6 +46,9 @@ def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled
             its continuation.
         labelled: labelled text for the supporting scorer (see `load_ngram_scorer`); None takes the packaged one
             where it is installed.
+        encoder: sentence encoder that says what a text is about; None takes the packaged one where it is installed.
+        whole_sentences: whether the encoder reads the texts, some hundred a second; otherwise the vectors of its word
+            pieces are averaged, tens of thousands a second.
 
     Returns:
         Per attribute on the held-out texts: area under ROC at .5, rank correlation, calibration error, positives;
@@ -51,7 +57,8 @@ def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled
     Raises:
         DetoxError: too few scored texts.
     """
-    settings = {"held_out": held_out, "labelled": labelled, "step": "train-scorer"}
+    settings = {"held_out": held_out, "labelled": labelled, "encoder": encoder, "whole_sentences": whole_sentences,
+                "step": "train-scorer"}
     with step_folder(output, "scorer", settings=settings, inputs={"records": records}) as folder:
         texts, scores, names, place = scored_texts(records)
         test = place < held_out
@@ -59,13 +66,14 @@ def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled
             raise DetoxError(f"only {len(texts)} texts carry scores", place=str(records),
                              remedy="give some hundred records with Perspective's scores")
         base = _supporting_scorer(labelled)
+        reader = _open_reader(encoder, whole_sentences)
         train = np.nonzero(~test)[0]
-        model = _fit_and_calibrate([texts[i] for i in train], scores[train], names, base, place[train])
-        save_attribute_model(model, folder / WEIGHTS_FILE)
+        model = _fit_and_calibrate([texts[i] for i in train], scores[train], names, base, reader, place[train])
+        save_attribute_model(model, folder.path)
         figures = measure(folder.path, [texts[i] for i in np.nonzero(test)[0]], scores[test])
         folder.counts.update(training_texts=len(train), held_out_texts=int(test.sum()))
         folder.result.update(figures)
-        (folder / "README.md").write_text(_card(figures, records, len(train), base is not None), "utf-8")
+        (folder / "README.md").write_text(_card(figures, records, len(train), base, reader), "utf-8")
         for name, row in figures["attributes"].items():
             say(f"{name}: area under ROC {row['auc']:.3f}, rank correlation {row['spearman']:.3f}, "
                 f"calibration error {row['calibration_error']:.3f} ({row['positives']} positives)")
@@ -104,16 +112,45 @@ def _supporting_scorer(labelled: str | None) -> NgramScorer | None:
         return None
 
 
+def _open_reader(encoder: str | None, whole_sentences: bool) -> Reader | None:
+    source = encoder or DEFAULT_ENCODER
+    try:
+        reader = SentenceReader(source)
+    except DetoxError as error:
+        if encoder or whole_sentences:
+            raise
+        say(f"trained without a sentence encoder: {error.message}")
+        return None
+    return reader if whole_sentences else reader.pieces()
+
+
 def _fit_and_calibrate(texts: Sequence[str], scores: Floats, names: Sequence[str], base: NgramScorer | None,
-                       place: Floats) -> AttributeModel:
-    """Weights from all the texts; the calibration from a part that a helper model did not see."""
-    spare = np.argsort(place, kind="stable") % _FOLDS == 0
-    seen, unseen = np.nonzero(~spare)[0], np.nonzero(spare)[0]
-    helper = fit_attributes([texts[i] for i in seen], scores[seen], names, base)
-    calibrate(helper, [texts[i] for i in unseen], scores[unseen])
-    model = fit_attributes(texts, scores, names, base)
-    model.line[2:] = helper.line[2:]
+                       reader: Reader | None, place: Floats) -> AttributeModel:
+    """Weights from all the texts; the calibration from what models said of folds that they did not see."""
+    if isinstance(reader, PieceReader):
+        reader.fit(texts)
+    known = _Known(texts, reader.read(texts)) if reader else None
+    fold = np.searchsorted(np.quantile(place, np.arange(1, _FOLDS) / _FOLDS), place, side="right")
+    raw = np.full(scores.shape, np.nan)
+    for number in range(_FOLDS if len(texts) < _FEW_TEXTS else 1):
+        seen, unseen = np.nonzero(fold != number)[0], np.nonzero(fold == number)[0]
+        helper = fit_attributes([texts[i] for i in seen], scores[seen], names, base, known)
+        raw[unseen] = helper.raw([texts[i] for i in unseen])
+    model = fit_attributes(texts, scores, names, base, known)
+    done = ~np.isnan(raw[:, 0])
+    calibrate(model, raw[done], scores[done])
+    model.reader = reader
     return model
+
+
+class _Known:
+    """The vectors of the training texts, read once for all folds."""
+
+    def __init__(self, texts: Sequence[str], vectors: Vectors) -> None:
+        self._vectors = dict(zip(texts, vectors, strict=True))
+
+    def read(self, texts: Sequence[str]) -> Vectors:
+        return np.stack([self._vectors[text] for text in texts])
 
 
 def measure(folder: Path, texts: Sequence[str], scores: Floats) -> dict[str, Any]:
@@ -143,11 +180,19 @@ def calibration_error(predicted: Floats, stored: Floats, bins: int = 10) -> floa
                  / len(predicted))
 
 
-def _card(figures: dict[str, Any], records: Path, trained_on: int, supported: bool) -> str:
+def _card(figures: dict[str, Any], records: Path, trained_on: int, base: NgramScorer | None,
+          reader: Reader | None) -> str:
     lines = "\n".join(
         f"| {name} | {row['auc']:.3f} | {row['spearman']:.3f} | {row['calibration_error']:.3f} | {row['positives']} |"
         for name, row in figures["attributes"].items())
-    support = "and the log-odds of a scorer trained on labelled comments " if supported else ""
+    inputs = ["hashed word and character n-grams"]
+    if base:
+        inputs.append(f"what a scorer of labelled comments (`{base.fingerprint}`) finds in the text")
+    if reader:
+        inputs.append("a sentence encoder's reading of the text" if isinstance(reader, SentenceReader)
+                      else "the mean vector of the text's word pieces, from a sentence encoder")
+    shared = ("\nIt contains the scorer kind `ngram` of the same labelled text: where that one trains or accepts, this "
+              "one is no independent judge.\n") if base else ""
     return f"""---
 library_name: llm-detox
 pipeline_tag: text-classification
@@ -156,8 +201,8 @@ tags: [toxicity, llm-detox]
 
 # Attribute scorer
 
-Regression on stored Perspective scores ({trained_on:,} texts of `{records.name}`) with hashed word and character
-n-grams {support}as inputs; calibrated on texts that its weights did not see.
+Ridge regression on stored Perspective scores ({trained_on:,} texts of `{records.name}`). Inputs: {"; ".join(inputs)}.
+Calibrated on texts that the weights had not seen. Prompt and continuation of a record stay on one side of every split.
 
 Measured on {figures['texts']:,} held-out texts, {figures['texts_per_second']:,} texts a second:
 
@@ -165,8 +210,14 @@ Measured on {figures['texts']:,} held-out texts, {figures['texts_per_second']:,}
 |---|---|---|---|---|
 {lines}
 
+Mean area under ROC over the attributes with at least {_ENOUGH_POSITIVES} positives: {_shown(figures['mean_auc'])}.
+
 ## Limitations
 
 It repeats what Perspective said about English web text, with its faults, and knows words more than meaning:
 quotation, irony and implicit hate are beyond it. It is no judge of people.
-"""
+{shared}"""
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

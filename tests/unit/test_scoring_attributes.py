@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from llm_detox.errors import DetoxError
 from llm_detox.recipe import Scorer
 from llm_detox.scoring import attributes as module
 from llm_detox.scoring.attributes import Ridge, fit_attributes, load_attribute_scorer
-from llm_detox.scoring.features import encode, features
+from llm_detox.scoring.features import BUCKETS, encode, evidence, features
+from llm_detox.scoring.meaning import PieceReader, Vectors, landmarks
 from llm_detox.scoring.toxicity import load_scorer
 from llm_detox.scoring.train import calibration_error, scored_texts, train_scorer
 
@@ -87,15 +90,74 @@ def test_the_weights_solve_the_ridge_equations() -> None:
     texts = ["day idiot", "park day", "idiot park river", "river walk", "kill walk day", "kill idiot"]
     targets = np.random.default_rng(1).random((6, 2))
     how = Ridge(tolerance=1e-10)
-    model = fit_attributes(texts, targets, ("toxicity", "threat"), None, how)
-    found = features(encode(texts))
-    inputs = module._normalised(module._counts(found.bucket, found.row, found.rows), model.idf).toarray()
-    whole = np.concatenate([inputs, np.ones((6, 1))], axis=1)  # without labelled text the base input is zero
+    model = fit_attributes(texts, targets, ("toxicity", "threat"), None, how=how)
+    encoded = encode(texts)
+    found = features(encoded)
+    inputs = module._normalised(module._counts(found), model.idf).toarray()
+    dense = model._dense(texts, encoded, found)
+    whole = np.concatenate([inputs, dense], axis=1).astype(np.float64)
     centred = targets - targets.mean(axis=0)
     expected = whole.T @ np.linalg.solve(whole @ whole.T + how.penalty * np.eye(6), centred)
-    np.testing.assert_allclose(model.weights, expected[:-1], atol=1e-5)
-    np.testing.assert_allclose(model.line[0], expected[-1] + targets.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(model.weights, expected[:inputs.shape[1]], atol=1e-5)
     np.testing.assert_allclose(model.raw(texts), whole @ expected + targets.mean(axis=0), atol=1e-5)
+
+
+class Fixed:
+    """A reader that knows two subjects: the first axis for one, the second for the other."""
+
+    def read(self, texts: Sequence[str]) -> Vectors:
+        return np.array([[1.0, 0.1] if "cat" in text or "dog" in text else [0.1, 1.0] for text in texts], np.float32)
+
+
+def test_what_a_text_is_about_carries_over_to_words_that_no_score_was_stored_for() -> None:
+    texts = [f"cat {word}" for word in WORDS] + [f"stone {word}" for word in WORDS]
+    scores = np.array([[0.9]] * len(WORDS) + [[0.1]] * len(WORDS))
+    model = fit_attributes(texts, scores, ("toxicity",), None, Fixed())
+    animal, mineral = model.raw(["dog", "gravel"])[:, 0]
+    assert animal > mineral + 0.2
+    blind = fit_attributes(texts, scores, ("toxicity",), None)
+    assert abs(np.diff(blind.raw(["dog", "gravel"])[:, 0])[0]) < 0.2
+
+
+def test_word_pieces_are_averaged_with_rare_ones_weighing_more() -> None:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    raw = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "b": 2, "##b": 3}, unk_token="[UNK]"))
+    raw.normalizer = normalizers.Lowercase()
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    vectors = np.eye(4, dtype=np.float32)
+    reader = PieceReader(raw.to_str(), vectors).fit(["a", "a ab", "a"])
+    weights = reader.idf
+    assert weights[1] == pytest.approx(math.log(4 / 3))
+    assert weights[3] == pytest.approx(math.log(4))
+    (found,) = reader.read(["A ab"])
+    expected = np.array([0, 2 * weights[1], 0, weights[3]]) / (2 * weights[1] + weights[3])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(reader.read([" "]), np.zeros((1, 4)))
+
+
+def test_products_of_landmark_features_are_the_gaussian_kernel() -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    found = landmarks(vectors, count=40, gamma=2.0).of(vectors)
+    centred = vectors - vectors.mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(found @ found.T, np.exp(2 * (centred @ centred.T - 1)), atol=0.01)
+    assert landmarks(vectors, count=7, gamma=2.0).of(vectors).shape == (40, 7)
+
+
+def test_evidence_of_one_insult_stands_out_of_a_long_harmless_text() -> None:
+    texts = ["idiot", "the park by the river is a fine place to walk idiot with a friend", "the park"]
+    encoded = encode(texts)
+    found = features(encoded)
+    weights = np.full(BUCKETS, -0.01, dtype=np.float32)
+    only = features(encode(["idiot"]))
+    weights[only.bucket] = 1.0
+    says = evidence(encoded, found, weights)
+    np.testing.assert_allclose(says[:, 0], found.logits(weights), atol=1e-6)
+    np.testing.assert_allclose(says[:, 1] + says[:, 2], says[:, 0], atol=1e-9)
+    assert says[1, 3] > 0 > says[2, 3]
+    assert (says[:, 4] >= np.maximum(says[:, 3], 0) - 1e-9).all()
+    assert evidence(encode([""]), features(encode([""])), weights).tolist() == [[0.0] * 5]
 
 
 def test_a_prompt_stays_with_its_continuation_in_the_split(tmp_path: Path) -> None:
