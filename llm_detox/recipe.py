@@ -250,12 +250,12 @@ class SamplingSection(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     temperature: Annotated[float, Field(gt=0)] = 1.0
     max_new_tokens: Positive = 20
-    batch_tokens: Positive = Field(4096, description="tokens in flight a batch")
+    batch_tokens: Positive = Field(4096, description="tokens in flight; on a CPU its cores share them")
 
 
 class EvaluationSection(Section):
     engine: Literal["auto", "transformers", "vllm"] = Field(
-        "auto", description="draws the continuations of a model here; auto: vLLM where it is installed beside a GPU")
+        "transformers", description="draws a model's continuations; auto: vLLM where it is installed beside a GPU")
     continuations: Positive = 25
     toxic_threshold: Share = 0.5
     sampling: SamplingSection = SamplingSection()

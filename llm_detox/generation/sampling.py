@@ -110,8 +110,7 @@ def iterate_continuations(
 def _batches_at_once(model: PreTrainedModel) -> int:
     """One on an accelerator; on a CPU one for each core.
 
-    A token step of some dozens of rows is little work: cores that share it wait for each other more than they
-    compute.
+    A token step of some dozens of rows is little work: cores that share it wait for each other.
     """
     return min(torch.get_num_threads(), _MOST_AT_ONCE) if model.device.type == "cpu" else 1
 
