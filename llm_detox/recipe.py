@@ -215,6 +215,7 @@ class DetoxifySection(Section):
     accept_fluency: Annotated[float, Field(gt=0)] = Field(
         2.0, description="perplexity relative to the original's, at most")
     candidates: Positive = 4
+    tidy: bool = Field(False, description="rewrites get capitals, stops and joined contractions (English)")
     largest_masked_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.34, description="of a text's words that may be masked or deleted")
     causal: CausalRewriteSection = CausalRewriteSection()
@@ -241,6 +242,7 @@ class RephraserTrainingSection(Section):
     pair_toxicity: Share = Field(1.0, description="rewrites that the training scorer finds at or over it teach nothing")
     pair_similarity: Share = Field(0.0, description="pairs with a lower cosine (MiniLM) teach nothing")
     max_pairs: Positive | None = Field(None, description="at most so many pairs")
+    tidy: bool = Field(False, description="the polite texts are tidied as by detoxify.tidy before they are learnt")
     lora: LoraSection = LoraSection()
 
 

@@ -25,6 +25,7 @@ from llm_detox.rephrase.fit import IGNORED, Row, fit
 from llm_detox.rephrase.pairs import read_pairs, teaching_pairs
 from llm_detox.rephrase.paraphrase import PAIR_TEMPLATE
 from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
+from llm_detox.rephrase.tidy import tidy
 
 MASKED_SHARE = 0.3
 MEAN_SPAN = 3.0
@@ -75,8 +76,9 @@ def train_paraphraser(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str,
     Raises:
         DetoxError: there are no pairs, none is within the bounds, or the model cannot be loaded.
     """
-    found = teaching_pairs(recipe, read_pairs(pairs), str(pairs))
     how = recipe.rephraser_training
+    found = [(rude, tidy(polite) if how.tidy else polite)
+             for rude, polite in teaching_pairs(recipe, read_pairs(pairs), str(pairs))]
     seq2seq = is_seq2seq(_source(recipe))
     make: MakeRow = (lambda words, pair: _seq2seq_pair(words, pair[0], pair[1], how.max_length)) if seq2seq \
         else (lambda words, pair: pair_row(words, pair[0], pair[1], how.max_length))

@@ -25,6 +25,7 @@ from llm_detox.rephrase.paraphrase import (
 )
 from llm_detox.rephrase.refuse import Refusals
 from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
+from llm_detox.rephrase.tidy import tidy
 
 
 class Workshop:
@@ -38,8 +39,9 @@ class Workshop:
     def chain(self) -> Chain:
         settings = self._settings
         bounds = Bounds(settings.accept_toxicity, settings.accept_similarity, settings.accept_fluency)
+        methods: list[Method] = [_Late(name, self) for name in settings.methods]
         return Chain(
-            self.scorer, settings.toxic_threshold, [_Late(name, self) for name in settings.methods],
+            self.scorer, settings.toxic_threshold, [Tidied(one) for one in methods] if settings.tidy else methods,
             Acceptance(self.scorer, _LateSimilarity(self), _LateFluency(self), bounds),
             keep_refused=settings.otherwise == "keep",
         )
@@ -152,6 +154,17 @@ class Rewriter:
         fitting = [text for text in dict.fromkeys(texts) if self._fits(text)]
         rewrites = dict(zip(fitting, (new.strip() for new in self._rephrase(fitting)), strict=True))
         return [[rewrites[text]] if text in rewrites and rewrites[text] != text.strip() else [] for text in texts]
+
+
+class Tidied:
+    """A method whose candidates are written down tidily."""
+
+    def __init__(self, method: Method) -> None:
+        self.name = method.name
+        self._method = method
+
+    def candidates(self, texts: Sequence[str]) -> list[list[str]]:
+        return [[tidy(text) for text in group] for group in self._method.candidates(texts)]
 
 
 class _Late:
