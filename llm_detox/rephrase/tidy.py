@@ -20,7 +20,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"[\s,;:]+$"), ""),
     (re.compile(r"\bi\b(?![.’'](?!(?:m|d|ll|ve)\b))"), "I"),  # not the one of "i.e."
 ]
-_STARTS = re.compile(r"(?:^|(?<=[!?] )|(?<=\w\w\. ))(\W*)([a-z])(?!\w*[.:/@]\w)")  # not behind "i.e.", not of an address
+_STARTS = re.compile(r"(?:^|(?<=[!?] )|(?<=\w\w\. ))(\W*)([a-z])(?!\w*[.:/@]\w)")  # not behind "i.e.", no address
 _UNFINISHED = re.compile(r"[^\W_][)\]]?$")
 _FEWEST_WORDS = 3
 
