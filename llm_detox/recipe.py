@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
-from llm_detox.recipe_base import Positive, Section, Share, Source
+from llm_detox.recipe_base import OWN, OwnOrPlugin, Plugin, Positive, Section, Share, Source
 from llm_detox.recipe_chat import JudgeSection, StopHateSection
 from llm_detox.recipe_training import DpoSection as DpoSection
 from llm_detox.recipe_training import LoraSection as LoraSection
@@ -108,10 +108,15 @@ class BudgetSection(Section):
     smallest_scale: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
+ScorerKind = Literal["ngram", "bilstm", "transformers", "perspective", "judge", "ensemble"]
+Rewriting = Literal["causal", "delete", "tmarco", "marco", "paraphrase", "instruct"]
+SamplingEngine = Literal["auto", "transformers", "vllm"]
+
+
 class Scorer(Section):
     """One toxicity scorer."""
 
-    kind: Literal["ngram", "bilstm", "transformers", "perspective", "judge", "ensemble"]
+    kind: Annotated[Annotated[ScorerKind, Tag(OWN)] | Plugin, OwnOrPlugin]
     source: Source | None = Field(
         None, description="weights; for `ngram` labelled text or the folder of `train-scorer`; for `perspective` the "
                           "address; for `judge` its model; None takes the kind's own")
@@ -207,7 +212,7 @@ class GeneratorSection(Section):
 class DetoxifySection(Section):
     """Rewriting toxic text, and what makes a rewrite acceptable."""
 
-    methods: list[Literal["causal", "delete", "tmarco", "marco", "paraphrase", "instruct"]] = Field(
+    methods: list[Annotated[Annotated[Rewriting, Tag(OWN)] | Plugin, OwnOrPlugin]] = Field(
         ["causal", "delete"], min_length=1, description="a chain: the next one where no candidate is accepted")
     toxic_threshold: Share = Field(0.5, description="records at or over it are rewritten")
     accept_toxicity: Share = Field(0.3, description="a rewrite must score below it")
@@ -256,7 +261,7 @@ class SamplingSection(Section):
 
 
 class EvaluationSection(Section):
-    engine: Literal["auto", "transformers", "vllm"] = Field(
+    engine: Annotated[Annotated[SamplingEngine, Tag(OWN)] | Plugin, OwnOrPlugin] = Field(
         "transformers", description="draws a model's continuations; auto: vLLM where it is installed beside a GPU")
     continuations: Positive = 25
     toxic_threshold: Share = 0.5

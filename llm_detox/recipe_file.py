@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from llm_detox.errors import UsageError
 from llm_detox.recipe import Recipe
+from llm_detox.recipe_base import OTHER, OWN
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -135,7 +136,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _explain(detail: Any) -> str:
     """One pydantic error in the user's words."""
-    path = [str(part) for part in detail["loc"]]
+    path = [str(part) for part in detail["loc"] if part not in (OWN, OTHER)]
     where = ".".join(path)
     if detail["type"] == "extra_forbidden":
         allowed = _keys_at(path[:-1])

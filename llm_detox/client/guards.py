@@ -14,7 +14,8 @@ from llm_detox.client.types import Message, Prompt
 from llm_detox.errors import DetoxError, UsageError
 
 _REMEDY = ("--guard ngram, bilstm, transformers=SOURCE or perspective for a scorer (ngram=FOLDER for one that "
-           "train-scorer wrote), judge=MODEL or judge=ADDRESS for a judge")
+           "train-scorer wrote), plugin:NAME for one of an installed package, judge=MODEL or judge=ADDRESS for a "
+           "judge")
 
 
 def open_guard(spec: str, threshold: float = 0.5) -> Guard:
@@ -33,9 +34,10 @@ def open_guard(spec: str, threshold: float = 0.5) -> Guard:
         if not source:
             raise UsageError("a judge needs a model", place="--guard", remedy=_REMEDY)
         return open_judge_guard(source)
-    from llm_detox.recipe import Scorer
+    from llm_detox.plugins import PREFIX
+    from llm_detox.recipe import Scorer, ScorerKind
 
-    if kind == "ensemble" or kind not in get_args(Scorer.model_fields["kind"].annotation):
+    if not kind.startswith(PREFIX) and (kind == "ensemble" or kind not in get_args(ScorerKind)):
         raise UsageError(f"there is no guard {kind!r}", place="--guard", remedy=_REMEDY)
     from llm_detox.scoring.toxicity import load_scorer
 

@@ -12,13 +12,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from llm_detox.client import Prompt, TextGenerationClient
 from llm_detox.client.protocols import is_address, split_address
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import device, load_model, load_tokenizer
 from llm_detox.generation.sampling import iterate_continuations, row_key
+from llm_detox.plugins import PREFIX, load_plugin
 from llm_detox.progress import say
 from llm_detox.recipe import SamplingSection
 
@@ -45,20 +46,21 @@ class ReadingContinuer(Continuer, Protocol):
         """See `llm_detox.scoring.fluency.LanguageModelJudge.losses`."""
 
 
-Engine = Literal["auto", "transformers", "vllm"]
-
-
-def open_continuer(source: str, engine: Engine = "transformers") -> Continuer:
+def open_continuer(source: str, engine: str = "transformers") -> Continuer:
     """The continuer of a model source or address.
 
     Args:
-        engine: what draws where the source is no address; auto is vLLM where it is installed and there is a GPU.
+        engine: what draws where the source is no address; auto is vLLM where it is installed and there is a GPU,
+            `plugin:NAME` the engine of an installed package.
 
     Raises:
-        DetoxError: the model cannot be had, or vLLM is asked for and not installed.
+        DetoxError: the model cannot be had, or the engine that is asked for is not installed.
     """
     if is_address(source):
         return EndpointContinuer(source)
+    if engine.startswith(PREFIX):
+        continuer: Continuer = load_plugin("llm_detox.engines", engine)(source)
+        return continuer
     from llm_detox.generation.vllm_continuer import VllmContinuer, has_vllm
 
     if engine == "vllm" or (engine == "auto" and device().type == "cuda" and has_vllm()):

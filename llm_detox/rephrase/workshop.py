@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_detox.data.records import Record
 from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.plugins import PREFIX, load_plugin
 from llm_detox.recipe import GeneratorSection, Recipe, SamplingSection
 from llm_detox.rephrase.acceptance import Acceptance, Bounds
 from llm_detox.rephrase.causal import CausalRewriter, Masking, Prompted, Reader
@@ -80,6 +81,9 @@ class Workshop:
 
     def method(self, name: str) -> Method:
         """Build one method of the recipe."""
+        if name.startswith(PREFIX):
+            plugin: Method = load_plugin("llm_detox.rephrasers", name)(self._recipe, self.scorer)
+            return plugin
         build: dict[str, Callable[[], Method]] = {
             "delete": self._delete, "causal": self._causal, "tmarco": self._tmarco, "marco": self._marco,
             "paraphrase": self._paraphrase, "instruct": self._instruct}

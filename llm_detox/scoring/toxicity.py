@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
+from llm_detox.plugins import PREFIX, load_plugin
 from llm_detox.progress import say
 from llm_detox.recipe import Scorer
 
@@ -138,6 +139,9 @@ def load_scorer(spec: Scorer) -> ToxicityScorer:
     Raises:
         DetoxError: its source cannot be found or read, or it lacks the attribute.
     """
+    if spec.kind.startswith(PREFIX):
+        scorer: ToxicityScorer = load_plugin("llm_detox.scorers", spec.kind)(spec)
+        return scorer
     if spec.kind == "ngram":
         from llm_detox.scoring.attributes import WEIGHTS_FILE, load_attribute_scorer
         from llm_detox.scoring.ngram import load_ngram_scorer

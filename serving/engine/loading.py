@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llm_detox.errors import DetoxError
+from llm_detox.plugins import PREFIX, load_plugin
 from serving.engine.jobs import Engine
 from serving.engine.metrics import Metrics
 from serving.engine.service import Served, Tokenization
@@ -17,6 +19,9 @@ from serving.engine.validation import Limits
 log = logging.getLogger(__name__)
 
 _NO_TOKENS = "no memory is left for the cache"
+
+# From (source, settings, metrics) to the engine and the longest sequence that it holds, in tokens.
+Make = Callable[[Any, Settings, Metrics], tuple[Engine, int]]
 
 
 def load(settings: Settings, metrics: Metrics) -> Served:
@@ -32,11 +37,17 @@ def load(settings: Settings, metrics: Metrics) -> Served:
     if name.exists():  # a link may move on to another version while files are read
         settings = dataclasses.replace(settings, model_name=str(name.resolve()))
     source = Source(settings.model_name, keep_special=settings.output_special_tokens)
-    make = _vllm if _wants_vllm(settings) else _transformers
-    engine, longest = make(source, settings, metrics)
+    engine, longest = _maker(settings)(source, settings, metrics)
     limits = Limits(longest, min(settings.max_new_tokens, longest - 1), settings.default_include_stop_seqs)
     engine.start()
     return Served(str(source.folder), Tokenization(source.vocabulary, source.bos), engine, limits)
+
+
+def _maker(settings: Settings) -> Make:
+    if settings.backend.startswith(PREFIX):
+        plugin: Make = load_plugin("llm_detox.backends", settings.backend)
+        return plugin
+    return _vllm if _wants_vllm(settings) else _transformers
 
 
 def _vllm(source: Any, settings: Settings, metrics: Metrics) -> tuple[Engine, int]:

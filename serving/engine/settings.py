@@ -6,9 +6,10 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from llm_detox.errors import UsageError
+from llm_detox.plugins import PREFIX
 
 # Arguments of the TGIS launcher that have no meaning here; accepted, so that its deployments start unchanged.
 _IGNORED = (
@@ -24,7 +25,7 @@ class Settings:
 
     model_name: str
     host: str
-    backend: Literal["auto", "transformers", "vllm"] = "auto"
+    backend: str = "auto"
     dtype: str | None = None
     port: int = 3000
     grpc_port: int = 8033
@@ -127,8 +128,8 @@ def _convert(name: str, kind: str, value: Any) -> Any:
             return float(value)
     except (KeyError, ValueError):
         raise UsageError(f"{value!r} is no {kind.split(' ')[0]}", place=name, remedy="see --help") from None
-    if name == "backend" and value not in ("auto", "transformers", "vllm"):
-        raise UsageError(f"{value!r} is no back end", place=name, remedy="auto, transformers or vllm")
+    if name == "backend" and value not in ("auto", "transformers", "vllm") and not value.startswith(PREFIX):
+        raise UsageError(f"{value!r} is no back end", place=name, remedy="auto, transformers, vllm or plugin:NAME")
     return value
 
 
