@@ -214,7 +214,7 @@ class DetoxifySection(Section):
 
     methods: list[Annotated[Annotated[Rewriting, Tag(OWN)] | Plugin, OwnOrPlugin]] = Field(
         ["causal", "delete"], min_length=1, description="a chain: the next one where no candidate is accepted")
-    toxic_threshold: Share = Field(0.5, description="records at or over it are rewritten")
+    toxic_threshold: Share = Field(0.6, description="records at or over it are rewritten")
     accept_toxicity: Share = Field(0.3, description="a rewrite must score below it")
     accept_similarity: Share = Field(0.6, description="cosine to the original, at least")
     accept_fluency: Annotated[float, Field(gt=0)] = Field(
