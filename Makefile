@@ -15,7 +15,7 @@ ARGS ?=
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 COMPILE := -m compileall -qq -j 0
 
-.PHONY: demo test test-slow test-cluster soak lint manifests images serve install clean python
+.PHONY: demo test test-slow test-cluster soak lint manifests docs images serve install clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -47,6 +47,13 @@ manifests: $(VENV)/.installed
 	  $(VENV)/bin/kubectl kustomize manifests/overlays/$$platform/model > llm_detox/deploy/rendered/$$platform.yaml; \
 	done
 	$(VENV)/bin/python -m pipelines compile
+
+# What is generated in the docs; tests compare it with the schema, the imports and the compiled pipeline.
+docs: $(VENV)/.installed
+	$(VENV)/bin/llm-detox recipe reference > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+	$(VENV)/bin/python docs/architecture.py > docs/architecture.svg.new
+	mv docs/architecture.svg.new docs/architecture.svg
 
 images:
 	images/build $(ARGS)

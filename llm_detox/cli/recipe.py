@@ -1,4 +1,4 @@
-"""`llm-detox recipe show|validate|schema|rehearse`."""
+"""`llm-detox recipe show|validate|schema|reference|rehearse`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def schema() -> None:
     from llm_detox.recipe import Recipe
 
     print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@app.command()
+def reference() -> None:
+    """Print every key with its values, default and meaning as Markdown: docs/configuration.md."""
+    from llm_detox.recipe_reference import reference as page
+
+    print(page(), end="")
 
 
 @app.command()
