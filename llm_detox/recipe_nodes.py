@@ -20,9 +20,10 @@ class TrainJobSection(Section):
     nodes: Positive = Field(1, description="more than one: SFT and DPO run as a TrainJob with torchrun")
     runtime: Name = Field("torch-distributed", description="a ClusterTrainingRuntime of the torch kind")
     gpus: int = Field(1, ge=0, description="and processes; 0 trains on CPUs")
-    gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = "nvidia.com/gpu"
-    cpu: Amount = "4"
-    memory: Amount = "32Gi"
+    gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = Field(
+        "nvidia.com/gpu", description="what the cluster calls its GPUs")
+    cpu: Amount = Field("4", description="of each node")
+    memory: Amount = Field("32Gi", description="of each node")
     shm: Amount | None = Field("8Gi", description="of /dev/shm, within `memory`; null: the container runtime's own")
     tolerations: list[Annotated[str, Field(
         pattern=r"^[a-zA-Z0-9./_-]+(=[a-zA-Z0-9._-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$")]] = Field(
