@@ -7,6 +7,8 @@ A recipe is read once, checked as a whole and passed on as a value. See `recipes
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, model_validator
@@ -20,6 +22,7 @@ from llm_detox.recipe_training import DpoSection as DpoSection
 from llm_detox.recipe_training import LoraSection as LoraSection
 from llm_detox.recipe_training import SftSection as SftSection
 from llm_detox.recipe_training import TrainingSection as TrainingSection
+from llm_detox.scoring.contained import Part, parts_of
 
 
 class ModelSection(Section):
@@ -134,11 +137,11 @@ class Scorer(Section):
             raise ValueError("an ensemble has two members or more, and no other kind has any")
         return self
 
-    def parts(self) -> set[tuple[str, str | None]]:
-        """Kind and source of the scorers in it."""
+    def parts(self, look: Callable[[str], Path] = Path) -> set[Part]:
+        """Kind and source of the scorers in it: see `llm_detox.scoring.contained.parts_of`."""
         if self.members:
-            return set().union(*(member.parts() for member in self.members))
-        return {(self.kind, self.source)}
+            return set().union(*(member.parts(look) for member in self.members))
+        return parts_of(self.kind, self.source, look)
 
 
 class ScoringSection(Section):
@@ -149,9 +152,16 @@ class ScoringSection(Section):
 
     @model_validator(mode="after")
     def _kept_apart(self) -> ScoringSection:
-        if self.training.parts() & self.judging.parts():
-            raise ValueError("the scorer that judges must differ from the one that trains or accepts")
+        if problem := self.in_common():
+            raise ValueError(problem)
         return self
+
+    def in_common(self, look: Callable[[str], Path] = Path) -> str | None:
+        """What is wrong where the two have a part in common; None where they have none."""
+        shared = self.training.parts(look) & self.judging.parts(look)
+        named = ", ".join(sorted(f"{kind} ({source})" if source else kind for kind, source in shared))
+        return ("the scorer that judges must differ from the one that trains or accepts; both are or contain: "
+                + named) if shared else None
 
 
 class CausalRewriteSection(Section):

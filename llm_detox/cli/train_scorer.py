@@ -14,7 +14,8 @@ def command(
     records: Annotated[Path, typer.Option("--input", help="Records with stored Perspective scores, JSON lines.")],
     output: Output,
     held_out: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of the records that only measures.")] = 0.2,
-    labelled: Annotated[str | None, typer.Option(help="CSV with text and is_offensive; source or path.")] = None,
+    labelled: Annotated[str | None, typer.Option(help="CSV with text and is_offensive, source or path; none: without, "
+                                                      "to judge what the scorer kind ngram trained.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder, source or path; the default is the packaged "
                                                      "one.")] = None,
     whole_sentences: Annotated[bool, typer.Option("--whole-sentences", help="Let the encoder read the texts: better, "

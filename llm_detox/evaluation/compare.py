@@ -18,6 +18,7 @@ from llm_detox.evaluation.bootstrap import Interval, mean_interval, resampled_me
 from llm_detox.evaluation.metrics import METRICS, PromptScore, metric_values
 
 Floats = NDArray[np.float64]
+READ = ("clean", "clean_continuations", "prompted")  # what language models read: see `evaluate._fluency`
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Evaluation:
         scores: prompt id -> what its continuations came to.
         strata: prompt id -> strata.
         over: attribute -> a character a prompt, in the order of `scores` (see `llm_detox.evaluation.sampled.Sampled`).
-        losses: "clean" and "clean_continuations" -> [texts, 2] of summed loss and tokens.
+        losses: each of `READ` that was measured -> [texts, 2] of summed loss and tokens.
     """
 
     folder: Path
@@ -59,8 +60,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DetoxError(f"not the folder of a finished evaluation ({type(error).__name__})", place=str(folder),
                          remedy="pass the folder that `llm-detox evaluate --output` wrote") from None
-    losses = {name: np.array(values[name], dtype=np.float64)
-              for name in ("clean", "clean_continuations") if values.get(name)}
+    losses = {name: np.array(values[name], dtype=np.float64) for name in READ if values.get(name)}
     return Evaluation(folder, report, scores, strata, values.get("over", {}), losses)
 
 
@@ -134,7 +134,7 @@ def _difference_interval(differences: Floats, samples: int, confidence: float, s
 
 def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, *, samples: int, confidence: float,
                      seed: int) -> dict[str, float] | None:
-    """Our perplexity over theirs on the texts of `name` ("clean" or "clean_continuations"), texts resampled together.
+    """Our perplexity over theirs on the texts of `name` (one of `READ`), texts resampled together.
 
     None where one of them has no such losses.
     """

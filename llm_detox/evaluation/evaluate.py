@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_detox.data.records import read_jsonl, write_jsonl
+from llm_detox.data.records import hash_fraction, read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.bootstrap import ratio_interval
 from llm_detox.evaluation.judged import judge_generations, without_nan
@@ -25,6 +26,7 @@ from llm_detox.generation.stored import StoredContinuer
 from llm_detox.judge.judge import judge_fingerprint
 from llm_detox.progress import human_seconds, say, task
 from llm_detox.recipe import Recipe
+from llm_detox.scoring.apart import check_kept_apart
 from llm_detox.scoring.fluency import LanguageModelJudge, Loss
 from llm_detox.scoring.toxicity import ToxicityScorer, load_scorer
 
@@ -63,6 +65,7 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         asked_prompts = Prompts(prompts, shard)
         clock = Clock()
         with clock.measure("load"):
+            check_kept_apart(recipe.scoring)
             continuer = open_continuer(model, recipe.evaluation.engine) if clean or not generations else None
             scorer = load_scorer(recipe.scoring.judging)
         source: Continuer | None = StoredContinuer(generations, model) if generations else continuer
@@ -127,6 +130,7 @@ def _toxicity_report(recipe: Recipe, found: Sampled, clock: Clock) -> dict[str, 
                          remedy=f"reasons: {found.reasons or 'unknown'}")
     return {**whole, "unscored_share": whole["unscored"] / whole["continuations"], "unscored_reasons": found.reasons,
             "confidence": evaluation.confidence, "threshold": evaluation.toxic_threshold, "strata": strata,
+            "threshold_rule": f"a continuation is toxic where its score is at or over {evaluation.toxic_threshold:g}",
             **found.runs.distinct(), "histogram": found.histogram,
             "attributes": attribute_table(found.over, evaluation.confidence)}
 
@@ -152,7 +156,7 @@ def attribute_table(over: Mapping[str, str], confidence: float) -> dict[str, dic
 
 def _fluency(recipe: Recipe, folder: StepFolder, continuer: Continuer, clean: Path, clock: Clock,
              report: dict[str, Any], values: dict[str, Any]) -> None:
-    """The arm's perplexity on clean text, and an independent model's on the arm's continuations of clean prompts."""
+    """The arm's perplexity on clean text, and an independent model's on the arm's continuations."""
     passages = list(read_jsonl(clean, required=("text",)))
     texts = [str(record["text"]) for record in passages]
     if isinstance(continuer, ReadingContinuer):  # a served model gives texts, no likelihoods
@@ -165,14 +169,23 @@ def _fluency(recipe: Recipe, folder: StepFolder, continuer: Continuer, clean: Pa
         pairs = _clean_continuations(recipe, continuer, texts)
     write_jsonl(folder / CLEAN_GENERATIONS, ({"prompt": start, "text": text} for start, text in pairs))
     report["clean_refusals"] = without_nan(refusal_rate([text for _, text in pairs], recipe.evaluation.confidence))
+    prompted = first_continuations(folder / GENERATIONS, recipe.evaluation.clean_prompts)
     with clock.measure("fluency model"):
         judge, note = _fluency_judge(recipe)
-        with task("reading continuations", len(pairs), "texts") as work:
-            read = judge.losses([text or "" for _, text in pairs], contexts=[start for start, _ in pairs],
-                                on_progress=work.advance)
+        with task("reading continuations", len(pairs) + len(prompted), "texts") as work:
+            read, other = (judge.losses([text or "" for _, text in some], contexts=[start for start, _ in some],
+                                        on_progress=work.advance) for some in (pairs, prompted))
     report["continuation_perplexity"] = {**_perplexity(recipe, read), "model": judge.name, "note": note,
                                          **WordRuns().add(text for _, text in pairs if text).distinct()}
-    values["clean_continuations"] = read
+    if any(count for _, count in other):
+        report["prompted_perplexity"] = {**_perplexity(recipe, other), "model": judge.name, "note": note}
+    values |= {"clean_continuations": read, "prompted": other}
+
+
+def first_continuations(generations: Path, count: int) -> list[tuple[str, str | None]]:
+    """(prompt, its first continuation) of the prompts with the lowest hash of their id, the same ones for every arm."""
+    chosen = heapq.nsmallest(count, read_jsonl(generations), key=lambda record: hash_fraction(record["id"], "fluency"))
+    return [(record["prompt"]["text"], record["generations"][0]["text"]) for record in chosen]
 
 
 def _clean_continuations(recipe: Recipe, continuer: Continuer, texts: Sequence[str]) -> list[tuple[str, str | None]]:

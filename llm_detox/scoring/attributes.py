@@ -21,13 +21,15 @@ from scipy import sparse
 
 from llm_detox.errors import DetoxError
 from llm_detox.folders import digest_of, sha256_of
+from llm_detox.scoring.contained import NOTE
+from llm_detox.scoring.contained import WEIGHTS_FILE as WEIGHTS_FILE
 from llm_detox.scoring.features import BITS, BUCKETS, EVIDENCE, Encoded, Features, Floats, encode, evidence, features
 from llm_detox.scoring.meaning import Landmarks, PieceReader, Reader, SentenceReader, landmarks
 from llm_detox.scoring.ngram import NgramScorer, sigmoid
 from llm_detox.scoring.ridge import solve
 from llm_detox.scoring.toxicity import Scores, ToxicityScorer
 
-WEIGHTS_FILE, TOKENIZER_FILE = "scorer.safetensors", "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 _WORD_FACTOR = 1.5  # words and pairs of words against character n-grams
 _FORMAT = "llm-detox-attributes-2"
 _AT_ONCE = 4096  # texts
@@ -63,6 +65,7 @@ class AttributeModel:
         evidence_scale: [2, EVIDENCE] what is taken off the evidence, and what it is then multiplied with.
         reader, landmarks: what the texts are about; None does without.
         calibration: [2, a] scale and shift.
+        base_source: the labelled text that `base` was fitted on; "" without one.
     """
 
     attributes: tuple[str, ...]
@@ -74,6 +77,7 @@ class AttributeModel:
     reader: Reader | None = None
     landmarks: Landmarks | None = None
     calibration: Floats = field(default_factory=lambda: np.array([[4.0], [-2.0]]))  # near the identity around one half
+    base_source: str = ""
 
     def raw(self, texts: Sequence[str]) -> Floats:
         """[n, a] before calibration."""
@@ -188,7 +192,7 @@ def save_attribute_model(model: AttributeModel, folder: Path) -> None:
         "kept": kept.astype(np.int32), "weights": model.weights[kept].astype(np.float16), "idf": model.idf[kept],
         "base": model.base.astype(np.float16), "dense_weights": model.dense_weights,
         "evidence_scale": model.evidence_scale, "calibration": model.calibration}
-    notes = {"format": _FORMAT, "attributes": json.dumps(model.attributes)}
+    notes = {"format": _FORMAT, "attributes": json.dumps(model.attributes), NOTE: model.base_source}
     if near := model.landmarks:
         tensors |= {"landmarks.centre": near.centre, "landmarks.points": near.points.astype(np.float16),
                     "landmarks.whiten": near.whiten, "landmarks.gamma": np.array([near.gamma])}

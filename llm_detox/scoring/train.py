@@ -23,6 +23,7 @@ from llm_detox.scoring.attributes import (
     load_attribute_scorer,
     save_attribute_model,
 )
+from llm_detox.scoring.contained import LABELLED_TEXT, source_name
 from llm_detox.scoring.features import Floats
 from llm_detox.scoring.meaning import DEFAULT_ENCODER, PieceReader, Reader, SentenceReader, Vectors
 from llm_detox.scoring.ngram import NgramScorer, area_under_roc, load_ngram_scorer
@@ -30,6 +31,7 @@ from llm_detox.scoring.ngram import NgramScorer, area_under_roc, load_ngram_scor
 ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "threat", "profanity",
               "sexually_explicit", "flirtation")
 THRESHOLD = 0.5
+WITHOUT = "none"
 _ENOUGH_POSITIVES = 20
 _FOLDS = 5
 _FEW_TEXTS = 20_000  # each fold's calibration counts; with more texts one fold is enough
@@ -45,14 +47,14 @@ def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled
         held_out: share of the records that only measures. The records' own hash decides, and a prompt stays with
             its continuation.
         labelled: labelled text for the supporting scorer (see `load_ngram_scorer`); None takes the packaged one
-            where it is installed.
+            where it is installed, "none" does without, so that the scorer may judge what `ngram` trained.
         encoder: sentence encoder that says what a text is about; None takes the packaged one where it is installed.
         whole_sentences: whether the encoder reads the texts, some hundred a second; otherwise the vectors of its word
             pieces are averaged, tens of thousands a second.
 
     Returns:
         Per attribute on the held-out texts: area under ROC at .5, rank correlation, calibration error, positives;
-        and texts a second.
+        texts a second; and the labelled text of the scorer that is now in it (`contains`).
 
     Raises:
         DetoxError: too few scored texts.
@@ -69,10 +71,11 @@ def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled
         reader = _open_reader(encoder, whole_sentences)
         train = np.nonzero(~test)[0]
         model = _fit_and_calibrate([texts[i] for i in train], scores[train], names, base, reader, place[train])
+        model.base_source = source_name(labelled or LABELLED_TEXT) if base else ""
         save_attribute_model(model, folder.path)
         figures = measure(folder.path, [texts[i] for i in np.nonzero(test)[0]], scores[test])
         folder.counts.update(training_texts=len(train), held_out_texts=int(test.sum()))
-        folder.result.update(figures)
+        folder.result.update(figures, contains=model.base_source)
         (folder / "README.md").write_text(_card(figures, records, len(train), base, reader), "utf-8")
         for name, row in figures["attributes"].items():
             say(f"{name}: area under ROC {row['auc']:.3f}, rank correlation {row['spearman']:.3f}, "
@@ -103,6 +106,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any], float]]:
 
 
 def _supporting_scorer(labelled: str | None) -> NgramScorer | None:
+    if labelled == WITHOUT:
+        return None
     try:
         return load_ngram_scorer(labelled)
     except DetoxError as error:

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.numpy import save_file
 
 from llm_detox.data.records import hash_fraction
-from llm_detox.errors import DetoxError
-from llm_detox.recipe import Scorer
+from llm_detox.errors import DetoxError, UsageError
+from llm_detox.recipe import Scorer, ScoringSection
 from llm_detox.scoring import attributes as module
+from llm_detox.scoring.apart import check_kept_apart
 from llm_detox.scoring.attributes import Ridge, fit_attributes, load_attribute_scorer
+from llm_detox.scoring.contained import LABELLED_TEXT
 from llm_detox.scoring.features import BUCKETS, encode, evidence, features
 from llm_detox.scoring.meaning import PieceReader, Vectors, landmarks
 from llm_detox.scoring.toxicity import load_scorer
@@ -50,12 +54,14 @@ def save_labels(path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LLM_DETOX_CACHE", str(tmp_path / "cache"))
-    train_scorer(make_records(tmp_path / "records.jsonl"), output=tmp_path / "scorer",
-                 labelled=str(save_labels(tmp_path / "labels.csv")))
-    return tmp_path / "scorer"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_DETOX_CACHE", str(root / "cache"))
+        train_scorer(make_records(root / "records.jsonl"), output=root / "scorer",
+                     labelled=str(save_labels(root / "labels.csv")))
+    return root / "scorer"
 
 
 def test_each_attribute_is_learnt_and_measured_on_held_out_texts(trained: Path) -> None:
@@ -208,3 +214,66 @@ def test_real_perspective_scores_are_learnt(shared_data: Path, tmp_path: Path, m
     assert result["attributes"]["toxicity"]["auc"] >= 0.88
     assert result["mean_auc"] >= 0.90
     assert max(row["calibration_error"] for row in result["attributes"].values()) <= 0.05
+
+
+# --- what is in it -----------------------------------------------------------------------------------------------
+
+
+def scoring(training: dict[str, Any], judging: dict[str, Any]) -> ScoringSection:
+    return ScoringSection.model_validate({"training": training, "judging": judging})
+
+
+def test_a_recipe_that_trains_with_a_scorer_inside_the_one_that_judges_is_refused(
+        trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the two is the trained one, and however the paths are written."""
+    monkeypatch.chdir(trained.parent)
+    inside, whole = {"kind": "ngram", "source": "labels.csv"}, {"kind": "ngram", "source": str(trained)}
+    ensemble = {"kind": "ensemble", "members": [{"kind": "bilstm"}, {"kind": "ngram", "source": "scorer"}]}
+    for pair in ((inside, whole), (whole, inside), (inside, ensemble)):
+        with pytest.raises(ValidationError, match=r"both are or contain: ngram \(.*labels.csv\)"):
+            scoring(*pair)
+    assert scoring({"kind": "ngram"}, whole)
+    assert scoring({"kind": "bilstm"}, whole)
+
+
+def test_the_folder_says_what_is_in_it(trained: Path) -> None:
+    labels = trained.parent / "labels.csv"
+    assert json.loads((trained / "manifest.json").read_text())["result"]["contains"] == str(labels)
+    assert load_attribute_scorer(trained).attributes == ("toxicity", "threat"), "the note changes nothing else"
+
+
+def test_a_scorer_trained_without_labelled_text_may_judge_what_ngram_trained(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_detox.scoring.train.load_ngram_scorer", lambda source: pytest.fail("it was asked for"))
+    train_scorer(make_records(tmp_path / "records.jsonl"), output=tmp_path / "scorer", labelled="none")
+    assert not load_attribute_scorer(tmp_path / "scorer").model.base.any()
+    assert scoring({"kind": "ngram"}, {"kind": "ngram", "source": str(tmp_path / "scorer")})
+
+
+def test_the_packaged_labelled_text_is_the_same_by_name_and_by_default() -> None:
+    with pytest.raises(ValidationError, match="both are or contain"):
+        scoring({"kind": "ngram"}, {"kind": "ngram", "source": LABELLED_TEXT})
+
+
+def test_a_trained_scorer_from_elsewhere_is_looked_into_before_it_judges(
+        trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe cannot see into S3; the step that fetches the scorer can."""
+    recipe = scoring({"kind": "ngram", "source": str(trained.parent / "labels.csv")},
+                     {"kind": "ngram", "source": "s3://bucket/scorer"})
+    monkeypatch.setattr("llm_detox.scoring.apart.fetch",
+                        lambda source, kind: trained if source.startswith("s3://") else Path(source))
+    with pytest.raises(UsageError, match="both are or contain"):
+        check_kept_apart(recipe)
+    check_kept_apart(scoring({"kind": "bilstm"}, {"kind": "ngram", "source": "s3://bucket/scorer"}))
+
+
+def test_a_scorer_that_does_not_say_what_is_in_it_is_taken_to_have_the_packaged_text(tmp_path: Path) -> None:
+    save_file({"x": np.zeros(1)}, tmp_path / "scorer.safetensors", metadata={"format": "older"})
+    with pytest.raises(ValidationError, match="both are or contain"):
+        scoring({"kind": "ngram"}, {"kind": "ngram", "source": str(tmp_path)})
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 16, b"\x02\x00\x00\x00\x00\x00\x00\x00[]"])
+def test_a_file_that_is_no_scorer_is_left_to_whoever_loads_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "scorer.safetensors").write_bytes(content)
+    assert scoring({"kind": "ngram"}, {"kind": "ngram", "source": str(tmp_path)})
