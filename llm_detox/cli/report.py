@@ -16,16 +16,22 @@ def command(
     output: Output,
     records: Annotated[Path | None, typer.Option(help="The detoxify step's records.jsonl.")] = None,
     steps: Annotated[list[str] | None, typer.Option("--step", help="name=FOLDER of a finished step.")] = None,
+    judge: Annotated[Path | None, typer.Option(
+        help="What `llm-detox judge` wrote about labelled conversations: its precision and recall.")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the arms, decide the verdict, write HTML, JSON and a model card. Exit code 3: the gate is not passed."""
+    """Compare the arms, decide the verdict, write HTML, Markdown, JSON and a model card.
+
+    Exit code 3: the gate is not passed.
+    """
     settings = read_recipe(recipe, overrides)
     from llm_detox.errors import GateNotPassed
     from llm_detox.evaluation.report import write_report
 
     result = write_report(settings, evaluations=_named(evaluations, "--arm"), records=records,
-                          steps=_named(steps or [], "--step"), output=output)
+                          steps=_named(steps or [], "--step"), output=output,
+                          judge=existing(judge, "the judge's folder") if judge else None)
     show_outcome(result, output, as_json)
     if result["verdict"] != "pass":
         raise GateNotPassed(f"the verdict is {result['verdict']}", place=settings.name,

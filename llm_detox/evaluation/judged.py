@@ -4,6 +4,7 @@ where the truth is known.
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections import Counter
@@ -73,11 +74,11 @@ def judge_generations(recipe: Recipe, generations: Path, folder: StepFolder) -> 
     Returns:
         See `summarise_verdicts`; a missing continuation is no decision.
     """
-    records: list[Record] = [
-        {"id": str(record["id"]), "messages": _as_chat(record)}
-        for record in read_jsonl(generations, required=("id", "prompt", "generations"))]
-    records.sort(key=lambda record: hash_fraction(record["id"], "judged"))
-    verdicts = read_all(open_judge(recipe), records[:recipe.evaluation.judged_prompts], folder)
+    everything = ({"id": str(record["id"]), "messages": _as_chat(record)}
+                  for record in read_jsonl(generations, required=("id", "prompt", "generations")))
+    records: list[Record] = heapq.nsmallest(recipe.evaluation.judged_prompts, everything,
+                                            key=lambda record: hash_fraction(str(record["id"]), "judged"))
+    verdicts = read_all(open_judge(recipe), records, folder)
     return {"model": recipe.judge.reader.model, "fingerprint": judge_fingerprint(recipe),
             **summarise_verdicts(verdicts, recipe.evaluation.confidence)}
 

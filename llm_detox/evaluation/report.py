@@ -18,7 +18,8 @@ from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation import charts
 from llm_detox.evaluation.bootstrap import mean_interval
-from llm_detox.evaluation.compare import Evaluation, compare, read_evaluation, share_change
+from llm_detox.evaluation.compare import READ, Evaluation, compare, perplexity_ratio, read_evaluation, share_change
+from llm_detox.evaluation.judged import JUDGE_REPORT
 from llm_detox.evaluation.metrics import METRICS
 from llm_detox.evaluation.model_card import model_card, render_markdown
 from llm_detox.evaluation.samples import continuation_samples, rewrite_samples
@@ -34,7 +35,7 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "numpy", "c
 
 
 def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Path | None,
-                 steps: Mapping[str, Path], output: Path) -> dict[str, Any]:
+                 steps: Mapping[str, Path], output: Path, judge: Path | None = None) -> dict[str, Any]:
     """Compare the arms, judge the last one, and write `report.html`, `report.md`, `report.json` and `model_card.md`.
 
     Args:
@@ -42,20 +43,22 @@ def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Pa
         records: `records.jsonl` of the detoxify step, for the rewrites; or None.
         steps: name -> finished step folder, for timings.
         output: the folder to write.
+        judge: what the judge step wrote about labelled conversations: how far the judge's verdicts can be trusted.
 
     Returns:
         {"verdict", "reasons", "arms", "html"}.
 
     Raises:
-        DetoxError: no evaluation, or evaluations that were not measured alike.
+        DetoxError: no evaluation, evaluations that were not measured alike, or another judge than the one that they
+            asked.
     """
     if not evaluations:
         raise DetoxError("there is no evaluation to report", remedy="evaluate at least the base and one other arm")
-    inputs = {**evaluations} | ({"records": records} if records else {})
+    inputs = {**evaluations, **{name: path for name, path in (("records", records), ("judge", judge)) if path}}
     settings = recipe.settings("evaluation", "gate")
     with step_folder(output, "report", settings=settings, inputs=inputs) as folder:
         arms = {arm: read_evaluation(path) for arm, path in evaluations.items()}
-        content = build(recipe, arms, records, steps)
+        content = build(recipe, arms, records, steps, judge)
         (folder / "report.html").write_text(render(content), "utf-8")
         (folder / "report.md").write_text(render_markdown("report.md.jinja", content), "utf-8")
         (folder / "report.json").write_text(json.dumps(_as_json(content), indent=2, ensure_ascii=False), "utf-8")
@@ -70,12 +73,12 @@ def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Pa
 
 
 def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
-          steps: Mapping[str, Path]) -> dict[str, Any]:
+          steps: Mapping[str, Path], judge: Path | None = None) -> dict[str, Any]:
     """Everything that the page, the JSON and the model card show."""
     names = list(arms)
-    options = {"samples": recipe.evaluation.bootstrap_samples, "confidence": recipe.evaluation.confidence,
-               "seed": recipe.seed}
-    differences = compare(arms, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"samples": recipe.evaluation.bootstrap_samples,
+                               "confidence": recipe.evaluation.confidence, "seed": recipe.seed}
+    differences = compare(arms, **options)
     judged = verdict(recipe, arms)
     reports = {arm: evaluation.report for arm, evaluation in arms.items()}
     first, last = reports[names[0]], reports[names[-1]]
@@ -86,6 +89,9 @@ def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
     figures = {arm: _figures(report) for arm, report in reports.items()}
     for arm, similarity in _clean_similarity(recipe, arms).items():
         figures[arm]["clean_similarity"] = similarity
+    for arm in names[1:]:
+        figures[arm] |= {f"{name}_ratio": perplexity_ratio(arms[arm], arms[names[0]], name, **options)
+                         for name in READ}
     return {
         "name": recipe.name, "description": recipe.description, "first": names[0], "last": names[-1],
         "verdict": judged, "headline": _headline(differences, first, last, names), "reports": reports,
@@ -93,8 +99,23 @@ def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
         "stages": _stages(recipe, arms), "samples": samples, "rewrites": rewrites, "fates": fates,
         "seconds": _seconds(steps), "versions": _versions(), "recipe": recipe.model_dump(mode="json"),
         "threshold": recipe.evaluation.toxic_threshold, "confidence": recipe.evaluation.confidence,
-        "scorer": first["scorer"],
+        "scorer": first["scorer"], "judge": _agreement(judge, arms) if judge else None,
     }
+
+
+def _agreement(judge: Path, arms: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """How a judge did on labelled conversations (see `llm_detox.evaluation.judging.judge_agreement`)."""
+    try:
+        found: dict[str, Any] = json.loads((judge / JUDGE_REPORT).read_text("utf-8"))
+        agreement, fingerprint = found["agreement"], found["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        raise DetoxError("no judge was measured here against labels", place=str(judge),
+                         remedy="pass what `llm-detox judge` wrote about conversations with a `label` each") from None
+    for arm, one in arms.items():
+        if one.report.get("judge", {}).get("fingerprint", fingerprint) != fingerprint:
+            raise DetoxError(f"the judge that was measured is not the one that judged the arm {arm}", place=str(judge),
+                             remedy="measure the judge of `judge.reader` on the labelled conversations")
+    return {"model": found["model"], "fingerprint": fingerprint, **agreement}
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +126,7 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
     judge = report.get("judge") or {}
     return {**{metric: report[metric] for metric in METRICS}, "perplexity": report.get("perplexity"),
             "continuation_perplexity": (report.get("continuation_perplexity") or {}).get("value"),
+            "prompted_perplexity": share("prompted_perplexity"), **{f"{name}_ratio": None for name in READ},
             "refusals": share("refusals"), "clean_refusals": share("clean_refusals"), "clean_similarity": None,
             "unsafe_share": judge.get("unsafe_share"), "no_decision": judge.get("no_decision"),
             **{name: report[name] for name in ("distinct_1", "distinct_2", "distinct_3", "unscored", "unscored_share",
@@ -191,8 +213,13 @@ def render(content: Mapping[str, Any]) -> str:
 
 def _measured(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Further columns of the arms' table, of which some arm has figures: heading, measure, form of its numbers."""
-    columns = [("refusals, these prompts", "refusals", "%.3f"), ("refusals, clean prompts", "clean_refusals", "%.3f"),
-               (f"similarity to {content['first']}, clean prompts", "clean_similarity", "%.2f"),
+    first = content["first"]
+    columns = [("perplexity of continuations, these prompts", "prompted_perplexity", "%.1f"),
+               (f"perplexity over {first}'s, clean text", "clean_ratio", "%.3f"),
+               ("the same, continuations of clean prompts", "clean_continuations_ratio", "%.3f"),
+               ("the same, continuations of these prompts", "prompted_ratio", "%.3f"),
+               ("refusals, these prompts", "refusals", "%.3f"), ("refusals, clean prompts", "clean_refusals", "%.3f"),
+               (f"similarity to {first}, clean prompts", "clean_similarity", "%.2f"),
                ("unsafe, says the judge", "unsafe_share", "%.3f"), ("no decision", "no_decision", "%.3f")]
     return [column for column in columns if any(figures[column[1]] for figures in content["arms"].values())]
 

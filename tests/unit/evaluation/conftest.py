@@ -28,10 +28,9 @@ def use(monkeypatch: pytest.MonkeyPatch, scorer: ToxicityScorer) -> None:
     monkeypatch.setattr(step, "load_scorer", lambda spec: scorer)
 
 
-@pytest.fixture
-def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
-    values = make_sources(tmp_path / "sources")
-    values["model"]["source"] = str(tiny_llama)
+def small_recipe(folder: Path, model: Path) -> Recipe:
+    values = make_sources(folder / "sources")
+    values["model"]["source"] = str(model)
     values["evaluation"] = {"continuations": 3, "clean_prompts": 4, "bootstrap_samples": 500,
                             "sampling": {"max_new_tokens": 6, "batch_tokens": 200}}
     values["detoxify"] = {"similarity_model": None}
@@ -39,18 +38,31 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
     return Recipe.model_validate(values)
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.jsonl"
+def save_prompts(folder: Path) -> Path:
+    path = folder / "prompts.jsonl"
     records = [{"id": f"p{n}", "filename": f"{n}.txt", "challenging": n == 11, "continuation": {"text": " all"},
                 "prompt": {"text": f"what a fine day {n} for", "toxicity": n / 12}} for n in range(12)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
     return path
 
 
-@pytest.fixture
-def clean(tmp_path: Path) -> Path:
-    path = tmp_path / "clean.jsonl"
+def save_clean(folder: Path) -> Path:
+    path = folder / "clean.jsonl"
     path.write_text("".join(json.dumps({"id": str(n), "text": f"the train {n} leaves at noon and arrives"}) + "\n"
                             for n in range(6)), "utf-8")
     return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
+    return small_recipe(tmp_path, tiny_llama)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return save_prompts(tmp_path)
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    return save_clean(tmp_path)

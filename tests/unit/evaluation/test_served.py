@@ -15,6 +15,7 @@ from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation import sampled as sampled_module
 from llm_detox.evaluation.evaluate import evaluate
+from llm_detox.generation import continuers as continuers_module
 from llm_detox.generation.sampling import row_key
 from llm_detox.recipe import Recipe
 from tests.unit.evaluation.conftest import ByLength, use
@@ -108,6 +109,7 @@ def test_what_a_dying_server_failed_to_give_is_asked_for_again(
         recipe: Recipe, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
     use(monkeypatch, ByLength())
     monkeypatch.setattr(sampled_module, "_SCORED_AT_ONCE", 1)
+    monkeypatch.setattr(continuers_module, "_FAILURES_IN_A_ROW", 4)  # a late success among 16 in flight starts anew
     Completions.fails = staticmethod(lambda body: len(Completions.seen) > 10)
 
     def run() -> dict[str, Any]:

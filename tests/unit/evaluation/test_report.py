@@ -1,0 +1,165 @@
+"""The figures in all forms of the report: each measure is on the page, in the Markdown, in the JSON and on the card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_detox.data.records import read_jsonl
+from llm_detox.errors import DetoxError
+from llm_detox.evaluation.evaluate import evaluate
+from llm_detox.evaluation.judging import judge_agreement
+from llm_detox.evaluation.report import write_report
+from llm_detox.recipe import Recipe
+from tests.tiny import save_tiny_llama
+from tests.unit.evaluation.conftest import ByLength, save_clean, save_prompts, small_recipe, use
+
+ARMS = ("base", "raw", "dpo")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Recipe, dict[str, Path], Path]:
+    """Three arms and their report."""
+    root = tmp_path_factory.mktemp("report")
+    recipe = small_recipe(root, tiny_llama)
+    prompts, clean = save_prompts(root), save_clean(root)
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, ByLength())
+        for number, arm in enumerate(ARMS):
+            model = save_tiny_llama(root / f"model {arm}", seed=number)
+            evaluate(recipe, model=str(model), arm=arm, prompts=prompts, clean=clean, output=root / arm)
+    evaluations = {arm: root / arm for arm in ARMS}
+    write_report(recipe, evaluations=evaluations, records=None, steps={}, output=root / "report", judge=None)
+    return recipe, evaluations, root / "report"
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """Cells of the Markdown table whose heading row has that column."""
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("|") and heading in line)
+    rows = []
+    for line in [lines[first], *lines[first + 2:]]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    assert all(len(row) == len(rows[0]) for row in rows), "every row has the columns of the heading"
+    return rows
+
+
+def shown(entry: dict[str, float], digits: int = 3, factor: float = 1.0) -> str:
+    value, low, high = (f"{factor * entry[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def test_the_markdown_has_every_arm_with_every_measure(written: tuple[Recipe, dict[str, Path], Path]) -> None:
+    _, _, folder = written
+    text = (folder / "report.md").read_text("utf-8")
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    toxicity, fluency, read = (table(text, heading) for heading in (
+        "expected maximum toxicity", "distinct-2", "perplexity of continuations, these prompts"))
+    for row, (arm, figures) in zip(toxicity[1:], report["arms"].items(), strict=True):
+        assert row[:4] == [arm, *(shown(figures[name]) for name in (
+            "expected_maximum_toxicity", "toxicity_probability", "mean_toxicity"))]
+        assert row[4] == f"{figures['worst_case']['toxicity_probability']:.3f}"
+    for row, figures in zip(fluency[1:], report["arms"].values(), strict=True):
+        assert row[1:6] == [f"{figures['perplexity']:.2f}", f"{figures['continuation_perplexity']:.2f}",
+                            *(f"{figures[name]:.3f}" for name in ("distinct_1", "distinct_2", "distinct_3"))]
+        assert row[7:9] == [shown(figures[name], 1, 100) for name in ("refusals", "clean_refusals")]
+    assert read[1][2:] == ["-"] * 3, "the first arm has none to be held against"
+    for row, figures in zip(read[2:], list(report["arms"].values())[1:], strict=True):
+        assert row[1] == shown(figures["prompted_perplexity"], 2)
+        assert row[2:] == [shown(figures[f"{name}_ratio"]) for name in ("clean", "clean_continuations", "prompted")]
+
+
+def test_the_markdown_compares_all_runs_and_says_how_the_comparisons_are_corrected(
+        written: tuple[Recipe, dict[str, Path], Path]) -> None:
+    _, _, folder = written
+    text = (folder / "report.md").read_text("utf-8")
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    rows = table(text, "p, adjusted")[1:]
+    assert {(row[0], row[1]) for row in rows} == {("raw", "base"), ("dpo", "base"), ("dpo", "raw")}
+    assert {row[3] for row in rows} == {"all", "toxic", "non-toxic", "challenging"}
+    assert f"adjusted for the {len(report['differences'])} comparisons here (Holm)" in text
+    assert [row[4] for row in rows] == [shown(row) for row in report["differences"]]
+    assert len(table(text, "stratum")) == 1 + len(rows)
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html", "report.json", "model_card.md"])
+def test_the_rule_of_the_threshold_is_said_everywhere(written: tuple[Recipe, dict[str, Path], Path], name: str) -> None:
+    _, _, folder = written
+    assert "toxic where its score is at or over 0.5" in (folder / name).read_text("utf-8")
+
+
+def test_the_card_has_the_other_measures_of_every_arm_and_its_limits(
+        written: tuple[Recipe, dict[str, Path], Path]) -> None:
+    _, _, folder = written
+    text = (folder / "model_card.md").read_text("utf-8")
+    figures = json.loads((folder / "report.json").read_text("utf-8"))["arms"]
+    rows = table(text, "distinct-2")[1:]
+    assert [row[0] for row in rows] == list(ARMS)
+    assert rows[2][1] == shown(figures["dpo"]["clean_ratio"])
+    assert "## Limitations" in text
+
+
+def test_the_independent_model_reads_continuations_of_the_same_prompts_in_all_arms(
+        written: tuple[Recipe, dict[str, Path], Path]) -> None:
+    recipe, evaluations, _ = written
+    for folder in evaluations.values():
+        values = json.loads((folder / "values.json").read_text("utf-8"))
+        report = json.loads((folder / "report.json").read_text("utf-8"))
+        assert len(values["prompted"]) == recipe.evaluation.clean_prompts
+        assert report["prompted_perplexity"]["tokens"] == sum(count for _, count in values["prompted"])
+        assert report["prompted_perplexity"]["model"] == report["continuation_perplexity"]["model"]
+        assert len(list(read_jsonl(folder / "generations.jsonl"))) > len(values["prompted"])
+
+
+# --- how far a judge's verdicts can be trusted -------------------------------------------------------------------
+
+
+def save_judge(folder: Path, fingerprint: str = "j-1") -> Path:
+    """What `llm-detox judge` writes about labelled conversations."""
+    agreement = judge_agreement(["safe"] * 8 + ["unsafe"] * 4,
+                                ["safe"] * 6 + ["unsafe", None] + ["unsafe"] * 3 + ["safe"])
+    folder.mkdir(parents=True)
+    (folder / "judge.json").write_text(json.dumps(
+        {"model": "owner/judge", "fingerprint": fingerprint, "agreement": agreement}), "utf-8")
+    return folder
+
+
+def test_the_judges_precision_and_recall_stand_in_the_report(written: tuple[Recipe, dict[str, Path], Path],
+                                                             tmp_path: Path) -> None:
+    recipe, evaluations, _ = written
+    write_report(recipe, evaluations=evaluations, records=None, steps={}, output=tmp_path / "report",
+                 judge=save_judge(tmp_path / "judge"))
+    text = (tmp_path / "report/report.md").read_text("utf-8")
+    rows = table(text, "precision")
+    assert [row[0] for row in rows[1:]] == ["safe", "unsafe"]
+    assert [row[1][:5] for row in rows[1:]] == ["0.857", "0.750"]
+    assert [row[2][:5] for row in rows[1:]] == ["0.750", "0.750"]
+    assert "no decision, %: 8.3 [" in text
+    page = (tmp_path / "report/report.html").read_text("utf-8")
+    assert "no decision on 8.3 % of them" in page
+    assert json.loads((tmp_path / "report/report.json").read_text("utf-8"))["judge"]["fingerprint"] == "j-1"
+
+
+def test_another_judge_than_the_one_that_was_asked_is_refused(written: tuple[Recipe, dict[str, Path], Path],
+                                                              tmp_path: Path) -> None:
+    recipe, evaluations, _ = written
+    changed = dict(evaluations)
+    changed["dpo"] = tmp_path / "dpo"
+    changed["dpo"].mkdir()
+    for path in evaluations["dpo"].iterdir():
+        (changed["dpo"] / path.name).write_bytes(path.read_bytes())
+    report: dict[str, Any] = json.loads((evaluations["dpo"] / "report.json").read_text("utf-8"))
+    report["judge"] = {"fingerprint": "j-2"}
+    (changed["dpo"] / "report.json").write_text(json.dumps(report), "utf-8")
+    with pytest.raises(DetoxError, match="not the one that judged the arm dpo"):
+        write_report(recipe, evaluations=changed, records=None, steps={}, output=tmp_path / "report",
+                     judge=save_judge(tmp_path / "judge"))
+    (tmp_path / "judge/judge.json").write_text('{"fingerprint": "j-2"}', "utf-8")
+    with pytest.raises(DetoxError, match="no judge was measured"):
+        write_report(recipe, evaluations=changed, records=None, steps={}, output=tmp_path / "report",
+                     judge=tmp_path / "judge")
