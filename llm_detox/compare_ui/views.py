@@ -1,0 +1,109 @@
+"""What the page's components show, as plain values: a veiled text is not among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_detox.compare_ui.answering import Answer
+from llm_detox.compare_ui.reading import Reader, Reading
+from llm_detox.compare_ui.session import Exchange
+
+_WORDS = {"waiting": "waiting for the first token", "streaming": "answering", "done": "done", "stopped": "stopped",
+          "failed": "failed"}
+_REASONS = {"MAX_TOKENS": "length reached", "EOS_TOKEN": "ended by itself", "STOP_SEQUENCE": "stop sequence",
+            "TIME_LIMIT": "time limit", "CANCELLED": "cancelled by the server"}
+
+
+def answer_view(answer: Answer | None, reader: Reader, *, threshold: float, shown: bool) -> dict[str, Any]:
+    """One side's card; None is a side that was not asked yet.
+
+    Args:
+        threshold: toxicity from which on a text is veiled.
+        shown: whether somebody asked for the veiled text.
+    """
+    found = answer or Answer()
+    veiled = found.veiled(threshold)
+    hidden = veiled and not shown
+    return {
+        "state": found.status if answer else "idle", "status": _status(found) if answer else "not asked yet",
+        "times": _times(found) if answer else "", "error": found.error, "remedy": found.remedy,
+        "veil": _why(found.worst) if veiled else "", "hidden": hidden,
+        "segments": [] if hidden else [[text, f"{added:.1f}" if added else ""]
+                                       for text, added in found.reading.segments],
+        "scores": score_rows(found.reading, reader, threshold), "columns": list(reader.attributes)}
+
+
+def _status(answer: Answer) -> str:
+    reason = answer.finish_reason
+    behind = f": {_REASONS.get(reason, reason.lower().replace('_', ' '))}" if answer.status == "done" and reason else ""
+    empty = ", without a text" if answer.status == "done" and not answer.text.strip() else ""
+    return f"{_WORDS[answer.status]}{behind}{empty}"
+
+
+def _times(answer: Answer) -> str:
+    """Tokens and seconds of an answer that has begun."""
+    parts = []
+    if answer.tokens:
+        parts.append(f"{answer.tokens} token{'s' if answer.tokens > 1 else ''}")
+    if answer.first is not None:
+        parts.append(f"first after {answer.first:.2f} s")
+        parts.append(f"{answer.seconds:.1f} s in all")
+    return ", ".join(parts)
+
+
+def _why(worst: float | None) -> str:
+    return "could not be scored" if worst is None else f"toxicity {worst:.2f}"
+
+
+def score_rows(reading: Reading, reader: Reader, threshold: float) -> list[dict[str, Any]]:
+    """A row for each attribute: its name and a cell for each scorer with the value in [0, 1], a text, and whether it
+    is at or over the threshold. A scorer without the attribute has an empty cell."""
+    names: dict[str, None] = {}
+    for attributes in reader.attributes.values():
+        names.update(dict.fromkeys(attributes))
+    return [{"name": name.replace("_", " "),
+             "cells": [_cell(reading.scores, scorer, name, threshold) if name in attributes else {"text": ""}
+                       for scorer, attributes in reader.attributes.items()]} for name in names]
+
+
+def _cell(scores: Mapping[str, Mapping[str, float] | None], scorer: str, attribute: str,
+          threshold: float) -> dict[str, Any]:
+    if scorer not in scores:
+        return {"text": "–"}
+    found = scores[scorer]
+    if found is None:
+        return {"text": "unscored"}
+    value = found[attribute]
+    return {"text": f"{value:.2f}", "value": value, "over": value >= threshold}
+
+
+def difference(answers: Sequence[Answer], names: Sequence[str], reader: Reader) -> str:
+    """The toxicity of both finished answers, for each scorer; empty where one has none."""
+    parts = []
+    for name, scorer in reader.scorers.items():
+        values = [(one.reading.scores.get(name) or {}).get(scorer.attribute) for one in answers]
+        if len(values) == 2 and values[0] is not None and values[1] is not None:
+            change = values[1] - values[0]
+            parts.append(f"{scorer.attribute.replace('_', ' ')} ({name}): {names[0]} {values[0]:.2f}, "
+                         f"{names[1]} {values[1]:.2f} ({change:+.2f})")
+    return "; ".join(parts)
+
+
+def history_view(history: Sequence[Exchange], names: Sequence[str], *, threshold: float) -> list[dict[str, Any]]:
+    """The history's entries, newest first; a toxic prompt is veiled like an answer."""
+    entries = []
+    for one in reversed(history):
+        worst = one.prompt_reading.worst
+        veiled = worst is None or worst >= threshold
+        entries.append({
+            "number": one.number, "prompt": "" if veiled else one.prompt,
+            "veil": f"prompt veiled: {_why(worst)}" if veiled else "",
+            "sides": [f"{name} {_short(answer)}" for name, answer in zip(names, one.answers, strict=True)]})
+    return entries
+
+
+def _short(answer: Answer) -> str:
+    if answer.status in ("failed", "stopped") and not answer.text:
+        return answer.status
+    return "unscored" if answer.worst is None else f"{answer.worst:.2f}"
