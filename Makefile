@@ -17,7 +17,7 @@ ARGS ?=
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 COMPILE := -m compileall -qq -j 0
 
-.PHONY: demo test test-slow test-cluster test-browser soak lint manifests docs images serve install clean python
+.PHONY: demo test test-slow test-cluster test-notebooks test-browser soak lint manifests docs images serve notebooks install clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -27,13 +27,16 @@ demo: install
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
-	$(PYTEST) -m "not slow and not gpu and not cluster and not soak and not browser" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu and not cluster and not soak and not notebooks and not browser" $(ARGS)
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m "slow and not soak" $(ARGS)
 
 test-cluster: install
 	$(VENV)/bin/python -m pytest -m "cluster" $(ARGS)
+
+test-notebooks: install
+	$(PYTEST) -m "notebooks and not slow" $(ARGS)
 
 test-browser: install $(BROWSER)/.installed
 	$(VENV)/bin/python -m pytest -m "browser" tests/browser $(ARGS)
@@ -52,6 +55,10 @@ manifests: $(VENV)/.installed
 	  $(VENV)/bin/kubectl kustomize manifests/overlays/$$platform/model > llm_detox/deploy/rendered/$$platform.yaml; \
 	done
 	$(VENV)/bin/python -m pipelines compile
+
+# Runs the notebooks with the demo's model and stores their outputs. What runs/notebooks holds is found again.
+notebooks: install
+	$(VENV)/bin/python -m notebooks.execute $(ARGS)
 
 # What is generated in the docs; tests compare it with the schema, the imports and the compiled pipeline.
 docs: $(VENV)/.installed

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import traceback
+
 
 class DetoxError(Exception):
     """One clear error: the message names the thing, `place` where it is, `remedy` what helps.
@@ -20,6 +23,10 @@ class DetoxError(Exception):
     def __str__(self) -> str:
         text = f"{self.place}: {self.message}" if self.place else self.message
         return f"{text}\n  remedy: {self.remedy}" if self.remedy else text
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message alone, as the command line does."""
+        return traceback.format_exception(self) if os.environ.get("LLM_DETOX_DEBUG") else [f"error: {self}"]
 
 
 class UsageError(DetoxError):
