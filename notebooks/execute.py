@@ -57,7 +57,8 @@ def cleaned(notebook: Any, size: str) -> Any:
     for cell in notebook.cells:
         cell.metadata = {}
         for output in cell.get("outputs", ()):
-            output.metadata = {}
+            if "metadata" in output:
+                output.metadata = {}
             for text, place in _texts(output):
                 place[text] = _without_places(place[text])
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"},

@@ -60,6 +60,10 @@ class TestStored:
     def test_every_cell_was_run_once_and_in_order(self, path: Path) -> None:
         assert [cell["execution_count"] for cell in cells(path)] == list(range(1, len(cells(path)) + 1))
 
+    def test_it_is_a_valid_notebook(self, path: Path) -> None:
+        nbformat = pytest.importorskip("nbformat", reason="the notebooks' format: `make install`")
+        nbformat.validate(nbformat.read(path, as_version=4))
+
     def test_no_output_is_an_error(self, path: Path) -> None:
         assert outputs(path)
         assert not [output for output in outputs(path) if output["output_type"] == "error"]
@@ -174,6 +178,7 @@ def test_folded_texts_are_escaped(shared: ModuleType) -> None:
 
 def test_what_is_stored_names_no_place_of_this_machine_and_its_sources() -> None:
     pytest.importorskip("nbclient", reason="nbclient runs the notebooks: `make install`")
+    import nbformat
     from nbformat import v4
 
     from notebooks.execute import NOTE, cleaned, sources_digest
@@ -185,4 +190,5 @@ def test_what_is_stored_names_no_place_of_this_machine_and_its_sources() -> None
     found = cleaned(notebook, "small")
     assert found.cells[0].outputs[0].text == "./runs/x and ~/.cache/y\n"
     assert found.cells[0].metadata == {}
+    nbformat.validate(found)
     assert found.metadata[NOTE] == {"size": "small", "sources": sources_digest(notebook)}
