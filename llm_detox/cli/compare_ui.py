@@ -45,10 +45,16 @@ def command(
     """
     names = _two_names(name)
     specs, settings = _reading(recipe, scorer)
-    from llm_detox.compare_ui.page import Comparison
     from llm_detox.compare_ui.reading import open_reader
-    from llm_detox.compare_ui.server import serve
     from llm_detox.compare_ui.sides import open_side
+
+    try:
+        from llm_detox.compare_ui.page import Comparison
+        from llm_detox.compare_ui.server import serve
+    except ModuleNotFoundError as error:
+        from llm_detox.errors import DetoxError
+
+        raise DetoxError(f"{error.name} is not installed", remedy="pip install 'llm-detox[ui]'") from None
 
     tokens = (os.environ.get("LLM_DETOX_BASE_TOKEN"), os.environ.get("LLM_DETOX_TOKEN"))
     sides = [open_side(called, source, timeout=timeout, token=token, ca_file=ca, cert_file=cert, key_file=key)
@@ -60,10 +66,10 @@ def command(
 def _two_names(given: list[str] | None) -> tuple[str, str]:
     from llm_detox.errors import UsageError
 
-    names = tuple(given or _NAMES)
+    names = given or list(_NAMES)
     if len(names) != 2 or names[0] == names[1]:
         raise UsageError("two different names are needed", place="--name", remedy="--name base --name detoxified")
-    return names
+    return names[0], names[1]
 
 
 def _reading(recipe: Path | None, scorers: list[str] | None) -> tuple[list[Scorer], Settings]:

@@ -62,7 +62,7 @@ class LocalSide:
     async def stream(self, prompt: str, parameters: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
         chunks = self.streamer.stream(prompt, Parameters.of(parameters))
         # A task that is cancelled leaves its thread at work on one more token, and then lets the generator go.
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        while (chunk := await asyncio.to_thread(lambda: next(chunks, None))) is not None:
             yield chunk
 
     async def close(self) -> None:
