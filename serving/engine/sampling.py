@@ -18,7 +18,7 @@ from serving.engine.jobs import TokenDetail
 from serving.engine.validation import Parameters
 
 _NUCLEUS_GUESS = 256
-_OFF = float("-inf")
+OFF = float("-inf")
 
 
 class Sampler:
@@ -39,10 +39,15 @@ class Sampler:
 
     @property
     def plain(self) -> bool:
-        """Whether the next token is the largest logit and nothing else is asked."""
+        """Whether the next token is the largest logit but for `ruled_out`, and nothing else is asked."""
         p = self.parameters
         return (p.greedy and p.repetition_penalty == 1.0 and p.length_penalty is None
-                and self._count >= p.min_new_tokens and not (p.logprobs or p.ranks or p.top_n))
+                and not (p.logprobs or p.ranks or p.top_n))
+
+    @property
+    def ruled_out(self) -> list[int]:
+        """The ids that may not come next: those that would end the sequence too early."""
+        return self._eos if self._count < self.parameters.min_new_tokens else []
 
     def took(self, token: int) -> None:
         """Note the chosen token."""
@@ -68,8 +73,8 @@ class Sampler:
 
     def _penalised(self, scores: Tensor) -> Tensor:
         p = self.parameters
-        if self._eos and self._count < p.min_new_tokens:
-            scores[self._eos] = _OFF
+        if self.ruled_out:
+            scores[self.ruled_out] = OFF
         elif self._eos and p.length_penalty is not None and self._count > p.length_penalty[0]:
             past, factor = self._count - p.length_penalty[0], p.length_penalty[1]
             growth = math.expm1(min(past * math.log(factor), 80.0))
@@ -87,9 +92,9 @@ class Sampler:
             scores = scores / p.temperature
         if p.top_k:
             kept = min(p.top_k, scores.shape[0])
-            scores = scores.masked_fill(scores < scores.topk(kept).values[-1], _OFF)
+            scores = scores.masked_fill(scores < scores.topk(kept).values[-1], OFF)
         if p.top_p < 1.0:
-            scores = scores.masked_fill(scores < _nucleus_floor(scores, p.top_p), _OFF)
+            scores = scores.masked_fill(scores < _nucleus_floor(scores, p.top_p), OFF)
         if p.typical_p < 1.0:
             scores = _typical(scores, p.typical_p)
         return scores
@@ -114,7 +119,7 @@ def _typical(scores: Tensor, mass: float) -> Tensor:
     entropy = -torch.where(probability > 0, probability * log, 0.0).sum()
     distance, order = ((-log) - entropy).abs().sort()
     inside = int((probability[order].cumsum(-1) < mass).sum())
-    return scores.masked_fill(distance[min(inside, len(order) - 1)] < ((-log) - entropy).abs(), _OFF)
+    return scores.masked_fill(distance[min(inside, len(order) - 1)] < ((-log) - entropy).abs(), OFF)
 
 
 def detail(parameters: Parameters, token: int, scores: Tensor) -> TokenDetail:
@@ -155,7 +160,7 @@ class PromptDetails:
 def _best(scores: Tensor, logprobs: Tensor | None, count: int) -> list[tuple[int, float]]:
     """The best `count` tokens, more where the last place is shared, fewer where the others are ruled out."""
     best = scores.topk(min(count, scores.shape[0])).values
-    floor = best[best > _OFF][-1]
+    floor = best[best > OFF][-1]
     ids = (scores >= floor).nonzero().squeeze(-1)[: 4 * count]
     ids = ids[scores[ids].argsort(descending=True, stable=True)]
     values = [0.0] * len(ids) if logprobs is None else logprobs[ids].tolist()

@@ -16,7 +16,7 @@ from serving.engine.continuation import Continuation
 from serving.engine.detokenizer import Vocabulary
 from serving.engine.jobs import NOT_FINISHED, TIME_LIMIT, Job, Update
 from serving.engine.metrics import Metrics
-from serving.engine.sampling import PromptDetails, Sampler, detail
+from serving.engine.sampling import OFF, PromptDetails, Sampler, detail
 from serving.engine.validation import Parameters
 
 log = logging.getLogger(__name__)
@@ -208,6 +208,9 @@ class Scheduler:
 
     def _take(self, rows: list[Running], logits: Tensor) -> None:
         """Choose and hand out the next token of each row by logits [rows, v]."""
+        for index, running in enumerate(rows):
+            if running.sampler.plain and running.sampler.ruled_out:
+                logits[index, running.sampler.ruled_out] = OFF  # row by row, scores would cost as much as a layer
         best = logits.argmax(-1)
         scores: list[Tensor | None] = [None] * len(rows)
         for index, running in enumerate(rows):
