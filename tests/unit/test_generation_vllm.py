@@ -65,7 +65,7 @@ def found(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 def as_text(texts: list[str]) -> list[str]:
     """Without what stands for bytes that are no character: a random model writes many, each decoder shows its own."""
-    return [text.replace("\ufffd", "") for text in texts]
+    return [text.replace("\ufffd", "").rstrip() for text in texts]  # vLLM drops the space before such a one
 
 
 @pytest.mark.slow
