@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_detox.cli import main
 from llm_detox.client import Chunk, GenerationError
 from llm_detox.compare_ui.answering import Answer, follow
 from llm_detox.compare_ui.origin import LOOPBACK, OwnOrigin
@@ -130,6 +133,42 @@ def test_a_served_side_is_asked_through_the_client() -> None:
 
     with http_server(caikit([" all", " fine"])) as url:
         assert asyncio.run(asked(url)).text == " all fine"
+
+
+def test_a_side_that_is_loaded_here_answers_like_a_served_one(tiny_llama: Path) -> None:
+    side = open_side("base", str(tiny_llama))
+
+    async def asked() -> Answer:
+        return [state async for state in follow(side, "the quick brown", {"max_new_tokens": 12}, reader())][-1]
+
+    last = asyncio.run(asked())
+    assert last.status == "done"
+    assert last.text
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["llm-detox", "compare-ui", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["a", "b", "--name", "one"], "two different names"), (["a", "b", "--scorer", "nose"], "no scorer 'nose'"),
+    (["http://user@host/m", "b", "--scorer", "ngram"], "not an address of a server")])
+def test_wrong_use_is_told_before_anything_is_loaded(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    assert run(monkeypatch, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_without_nicegui_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("elements", "page", "server"):
+        monkeypatch.delitem(sys.modules, f"llm_detox.compare_ui.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "nicegui", None)
+    assert run(monkeypatch, "http://127.0.0.1:1/a", "http://127.0.0.1:1/b") == 1
+    assert "llm-detox[ui]" in capsys.readouterr().err
 
 
 @given(st.text("a bd\n\t\u2003.é", max_size=60))
