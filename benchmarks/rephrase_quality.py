@@ -1,6 +1,6 @@
 """How well each method rewrites: STA, SIM, FL and J as in ParaDetox, beside the human rewrites.
 
-    python benchmarks/rephrase_quality.py --data ../shared/data/paradetox_dev.tsv --recipe recipes/smollm2-demo.yaml
+    python -m benchmarks.rephrase_quality --data ../shared/data/paradetox_dev.tsv --recipe recipes/smollm2-demo.yaml
 
 STA  share judged non-toxic (below 0.5) by the recipe's judging scorer, which accepts nothing
 SIM  cosine to the original, MiniLM

@@ -1,6 +1,6 @@
 """How much faster TMaRCo runs than its straightforward form: same models, same device, same sentences, same output.
 
-    python benchmarks/rephrase_speed.py --data ../shared/data/paradetox_dev.tsv --sentences 12
+    python -m benchmarks.rephrase_speed --data ../shared/data/paradetox_dev.tsv --sentences 12
 
 The straightforward form takes one sentence at a time: all copies of a sentence in one batch with whole logits, then
 one mask after the other. The models are BART-base sized with random weights, since speed does not depend on them.
