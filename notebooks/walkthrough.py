@@ -200,6 +200,7 @@ class Walk:
         SeaweedFS on loopback, whose data stays in the runs' folder.
         """
         from llm_detox.errors import DetoxError
+        from llm_detox.processes import environment
         from llm_detox.storage.s3 import endpoint_of
         from llm_detox.storage.seaweed import Seaweed
 
@@ -215,7 +216,7 @@ class Walk:
             here = Seaweed.start(folder, buckets=[bucket])
         print(f"S3 store: SeaweedFS on this machine, {here.endpoint}")
         try:
-            with _environment(here.env()):
+            with environment(here.env()):
                 yield f"s3://{bucket}/notebooks/{self.folder.name}"
         finally:
             here.stop()
@@ -246,17 +247,3 @@ def _section(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     for name in path:
         values = values[name]
     return values, last
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -21,6 +21,7 @@ import llm_detox
 from llm_detox.deploy.local import stop_local
 from llm_detox.errors import DetoxError
 from llm_detox.pipeline_step import ERROR_FILE_VARIABLE
+from llm_detox.processes import environment
 from llm_detox.recipe import Recipe
 from llm_detox.storage.seaweed import Seaweed
 from pipelines.console import step_console
@@ -60,10 +61,10 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
     started = time.monotonic()
     done = False
     note = home / "error.json"
-    with _terminable(), _environment({ERROR_FILE_VARIABLE: str(note)}), _errors_of_steps(note):
+    with _terminable(), environment({ERROR_FILE_VARIABLE: str(note)}), _errors_of_steps(note):
         store = Seaweed.start(home / "store", buckets=[urlsplit(recipe.publish.url).netloc])
         try:
-            with _environment(store.env()):
+            with environment(store.env()):
                 task = _run(recipe, home, fresh)
                 run = _collect(recipe, task, home, time.monotonic() - started)
             done = True
@@ -133,21 +134,6 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set variables for the steps' processes, and put back what was there."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
