@@ -4,14 +4,14 @@
 
 The straightforward form takes one sentence at a time: all copies of a sentence in one batch with whole logits, then
 one mask after the other. The models are BART-base sized with random weights, since speed does not depend on them.
-Each form runs in a process of its own, so that its peak memory is its own. `--mixed` adds the case in which 4 in 5
-records are clean: the product asks a scorer first and rewrites only the rest; the reference rewrites all.
+Each form runs in a process of its own, so that its peak memory is its own. `--mixed` goes on to data in which 4 in 5
+records are clean (the human rewrites of other rows): the straightforward form works on all of them, as the reference
+does; the product asks a scorer first and works on what it finds toxic.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -51,10 +51,10 @@ def main() -> None:
               f"| {one['memory'] / 2**30:.2f} GiB | {floor} |")
     print(f"speedup {fast['rate'] / slow['rate']:.2f}, by processor time {slow['processor'] / fast['processor']:.2f}")
     if options.mixed:
-        # Clean records cost the product one scorer call; the scorer's rate is measured, not assumed.
-        seconds = fast["seconds"] + 4 * len(fast["texts"]) / fast["scored_per_second"]
-        print(f"speedup where 4 in 5 are clean {5 * slow['seconds'] / seconds:.1f} "
-              f"(scorer: {fast['scored_per_second']:.0f} texts/s)")
+        mixed = {name: one["seconds"] + one["clean_seconds"] for name, one in outcome.items()}
+        print(f"speedup where 4 in 5 are clean {mixed['straightforward'] / mixed['batched']:.1f} "
+              f"({mixed['straightforward']:.1f} against {mixed['batched']:.1f} s, {fast['clean_seconds']:.2f} s of it "
+              f"for the gate over {fast['records']} records)")
     if equal != len(slow["texts"]):
         sys.exit("the two forms do not agree")
 
@@ -80,7 +80,7 @@ def child(form: str) -> dict[str, Any]:
 def run_form(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_grad_enabled(False)
     lines = options.data.read_text("utf-8").split("\n")[1:]
-    texts = [line.split("\t")[0] for line in lines[:: max(1, len(lines) // options.sentences)]][: options.sentences]
+    texts, clean = sentences(lines, options.sentences)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     words = tokenizer(lines[:3000])
     base, anti, expert = (bart(options.size, seed).to(device) for seed in range(3))
@@ -94,11 +94,26 @@ def run_form(options: argparse.Namespace) -> dict[str, Any]:
         slow = Straightforward(base, [anti, expert], [-0.5, 0.5], words)
         found = [slow.rephrase(text) for text in texts]
     seconds, processor = time.perf_counter() - started, time.process_time() - worked
-    return {"texts": found, "seconds": seconds, "rate": len(texts) / seconds, "memory": peak_memory_bytes(),
-            "processor": processor,
+    memory = peak_memory_bytes()
+    started = time.perf_counter()
+    if options.mixed and options.form == "batched":
+        gate([*texts, *clean])
+    elif options.mixed:
+        for text in clean:
+            slow.rephrase(text)
+    return {"texts": found, "seconds": seconds, "rate": len(texts) / seconds, "memory": memory, "processor": processor,
+            "clean_seconds": time.perf_counter() - started, "records": len(texts) + len(clean),
             "tflop": arithmetic(fast, texts, options.size, options.form == "batched") / 1e12, "gflops": gflops,
-            "device": device, "threads": torch.get_num_threads(),
-            "scored_per_second": scorer_rate(texts) if options.mixed and options.form == "batched" else None}
+            "device": device, "threads": torch.get_num_threads()}
+
+
+def sentences(lines: list[str], count: int) -> tuple[list[str], list[str]]:
+    """So many toxic sentences, and four times as many clean ones of the same kind, by the gate's own verdict."""
+    rows = [row for line in lines[:: max(1, len(lines) // (8 * count))] if len(row := line.split("\t")) > 1]
+    originals, rewrites = [row[0] for row in rows], [row[1] for row in rows]
+    toxic = [text for text, found in zip(originals, gate(originals), strict=True) if found]
+    clean = [text for text, found in zip(rewrites, gate(rewrites), strict=True) if not found]
+    return toxic[:count], clean[: 4 * count]
 
 
 class Straightforward:
@@ -164,15 +179,13 @@ def arithmetic(model: TMaRCo, texts: list[str], size: str, cut: bool) -> float:
     return 2 * total * len(model.experts)
 
 
-def scorer_rate(texts: list[str]) -> float:
-    from llm_detox.recipe import Scorer
+def gate(texts: list[str]) -> list[bool]:
+    """Whether each text is toxic, by the product's default scorer and threshold."""
+    from llm_detox.recipe import DetoxifySection, Scorer
     from llm_detox.scoring.toxicity import load_scorer
 
-    scorer = load_scorer(Scorer(kind="ngram"))
-    many = list(itertools.islice(itertools.cycle(texts), 2000))
-    started = time.perf_counter()
-    scorer.score(many)
-    return len(many) / (time.perf_counter() - started)
+    threshold = DetoxifySection().toxic_threshold
+    return [score is None or score >= threshold for score in load_scorer(Scorer(kind="ngram")).score(texts)]
 
 
 def bart(size: str, seed: int) -> BartForConditionalGeneration:

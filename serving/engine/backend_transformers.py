@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype, device, load_model
 from serving.engine.cache import BatchCache
+from serving.engine.few_rows import for_few_rows
 from serving.engine.settings import Settings
 from serving.engine.source import Source
 
@@ -172,6 +173,7 @@ class Model:
     def __init__(self, source: Source, settings: Settings) -> None:
         folder = source.folder
         self.model = load_model(folder, dtype=_dtype(settings.dtype))
+        for_few_rows(self.model)
         config: Any = self.model.config
         if config.is_encoder_decoder:
             raise DetoxError("encoder-decoder models are not served by this engine", place=str(folder),
