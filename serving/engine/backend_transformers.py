@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype, device, load_model
 from serving.engine.cache import BatchCache
-from serving.engine.few_rows import for_few_rows
+from serving.engine.packing import pack
 from serving.engine.settings import Settings
 from serving.engine.source import Source
 
@@ -173,11 +173,15 @@ class Model:
     def __init__(self, source: Source, settings: Settings) -> None:
         folder = source.folder
         self.model = load_model(folder, dtype=_dtype(settings.dtype))
-        for_few_rows(self.model)
         config: Any = self.model.config
         if config.is_encoder_decoder:
             raise DetoxError("encoder-decoder models are not served by this engine", place=str(folder),
                              remedy="give a causal (decoder-only) language model")
+        try:
+            pack(self.model)
+        except AttributeError as error:
+            log.info("%s is not packed: %s", type(self.model).__name__, error)
+            self.model = load_model(folder, dtype=_dtype(settings.dtype))
         embeddings: Any = self.model.get_input_embeddings()
         self.vocabulary_size = int(embeddings.weight.shape[0])
         self.max_sequence_length = self._length(settings)

@@ -53,8 +53,8 @@ class Server:
         proto.messages()
         http = HttpServer(self.settings.host, self.settings.port, self._trouble, self.metrics.text)
         try:
-            # OpenMP keeps a team of threads for each thread that computed; with more of them than cores, the scheduler's
-            # team would sleep between any two products. A thread that has ended keeps none.
+            # OpenMP keeps a team of threads for each thread that computed; with more of them than cores, the
+            # scheduler's team would sleep between any two products. A thread that has ended keeps none.
             served = asyncio.run(_apart(lambda: load(self.settings, self.metrics)))
             service = GenerationService(served, self.metrics,
                                         max_concurrent_requests=self.settings.max_concurrent_requests)

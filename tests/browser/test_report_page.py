@@ -49,6 +49,19 @@ def test_the_samples_are_sorted_by_score_both_ways(open_page: Open, report: str)
     assert column(page, 2) == sorted(before, reverse=True)
 
 
+def test_headings_sort_by_keyboard_and_say_how(open_page: Open, report: str) -> None:
+    page = open_page(report)
+    heading = page.locator("#browser thead th").nth(1)
+    heading.focus()
+    page.keyboard.press("Enter")
+    assert column(page, 2) == sorted(column(page, 2))
+    assert heading.get_attribute("aria-sort") == "ascending"
+    page.keyboard.press("Space")
+    assert column(page, 2) == sorted(column(page, 2), reverse=True)
+    page.locator("#browser thead th").nth(3).press("Enter")
+    assert heading.get_attribute("aria-sort") is None, "one column at a time"
+
+
 def test_the_difference_is_sorted_as_a_number(open_page: Open, report: str) -> None:
     page = open_page(report)
     page.locator("#browser thead th").nth(3).click()

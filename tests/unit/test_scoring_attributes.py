@@ -206,6 +206,7 @@ def test_a_file_that_is_no_scorer_is_refused(tmp_path: Path) -> None:
         load_attribute_scorer(tmp_path)
 
 
+@pytest.mark.slow
 def test_real_perspective_scores_are_learnt(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the packaged comments; with them TOXICITY reaches .934 and the mean .930 on the same split."""
     monkeypatch.setenv("LLM_DETOX_CACHE", str(tmp_path / "cache"))

@@ -31,10 +31,12 @@ const sortKey = (cell) => {
   return Number.isNaN(number) ? value : number;
 };
 for (const table of document.querySelectorAll(".sortable")) {
-  table.querySelectorAll("thead th").forEach((head, column) => {
-    let up = false;
-    head.addEventListener("click", () => {
-      up = !up;
+  const heads = [...table.querySelectorAll("thead th")];
+  heads.forEach((head, column) => {
+    const sort = () => {
+      const up = head.ariaSort !== "ascending";
+      for (const other of heads) other.ariaSort = null;
+      head.ariaSort = up ? "ascending" : "descending";
       const rows = [...table.tBodies[0].rows];
       rows.sort((a, b) => {
         const [x, y] = [sortKey(a.cells[column]), sortKey(b.cells[column])];
@@ -42,6 +44,13 @@ for (const table of document.querySelectorAll(".sortable")) {
         return up ? order : -order;
       });
       table.tBodies[0].append(...rows);
+    };
+    head.tabIndex = 0;
+    head.addEventListener("click", sort);
+    head.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      sort();
     });
   });
 }

@@ -1,0 +1,50 @@
+"""Linear layers on a CPU with their weights packed once, by oneDNN, instead of anew for each product.
+
+A step of a batch multiplies some 2 to 32 rows with every weight; at so few rows the packing costs as much as the
+product. Measured: `python -m benchmarks.serve_speed`, docs/measured.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_ROWS = 16  # the layout is chosen for so many; any number can be multiplied
+
+
+class PackedLinear(nn.Module):
+    """The float32 linear layer that it is made from. It has no `weight`: there is only the packed copy."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")
+        return product
+
+
+@torch.inference_mode()
+def pack(model: nn.Module) -> None:
+    """Put packed layers in the place of a causal model's float32 ones on the CPU, in as much memory.
+
+    Raises:
+        AttributeError: the model's own code asks for the weights; it cannot be used any more.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return
+    for name, module in list(model.named_modules()):
+        # Kinds of linear layers other than the plain one have their own way of multiplying.
+        if type(module) is nn.Linear and _is_float32_on_cpu(module.weight):
+            model.set_submodule(name, PackedLinear(module))
+            module.weight = None  # type: ignore[assignment]  # let go of it now, not when all are packed
+    runs: Any = model
+    runs(input_ids=torch.zeros(1, 2, dtype=torch.long, device=runs.device))
+
+
+def _is_float32_on_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
