@@ -1,6 +1,6 @@
 """How much faster TMaRCo runs than its straightforward form: same models, same device, same sentences, same output.
 
-    python -m benchmarks.rephrase_speed --data ../shared/data/paradetox_dev.tsv --sentences 12
+    python -m benchmarks.rephrase_speed --data ../shared/data/paradetox_dev.tsv --sentences 48
 
 The straightforward form takes one sentence at a time: all copies of a sentence in one batch with whole logits, then
 one mask after the other. The models are BART-base sized with random weights, since speed does not depend on them.
@@ -29,8 +29,8 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 from llm_detox.hardware import matmul_gflops, peak_memory_bytes
 from llm_detox.rephrase.tmarco import TMaRCo
 
-SIZES = {"base": (768, 6, 12, 50265), "large": (1024, 12, 16, 50265), "small": (128, 2, 4, 4000)}
-THRESHOLD = 1.2
+SIZES = {"base": (768, 6, 12, 50265), "large": (1024, 12, 16, 50265), "small": (128, 2, 4, 5000)}
+THRESHOLD = 1.0015  # random experts disagree everywhere alike; this masks about a fifth of the subwords
 
 
 def main() -> None:
@@ -42,7 +42,8 @@ def main() -> None:
     outcome = {form: child(form) for form in ("straightforward", "batched")}
     slow, fast = outcome["straightforward"], outcome["batched"]
     equal = sum(a == b for a, b in zip(slow["texts"], fast["texts"], strict=True))
-    print(f"sentences {len(slow['texts'])}, same output {equal}, device {slow['device']}, threads {slow['threads']}")
+    print(f"sentences {len(slow['texts'])}, changed {fast['changed']}, same output {equal}")
+    print(f"device {slow['device']}, threads {slow['threads']}")
     print("| form | sentences/s | seconds | processor seconds | peak memory | floor of its arithmetic |")
     print("|---|---|---|---|---|---|")
     for name, one in outcome.items():
@@ -62,9 +63,9 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="TSV, the sentence in its first column")
-    parser.add_argument("--sentences", type=int, default=12)
+    parser.add_argument("--sentences", type=int, default=48)
     parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--form", choices=["straightforward", "batched"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -82,7 +83,7 @@ def run_form(options: argparse.Namespace) -> dict[str, Any]:
     lines = options.data.read_text("utf-8").split("\n")[1:]
     texts, clean = sentences(lines, options.sentences)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    words = tokenizer(lines[:3000])
+    words = tokenizer(lines[:3000], SIZES[options.size][-1])
     base, anti, expert = (bart(options.size, seed).to(device) for seed in range(3))
     gflops = matmul_gflops() if device == "cpu" else 1e6
     fast = TMaRCo(base, [anti, expert], tokenizer=words, batch_tokens=options.batch_tokens)
@@ -101,8 +102,9 @@ def run_form(options: argparse.Namespace) -> dict[str, Any]:
     elif options.mixed:
         for text in clean:
             slow.rephrase(text)
-    return {"texts": found, "seconds": seconds, "rate": len(texts) / seconds, "memory": memory, "processor": processor,
-            "clean_seconds": time.perf_counter() - started, "records": len(texts) + len(clean),
+    changed = sum(a != b for a, b in zip(texts, found, strict=True))
+    return {"texts": found, "changed": changed, "seconds": seconds, "rate": len(texts) / seconds, "memory": memory,
+            "processor": processor, "clean_seconds": time.perf_counter() - started, "records": len(texts) + len(clean),
             "tflop": arithmetic(fast, texts, options.size, options.form == "batched") / 1e12, "gflops": gflops,
             "device": device, "threads": torch.get_num_threads()}
 
@@ -154,7 +156,7 @@ class Straightforward:
                 continue
             ids = [*chosen, self.words.mask_token_id, *original[i + 1:]]
             gapped = self.words.convert_tokens_to_string(self.words.convert_ids_to_tokens(ids))
-            product = base[1 + i].clone()
+            product = base[min(1 + i, len(base) - 1)].clone()
             place = self.words(gapped)["input_ids"].index(self.words.mask_token_id)
             for weight, expert in zip(self.weights, self.experts, strict=True):
                 product += weight * self.logits(expert, gapped)[place]
@@ -200,8 +202,8 @@ def bart(size: str, seed: int) -> BartForConditionalGeneration:
     return model
 
 
-def tokenizer(lines: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE like BART's, trained on the sentences."""
+def tokenizer(lines: list[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE like BART's, trained on the sentences; what is left of the models' vocabulary means nothing."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     raw.decoder = decoders.ByteLevel()
@@ -209,6 +211,10 @@ def tokenizer(lines: list[str]) -> PreTrainedTokenizerFast:
         vocab_size=4000, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     raw.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    parts = json.loads(raw.to_str())
+    vocabulary = parts["model"]["vocab"]
+    vocabulary.update({f"\u0120unused{number}": number for number in range(len(vocabulary), size)})
+    raw = Tokenizer.from_str(json.dumps(parts))
     special = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, **{f"{name}_token": token for name, token in special.items()})

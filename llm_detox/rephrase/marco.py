@@ -25,6 +25,7 @@ from llm_detox.rephrase.seq2seq import (
     fits,
     load_seq2seq,
     load_seq2seq_tokenizer,
+    logits_at_masks,
     paired_batches,
 )
 
@@ -80,10 +81,9 @@ class MaRCo:
                 copies.append((ids, ids.index(int(self.tokenizer.mask_token_id))))
         expert, anti = Seq2SeqReader(self.expert), Seq2SeqReader(self.anti)
         found = torch.zeros(len(copies), dtype=torch.float64)
-        for batch in paired_batches([(len(ids), place + 1) for ids, place in copies], self.batch_tokens):
-            p, q = (reader.logits_at([copies[i][0] for i in batch], [copies[i][1] for i in batch]).cpu()
-                    for reader in (expert, anti))
-            found[batch] = symmetrised_kl(p.double().log_softmax(-1), q.double().log_softmax(-1))
+        for batch, logits in logits_at_masks((expert, anti), copies, self.batch_tokens):
+            p, q = (one.cpu().double().log_softmax(-1) for one in logits)
+            found[batch] = symmetrised_kl(p, q)
         rows = found.split([len(text.split()) for text in texts])
         return [(row / row.mean() if len(row) and row.mean() > 0 else row).tolist() for row in rows]
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.errors import DetoxError
+from llm_detox.rephrase.engine import budget_batches
 
 Ids = list[int]
 _ROOM_FOR_MASKS = 8
+_ENCODED_BATCHES = 4  # whose encoder states are kept at once
 
 
 def is_seq2seq(source: str) -> bool:
@@ -63,14 +66,14 @@ def fits(ids: Ids, models: Sequence[PreTrainedModel]) -> bool:
 
 
 def paired_batches(lengths: Sequence[tuple[int, int]], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of alike (encoder, decoder) lengths, longest first, at most `budget` padded tokens each."""
+    """Indices in batches of alike pairs of lengths, longest first, at most `budget` padded tokens each."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     while order:
-        encoder, decoder = lengths[order[-1]]
+        first, second = lengths[order[-1]]
         size = 1
         for size in range(1, len(order) + 1):
-            decoder = max(decoder, lengths[order[-size]][1])
-            if size * (encoder + decoder) > budget:
+            second = max(second, lengths[order[-size]][1])
+            if size * (first + second) > budget:
                 size -= 1
                 break
         size = max(1, size)
@@ -92,17 +95,26 @@ class Seq2SeqReader:
         self.max_tokens = int(limit) if limit else None
 
     @torch.inference_mode()
-    def logits_at(self, ids: Sequence[Ids], places: Sequence[int]) -> Tensor:
+    def encode(self, ids: Sequence[Ids]) -> list[Tensor]:
+        """Encoder states of one batch of token ids with their special tokens: for each text [tokens, d]."""
+        texts, mask = self._padded(ids)
+        network: Any = self.model.get_encoder()
+        states: Tensor = network(input_ids=texts, attention_mask=mask).last_hidden_state
+        return [row[: len(text)] for row, text in zip(states, ids, strict=True)]
+
+    @torch.inference_mode()
+    def logits_at(self, ids: Sequence[Ids], places: Sequence[int], encoded: Sequence[Tensor] | None = None) -> Tensor:
         """Logits where the text's token `places[i]` stands, read from the tokens before it and the whole encoder text.
 
         Args:
             ids: one batch of token ids with their special tokens.
             places: an index into each.
+            encoded: their encoder states, where `encode` gave them before.
 
         Returns:
             float32 [rows, vocabulary] on the model's device.
         """
-        hidden = self._decode(ids, [place + 1 for place in places])
+        hidden = self._decode(ids, [place + 1 for place in places], encoded)
         rows = torch.arange(len(ids), device=hidden.device)
         return self._head(hidden[rows, torch.tensor(places, device=hidden.device)])
 
@@ -112,15 +124,14 @@ class Seq2SeqReader:
         hidden = self._decode(ids, [max(row) + 1 for row in places])
         return [self._head(hidden[k, list(row)]) for k, row in enumerate(places)]
 
-    def _decode(self, ids: Sequence[Ids], lengths: Sequence[int]) -> Tensor:
+    def _decode(self, ids: Sequence[Ids], lengths: Sequence[int], encoded: Sequence[Tensor] | None = None) -> Tensor:
         """Decoder states [rows, longest, d]; each row is read up to its length."""
-        texts, mask = self._padded(ids)
+        states = pad_sequence(list(encoded or self.encode(ids)), batch_first=True)
+        _, mask = self._padded(ids)
         shifted, _ = self._padded([[self._start, *row[: length - 1]] for row, length in zip(ids, lengths, strict=True)])
-        network: Any = self.model.get_encoder()
-        encoded = network(input_ids=texts, attention_mask=mask).last_hidden_state
         decoder: Any = self.model.get_decoder()
         hidden: Tensor = decoder(
-            input_ids=shifted, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False,
+            input_ids=shifted, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False,
         ).last_hidden_state
         return hidden
 
@@ -135,3 +146,36 @@ class Seq2SeqReader:
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         return ids.to(self.model.device), mask.to(self.model.device)
+
+
+def logits_at_masks(readers: Sequence[Seq2SeqReader], copies: Sequence[tuple[Ids, int]],
+                    budget: int) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """What each model predicts at the mask of each copy.
+
+    A text is copied with a mask at each of its places. So the copies are encoded beside others of their length, and
+    decoded beside others whose mask stands as far to the right: else every decoder would run to the end of its text.
+
+    Args:
+        readers: the models.
+        copies: token ids, and where the mask stands in them.
+        budget: padded tokens of a batch.
+
+    Yields:
+        some of the copies' indices, and each reader's float32 [copies, vocabulary] for them.
+    """
+    lengths = [len(ids) for ids, _ in copies]
+    for group in budget_batches(lengths, _ENCODED_BATCHES * budget):
+        encoded = [_encoded(reader, [copies[i][0] for i in group], budget) for reader in readers]
+        for batch in paired_batches([(copies[i][1] + 1, lengths[i]) for i in group], budget):
+            rows = [copies[group[k]] for k in batch]
+            yield [group[k] for k in batch], [
+                reader.logits_at([ids for ids, _ in rows], [place for _, place in rows], [states[k] for k in batch])
+                for reader, states in zip(readers, encoded, strict=True)]
+
+
+def _encoded(reader: Seq2SeqReader, texts: Sequence[Ids], budget: int) -> list[Tensor]:
+    found: list[Tensor] = [torch.empty(0)] * len(texts)
+    for batch in budget_batches([len(ids) for ids in texts], budget):
+        for k, states in zip(batch, reader.encode([texts[k] for k in batch]), strict=True):
+            found[k] = states
+    return found

@@ -33,6 +33,7 @@ from llm_detox.rephrase.seq2seq import (
     fits,
     load_seq2seq,
     load_seq2seq_tokenizer,
+    logits_at_masks,
     paired_batches,
 )
 
@@ -55,7 +56,7 @@ class TMaRCo:
 
     def __init__(self, base: str | PreTrainedModel, experts: Sequence[str | PreTrainedModel],
                  weights: Sequence[float] = (-0.5, 0.5), *,
-                 tokenizer: str | PreTrainedTokenizerBase | None = None, batch_tokens: int = 4096) -> None:
+                 tokenizer: str | PreTrainedTokenizerBase | None = None, batch_tokens: int = 2048) -> None:
         if len(experts) < 2 or len(weights) != len(experts):
             raise DetoxError(f"{len(experts)} experts and {len(weights)} weights",
                              remedy="give at least an anti-expert and an expert, and a weight for each")
@@ -129,9 +130,8 @@ class TMaRCo:
         """Jensen-Shannon distances at the masks, float64 [copies, pairs of experts]."""
         pairs = list(combinations(range(len(self.experts)), 2))
         found = torch.zeros(len(copies), len(pairs), dtype=torch.float64)
-        for batch in paired_batches([(len(ids), place + 1) for ids, place in copies], self.batch_tokens):
-            ids, places = [copies[i][0] for i in batch], [copies[i][1] for i in batch]
-            logs = [expert.logits_at(ids, places).double().log_softmax(-1) for expert in self.experts]
+        for batch, logits in logits_at_masks(self.experts, copies, self.batch_tokens):
+            logs = [one.double().log_softmax(-1) for one in logits]
             for column, (p, q) in enumerate(pairs):
                 found[batch, column] = jensen_shannon_distance(logs[p], logs[q].to(logs[p].device)).cpu()
         return found
