@@ -146,11 +146,10 @@ class TMaRCo:
                 ids = self._ids(self._text(self.tokenizer.convert_ids_to_tokens(
                     [*filling.chosen, self.tokenizer.mask_token_id, *right])))
                 reads.append((ids, self._mask_index(ids, before)))
-            for batch in paired_batches([(len(ids), place + 1) for ids, place in reads], self.batch_tokens):
+            for batch, logits in logits_at_masks(self.experts, reads, self.batch_tokens):
                 product = torch.stack([open_ones[i].base[open_ones[i].position] for i in batch])
-                for expert, weight in zip(self.experts, self.weights, strict=True):
-                    logits = expert.logits_at([reads[i][0] for i in batch], [reads[i][1] for i in batch])
-                    product = product + weight * logits.to(product.device)
+                for weight, one in zip(self.weights, logits, strict=True):
+                    product = product + weight * one.to(product.device)
                 for i, token in zip(batch, product.argmax(-1).tolist(), strict=True):
                     open_ones[i].choose(token)
 

@@ -21,6 +21,7 @@ from llm_detox.storage.s3 import Place, error_code
 THREADS = 8
 PARTS_SUFFIX = ".llm-detox-parts"
 _READS = 5
+_PIECE = 2**18
 
 
 @contextmanager
@@ -243,8 +244,8 @@ class _Download:
         for attempt in range(1, _READS + 1):
             place = start
             try:
-                # Small pieces: buffers of a whole part cost more in page faults than all the rest.
-                for piece in self._running.client.get_object(**self._at, **wanted)["Body"].iter_chunks(MEBIBYTE):
+                # Small pieces: from a mebibyte on, the page faults of each new buffer cost more than all the rest.
+                for piece in self._running.client.get_object(**self._at, **wanted)["Body"].iter_chunks(_PIECE):
                     write_at(self._path, place, piece)
                     place += len(piece)
                 if last is not None and place != last + 1:  # a store that knows no ranges sends everything
