@@ -37,11 +37,14 @@ def pack(model: nn.Module) -> None:
     """
     if not torch.backends.mkldnn.is_available():
         return
-    for name, module in list(model.named_modules()):
+    packed: dict[nn.Module, PackedLinear] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         # Kinds of linear layers other than the plain one have their own way of multiplying.
-        if type(module) is nn.Linear and _is_float32_on_cpu(module.weight):
-            model.set_submodule(name, PackedLinear(module))
-            module.weight = None  # type: ignore[assignment]  # let go of it now, not when all are packed
+        if type(module) is nn.Linear and (module in packed or _is_float32_on_cpu(module.weight)):
+            if module not in packed:
+                packed[module] = PackedLinear(module)
+                module.weight = None  # type: ignore[assignment]  # let go of it now, not when all are packed
+            model.set_submodule(name, packed[module])
     runs: Any = model
     runs(input_ids=torch.zeros(1, 2, dtype=torch.long, device=runs.device))
 

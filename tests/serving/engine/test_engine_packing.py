@@ -42,7 +42,7 @@ def test_a_model_gives_the_same_logits_and_its_embeddings_stay(tiny_llama: Path)
     assert torch.equal(model.get_input_embeddings().weight, plain.get_input_embeddings().weight)
 
 
-def test_layers_with_a_way_of_their_own_are_left_alone() -> None:
+def test_layers_with_a_way_of_their_own_are_left_alone_and_shared_ones_stay_shared() -> None:
     class Special(nn.Linear):
         """Multiplies as it likes."""
 
@@ -52,13 +52,15 @@ def test_layers_with_a_way_of_their_own_are_left_alone() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.embedding, self.special, self.coarse = nn.Embedding(5, 4), Special(4, 4), nn.Linear(4, 4).half()
+            self.first = self.again = nn.Linear(4, 4)
 
         def forward(self, input_ids: Any) -> Any:
-            return self.special(self.embedding(input_ids))
+            return self.again(self.first(self.special(self.embedding(input_ids))))
 
     model = Small()
     pack(model)
-    assert [type(model.special), type(model.coarse)] == [Special, nn.Linear]
+    assert [type(model.special), type(model.coarse), type(model.first)] == [Special, nn.Linear, PackedLinear]
+    assert model.first is model.again
 
 
 def test_a_model_that_reads_its_weights_is_served_as_it_is(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
