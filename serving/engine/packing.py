@@ -24,8 +24,21 @@ class PackedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")
-        return product
+        rows = input.reshape(-1, self.in_features)
+        added = rounded(len(rows)) - len(rows)
+        if added:
+            rows = nn.functional.pad(rows, (0, 0, 0, added))
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
+        return product[: len(rows) - added].view(*input.shape[:-1], self.out_features)
+
+
+def rounded(rows: int) -> int:
+    """The next number that has three binary digits and then zeros.
+
+    oneDNN makes code for each number of rows and keeps it, half a megabyte for a layer's size: so they must be few.
+    """
+    step = 2 ** max((rows - 1).bit_length() - 3, 0)
+    return -(-rows // step) * step
 
 
 @torch.inference_mode()

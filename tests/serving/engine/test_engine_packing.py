@@ -13,12 +13,12 @@ from torch import nn
 
 from llm_detox.generation.models import load_model
 from serving.engine.backend_transformers import Model
-from serving.engine.packing import PackedLinear, pack
+from serving.engine.packing import PackedLinear, pack, rounded
 from serving.engine.settings import Settings
 from serving.engine.source import Source
 
 
-@given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=3), bias=st.booleans(), seed=st.integers(0, 9))
+@given(shape=st.lists(st.integers(1, 7), min_size=1, max_size=3), bias=st.booleans(), seed=st.integers(0, 9))
 def test_any_input_gives_what_the_linear_layer_gives(shape: list[int], bias: bool, seed: int) -> None:
     torch.manual_seed(seed)
     linear = nn.Linear(7, 11, bias=bias)
@@ -28,6 +28,13 @@ def test_any_input_gives_what_the_linear_layer_gives(shape: list[int], bias: boo
         packed = PackedLinear(linear)
         for one in (inputs, apart):
             torch.testing.assert_close(packed(one), linear(one))
+
+
+@given(rows=st.integers(1, 10_000))
+def test_rows_are_rounded_up_by_a_quarter_at_most_and_to_few_numbers(rows: int) -> None:
+    assert rows <= rounded(rows) <= max(1.25 * rows, rows)
+    assert rounded(rounded(rows)) == rounded(rows)
+    assert len({rounded(n) for n in range(1, 2049)}) < 50
 
 
 def test_a_model_gives_the_same_logits_and_its_embeddings_stay(tiny_llama: Path) -> None:
