@@ -60,6 +60,9 @@ def open_async_transport(server: Server) -> AsyncTransport:
 def check_address(server: Server) -> None:
     """Raises UsageError where the address has another form."""
     parts = urlsplit(server.url)
+    if "://" not in server.url:
+        raise UsageError("the address does not say how to ask", place=server.url,
+                         remedy=f"http://{server.url}? {_SCHEMES}")
     if not parts.netloc or "@" in parts.netloc:
         raise UsageError("not an address of a server", place=server.url, remedy=_SCHEMES)
     if not is_address(server.url):

@@ -129,7 +129,7 @@ _REMEDIES = {
     "INVALID_ARGUMENT": "change the request as the message says",
     "NOT_FOUND": "ask for the model that is served, by the name it was deployed with",
     "UNAVAILABLE": "check the address, and that the server runs and has loaded the model",
-    "DEADLINE_EXCEEDED": "allow more time, or ask for fewer tokens",
+    "DEADLINE_EXCEEDED": "allow more time, or ask for fewer tokens; or is this not the port of a model server?",
     "RESOURCE_EXHAUSTED": "send less at a time, or try again later",
     "UNAUTHENTICATED": "give a token or a client certificate",
     "PERMISSION_DENIED": "ask the server's owner for access",

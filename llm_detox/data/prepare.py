@@ -59,7 +59,8 @@ def budget_scale(budget: BudgetSection) -> float:
 
     measured = matmul_gflops()
     scale = round(min(1.0, max(budget.smallest_scale, measured / budget.reference_gflops)), 2)
-    say(f"this machine does {measured:.0f} GFLOP/s in float32: sizes are scaled by {scale:g}")
+    say(f"this machine does {measured:.0f} of the {budget.reference_gflops:.0f} GFLOP/s that the recipe is sized for: "
+        + ("full sizes" if scale == 1 else f"prompts and texts are cut to {scale:g} of theirs (budget.scale)"))
     return scale
 
 

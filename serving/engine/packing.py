@@ -37,7 +37,7 @@ def rounded(rows: int) -> int:
 
     oneDNN makes code for each number of rows and keeps it, half a megabyte for a layer's size: so they must be few.
     """
-    step = 2 ** max((rows - 1).bit_length() - 3, 0)
+    step: int = 2 ** max((rows - 1).bit_length() - 3, 0)
     return -(-rows // step) * step
 
 
