@@ -182,21 +182,35 @@ def _launch(binary: str, folder: Path, port: int | None, options: Sequence[str])
 
 
 def _wait_ready(store: Seaweed) -> None:
+    master = json.loads((store.folder / "ports.json").read_text("utf-8"))["master.port"]
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
         if not processes.is_running(store.process):
             break
-        try:
-            urllib.request.urlopen(store.endpoint, timeout=2)  # noqa: S310  our own loopback address
-        except urllib.error.HTTPError as answer:
-            if answer.code == 403:  # it refuses the unsigned request: the store is up and its users are known
+        with suppress(OSError, ValueError):
+            if _refuses_strangers(store.endpoint) and _has_volumes(master):
                 return
-        except OSError:
-            pass
         time.sleep(0.1)
     end = processes.last_lines(store.process.log, 5)
     raise DetoxError(f"SeaweedFS did not come up\n{end}", place=store.process.log,
                      remedy="read the log; free some memory, ports or disk")
+
+
+def _refuses_strangers(endpoint: str) -> bool:
+    """Whether the S3 API refuses an unsigned request: then it is up, and its users are known."""
+    try:
+        urllib.request.urlopen(endpoint, timeout=2)  # noqa: S310  our own loopback address
+    except urllib.error.HTTPError as answer:
+        return answer.code == 403
+    return False
+
+
+def _has_volumes(master_port: int) -> bool:
+    """Whether the volume server has reported to the master; until then the S3 API is up, and every read fails."""
+    address = f"http://127.0.0.1:{master_port}/dir/status"
+    with urllib.request.urlopen(address, timeout=2) as answer:
+        centers = json.load(answer)["Topology"].get("DataCenters") or []
+    return any(rack.get("DataNodes") for center in centers for rack in center.get("Racks") or [])
 
 
 def _write_private(path: Path, value: object) -> None:

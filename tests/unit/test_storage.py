@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.storage import checksums, fetch_model, fetch_source, publish
 from llm_detox.storage.s3 import Place, connect
-from llm_detox.storage.seaweed import Seaweed
+from llm_detox.storage.seaweed import Seaweed, _has_volumes
 from llm_detox.storage.versions import prune, rollback, versions
+from tests.unit.answering import reply
 
 MIB = 1024 * 1024
 
@@ -267,6 +270,21 @@ def test_a_port_in_use_is_named(tmp_path: Path, env: Seaweed) -> None:
     port: Any = int(env.endpoint.rpartition(":")[2])
     with pytest.raises(DetoxError, match=f"port {port}"):
         Seaweed.start(tmp_path / "second", port=port)
+
+
+@pytest.mark.parametrize(("nodes", "ready"), [(None, False), ([], False), ([{"Url": "127.0.0.1:1"}], True)])
+def test_a_store_is_not_ready_before_its_volumes_are_known(nodes: list[Any] | None, ready: bool) -> None:
+    """Until then, reads of what it holds end with InternalError."""
+    racks = [{"Id": "rack", "DataNodes": nodes}]
+    topology = {"DataCenters": [{"Id": "center", "Racks": racks}] if nodes is not None else None}
+
+    class Master(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            reply(self, 200, json.dumps({"Topology": topology}).encode())
+
+    with HTTPServer(("127.0.0.1", 0), Master) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert _has_volumes(server.server_port) is ready
 
 
 def test_loading_the_parts_leaves_the_functions_of_the_package_callable() -> None:
