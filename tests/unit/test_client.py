@@ -18,7 +18,8 @@ from llm_detox.client import Chunk, Generation, GenerationError, TextGenerationC
 from llm_detox.client.client import Attempts
 from llm_detox.client.fmaas import messages, to_params
 from llm_detox.client.http import events
-from llm_detox.client.transport import Deadline
+from llm_detox.client.protocols import check_address
+from llm_detox.client.transport import Deadline, Server
 from llm_detox.client.types import Parameters
 from llm_detox.errors import UsageError
 from tests.unit.answering import ANSWER, event, http_server, reply, silent_server
@@ -276,3 +277,9 @@ def test_the_client_starts_without_torch_transformers_or_boto() -> None:
 def test_chunks_and_generations_are_plain_values() -> None:
     assert Chunk("a", 1, "NOT_FINISHED") == Chunk("a", 1, "NOT_FINISHED")
     assert Generation("a", 1, "MAX_TOKENS", 1) != Generation("b", 1, "MAX_TOKENS", 1)
+
+
+def test_an_address_without_a_scheme_is_refused_with_the_likely_one() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_address(Server("127.0.0.1:8080"))
+    assert "http://127.0.0.1:8080" in (caught.value.remedy or "")
