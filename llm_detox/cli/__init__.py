@@ -28,6 +28,7 @@ from llm_detox.cli import (
     judge,
     judge_data,
     models,
+    paraphrase_pairs,
     publish,
     recipe,
     report,
@@ -80,7 +81,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(export.app, name="export")
 app.add_typer(bench.app, name="bench")
 for module in (data, detoxify, sft, dpo, evaluate, compare, compare_ui, report, convert, publish, deploy, smoke, stop,
-               serve, ask, chat, doctor, train_scorer, train_experts, train_paraphraser, judge_data, judge, stop_hate):
+               serve, ask, chat, doctor, train_scorer, train_experts, train_paraphraser,
+               paraphrase_pairs, judge_data, judge, stop_hate):
     app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 

@@ -6,7 +6,7 @@ chunk in which it broke off. A batch therefore never depends on where an earlier
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: tuple[int, int
             for record in out.existing:
                 summary.add(record)
             work.skip(len(out.existing))
-            for outcome in _outcomes(Workshop(recipe), records, chunks, len(out.existing), out):
+            workshop = Workshop(recipe)
+            for outcome in outcomes(
+                    lambda part: workshop.for_records(records).run(part), workshop, records, chunks, out):
                 summary.add(outcome)
                 work.advance()
         folder.counts = dict(summary.counts)
@@ -95,16 +97,18 @@ def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> dict[str
         return folder.result
 
 
-def _outcomes(
-    workshop: Workshop, records: Sequence[Record], chunks: Sequence[range], done: int, out: JsonlAppender
+def outcomes(
+    run: Callable[[Sequence[Record]], Sequence[Record]], workshop: Workshop, records: Sequence[Record],
+    chunks: Sequence[range], out: JsonlAppender,
 ) -> Iterator[Record]:
-    """What is still to do, written as it comes."""
+    """What `run` makes of the records behind those that `out` held when it was opened, written as it comes."""
+    done = len(out.existing)
     for chunk in chunks:
         if done >= len(chunk):
             done -= len(chunk)
             continue
         workshop.start_afresh()
-        for outcome in workshop.for_records(records).run([records[i] for i in chunk])[done:]:
+        for outcome in run([records[i] for i in chunk])[done:]:
             out.write(outcome)
             yield outcome
         out.flush()

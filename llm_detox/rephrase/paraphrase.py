@@ -39,9 +39,13 @@ class Generator:
 
     def candidates(self, texts: Sequence[str]) -> list[list[str]]:
         """The first line of each answer, without quotation marks around it; empty and repeated ones are left out."""
-        flat = [" ".join(text.split()) for text in texts]
-        answers = self._generate([self._template.replace("{text}", text) for text in flat])
+        answers = self._generate([asked(text, self._template) for text in texts])
         return [list(dict.fromkeys(line for answer in group if (line := first_line(answer)))) for group in answers]
+
+
+def asked(text: str, template: str = PAIR_TEMPLATE) -> str:
+    """The question that the template makes of a text, on one line each."""
+    return template.replace("{text}", " ".join(text.split()))
 
 
 def first_line(answer: str) -> str:

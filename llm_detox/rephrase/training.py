@@ -23,7 +23,7 @@ from llm_detox.generation.models import load_model, load_tokenizer, write_base_s
 from llm_detox.recipe import Recipe, RephraserTrainingSection
 from llm_detox.rephrase.fit import IGNORED, Row, fit
 from llm_detox.rephrase.pairs import read_pairs, teaching_pairs
-from llm_detox.rephrase.paraphrase import PAIR_TEMPLATE
+from llm_detox.rephrase.paraphrase import asked
 from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
 from llm_detox.rephrase.tidy import tidy
 
@@ -128,7 +128,7 @@ def continuing_row(words: PreTrainedTokenizerBase, text: str, max_length: int) -
 
 def pair_row(words: PreTrainedTokenizerBase, rude: str, polite: str, max_length: int) -> Row:
     """The rude text in its template, which does not count, and the polite one with its end, which does."""
-    question: list[int] = words(PAIR_TEMPLATE.replace("{text}", " ".join(rude.split())))["input_ids"]
+    question: list[int] = words(asked(rude))["input_ids"]
     answer: list[int] = [*words(" " + polite, add_special_tokens=False)["input_ids"], int(words.eos_token_id)]
     return Row((question + answer)[:max_length], ([IGNORED] * len(question) + answer)[:max_length])
 

@@ -39,13 +39,20 @@ class Workshop:
     @cached_property
     def chain(self) -> Chain:
         settings = self._settings
+        return Chain(self.scorer, settings.toxic_threshold, [self.link(name) for name in settings.methods],
+                     self.acceptance, keep_refused=settings.otherwise == "keep")
+
+    @cached_property
+    def acceptance(self) -> Acceptance:
+        """Judges candidates by the recipe's bounds."""
+        settings = self._settings
         bounds = Bounds(settings.accept_toxicity, settings.accept_similarity, settings.accept_fluency)
-        methods: list[Method] = [_Late(name, self) for name in settings.methods]
-        return Chain(
-            self.scorer, settings.toxic_threshold, [Tidied(one) for one in methods] if settings.tidy else methods,
-            Acceptance(self.scorer, _LateSimilarity(self), _LateFluency(self), bounds),
-            keep_refused=settings.otherwise == "keep",
-        )
+        return Acceptance(self.scorer, _LateSimilarity(self), _LateFluency(self), bounds)
+
+    def link(self, name: str) -> Method:
+        """A method of the recipe, built when it is first asked, whose rewrites are tidied if the recipe says so."""
+        method = _Late(name, self)
+        return Tidied(method) if self._settings.tidy else method
 
     def for_records(self, records: Sequence[Record]) -> Chain | Refusals:
         """What works on the records: the chain, or on requests with answers the recipe's refusal."""

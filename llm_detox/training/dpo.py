@@ -49,7 +49,7 @@ _NAN_REMEDY = "lower training.dpo.learning_rate or raise training.dpo.beta"
 
 
 def train_dpo(
-    recipe: Recipe, *, adapter: Path, records: Path, prompts: Path, clean: Path | None, output: Path
+    recipe: Recipe, *, adapter: Path, records: Path | None, prompts: Path | None, clean: Path | None, output: Path
 ) -> dict[str, Any]:
     """Train the SFT adapter further on preference pairs and write a LoRA adapter folder for the same base.
 
@@ -58,8 +58,9 @@ def train_dpo(
     Args:
         recipe: its `model`, `training`, `scoring.training` and `evaluation.sampling` parts count.
         adapter: the adapter folder that `train_sft` wrote: start and reference of the training.
-        records: detoxify's records, for the pairs rewrite against original.
-        prompts: prompts whose sampled continuations make the other pairs; not those of the evaluation.
+        records: detoxify's records, for the pairs rewrite against original; None where `rewrite_pairs` is 0.
+        prompts: prompts whose sampled continuations make the other pairs; not those of the evaluation. None where
+            `max_pairs` is 0.
         clean: harmless passages, JSON lines with `text`: on continuations of their openings the model stays where it
             was (`anchor_weight`).
         output: the adapter folder to write; with `pairs.jsonl`, `metrics.jsonl`.
@@ -70,7 +71,8 @@ def train_dpo(
     Raises:
         DetoxError: no pair could be made, a loss that is no number, `adapter` is no adapter folder.
     """
-    inputs = {"adapter": adapter, "records": records, "prompts": prompts, **({"clean": clean} if clean else {})}
+    given = {"adapter": adapter, "records": records, "prompts": prompts, "clean": clean}
+    inputs = {name: path for name, path in given.items() if path}
     if recipe.training.dpo.enabled and ranks.on_other_nodes(recipe):
         return train_on_nodes(recipe, "dpo", inputs, output=output)
     settings = recipe.settings("model", "training", "scoring", "evaluation")
@@ -111,16 +113,18 @@ def _kept(folder: StepFolder, name: str, make: Callable[[], list[Record]]) -> li
     return list(read_jsonl(kept))
 
 
-def make_pairs(recipe: Recipe, *, adapter: Path, records: Path, prompts: Path) -> list[Pair]:
+def make_pairs(recipe: Recipe, *, adapter: Path, records: Path | None, prompts: Path | None) -> list[Pair]:
     """The preference pairs of a run: from the audit trail, from sets made elsewhere, and from samples of the model.
 
     Raises:
-        DetoxError: not one pair could be made.
+        DetoxError: not one pair could be made, or what they are to be made of was not given.
     """
     dpo = recipe.training.dpo
-    pairs = rewrite_pairs(read_jsonl(records), dpo.rewrite_pairs) if dpo.rewrite_pairs else []
+    pairs = rewrite_pairs(read_jsonl(_given(records, "records", "rewrite_pairs")), dpo.rewrite_pairs) \
+        if dpo.rewrite_pairs else []
     pairs += given_pairs(dpo.pairs, load_tokenizer(adapter)) if dpo.pairs else []
-    pairs += _from_samples(recipe, adapter, prompt_texts(prompts)) if dpo.max_pairs else []
+    pairs += _from_samples(recipe, adapter, prompt_texts(_given(prompts, "prompts", "max_pairs"))) \
+        if dpo.max_pairs else []
     if not pairs:
         raise _no_pairs(dpo, records, prompts)
     names = {"rewrite": "rewrite against original"}
@@ -129,7 +133,14 @@ def make_pairs(recipe: Recipe, *, adapter: Path, records: Path, prompts: Path) -
     return pairs
 
 
-def _no_pairs(dpo: DpoSection, records: Path, prompts: Path) -> DetoxError:
+def _given(path: Path | None, what: str, setting: str) -> Path:
+    if path is None:
+        raise DetoxError(f"no {what} to make preference pairs of", place=f"training.dpo.{setting}",
+                         remedy=f"give --{what}, or set it to 0")
+    return path
+
+
+def _no_pairs(dpo: DpoSection, records: Path | None, prompts: Path | None) -> DetoxError:
     """What was tried, and what helps there."""
     tried, remedies = [], []
     if dpo.rewrite_pairs:
@@ -139,7 +150,7 @@ def _no_pairs(dpo: DpoSection, records: Path, prompts: Path) -> DetoxError:
         tried.append(f"no continuation was {dpo.margin:g} less toxic than another")
         remedies.append("give more or more provoking prompts, or lower training.dpo.margin")
     return DetoxError("no preference pair could be made: " + ("; ".join(tried) or "no source of pairs is on"),
-                      place=str(prompts if dpo.max_pairs else records), remedy="; or ".join(
+                      place=str((prompts if dpo.max_pairs else records) or "training.dpo"), remedy="; or ".join(
                           remedies or ["set training.dpo.max_pairs, rewrite_pairs or pairs, or enabled: false"]))
 
 

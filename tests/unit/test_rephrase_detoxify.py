@@ -190,7 +190,7 @@ def test_cut_at_any_byte_the_run_goes_on_to_the_same_file(place: Path, tmp_path:
 def interrupt_at_start(place: Path, output: Path) -> None:
     """Leave the staging folder of a run that was killed at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "_outcomes", _killed)
+        patch.setattr(step, "outcomes", _killed)
         with pytest.raises(KeyboardInterrupt):
             step.detoxify(recipe(place), texts=place / "texts.jsonl", output=output)
 

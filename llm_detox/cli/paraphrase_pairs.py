@@ -1,0 +1,25 @@
+"""`llm-detox paraphrase-pairs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, existing, read_recipe, show_outcome
+
+
+def command(
+    recipe: RecipeFile,
+    pairs: Annotated[Path, typer.Option("--input", help="What train-paraphraser read; its rude texts count.")],
+    output: Output,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank a paraphraser's own rewrites: preference pairs, for dpo."""
+    settings = read_recipe(recipe, overrides)
+    existing(pairs, "the input")
+    from llm_detox.rephrase.preferences import paraphrase_pairs
+
+    show_outcome(paraphrase_pairs(settings, pairs=pairs, output=output), output, as_json)

@@ -1,0 +1,97 @@
+"""The step `paraphrase-pairs`: a paraphraser's own rewrites, as preference pairs for `dpo`.
+
+Among many draws of a model that was tuned on people's rewrites there is one as good as theirs, and most are not. Taught
+to prefer its best draws to worse ones (Rafailov et al. 2023, on-policy), it needs fewer of them. What is good is what
+the recipe's acceptance says, which knows neither the scorer nor the language model that judge the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llm_detox.data.records import JsonlAppender, Record, read_jsonl, write_jsonl
+from llm_detox.errors import DetoxError
+from llm_detox.folders import step_folder
+from llm_detox.progress import task
+from llm_detox.recipe import Recipe
+from llm_detox.rephrase.detoxify import outcomes, shard_chunks
+from llm_detox.rephrase.pairs import read_pairs
+from llm_detox.rephrase.paraphrase import asked
+from llm_detox.rephrase.seq2seq import is_seq2seq
+from llm_detox.rephrase.workshop import Workshop
+
+RANKED, PAIRS = "ranked.jsonl", "pairs.jsonl"
+_FEWEST = 3  # candidates, for a best and two worse ones
+
+
+def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, Any]:
+    """Draw rewrites of each rude text, judge them as `detoxify` does, and pair the best with worse ones.
+
+    A run that is interrupted goes on behind its last whole record.
+
+    Args:
+        pairs: what `train-paraphraser` read; of it the rude texts count.
+        output: the folder to write, with `ranked.jsonl` (`{"text", "candidates"}`, the best candidate first, each with
+            what was measured of it) and `pairs.jsonl` (`{"prompt", "chosen", "rejected"}`).
+
+    Returns:
+        how many texts, candidates, accepted ones, and pairs there are.
+
+    Raises:
+        DetoxError: there is no text, the paraphraser is no causal model, or no pair could be made.
+    """
+    how = recipe.detoxify.paraphrase
+    if how.url or is_seq2seq(how.model or recipe.model.source):
+        raise DetoxError("preference pairs are for a causal paraphraser", place="detoxify.paraphrase",
+                         remedy="name the folder of one in detoxify.paraphrase.model")
+    records = [{"text": text} for text in dict.fromkeys(rude for rude, _ in read_pairs(pairs))]
+    settings = recipe.settings("detoxify", "scoring", "model")
+    with step_folder(output, "preferences", settings=settings, inputs={"pairs": pairs}, resumable=True) as folder:
+        workshop = Workshop(recipe)
+        with JsonlAppender(folder / RANKED) as out, task("ranking rewrites", len(records), "texts") as work:
+            work.skip(len(out.existing))
+            for _ in outcomes(lambda part: _ranked(workshop, part), workshop, records, shard_chunks(len(records)), out):
+                work.advance()
+        folder.counts = _counted(read_jsonl(folder / RANKED))
+        folder.counts["pairs"] = write_jsonl(folder / PAIRS, preferences(read_jsonl(folder / RANKED)))
+        if not folder.counts["pairs"]:
+            raise DetoxError("no preference pair could be made", place=str(pairs), remedy="raise "
+                             "detoxify.paraphrase.candidates or its temperature, or loosen detoxify.accept_...")
+        folder.result.update(folder.counts)
+        return folder.result
+
+
+def preferences(ranked: Iterable[Record]) -> Iterator[Record]:
+    """Two pairs a text: its best candidate against its worst, the second best against the one in the middle.
+
+    The worst was mostly refused, the middle one mostly not: one pair teaches the bounds, the other what is better
+    within them. A candidate that was refused is never chosen.
+    """
+    for record in ranked:
+        candidates = record["candidates"]
+        if len(candidates) < _FEWEST:
+            continue
+        for better, worse in ((0, -1), (1, len(candidates) // 2)):
+            chosen, rejected = candidates[better], candidates[worse]
+            if not chosen["refused"] and chosen["text"] != rejected["text"]:
+                yield {"prompt": asked(record["text"]), "chosen": " " + chosen["text"],
+                       "rejected": " " + rejected["text"]}
+
+
+def _ranked(workshop: Workshop, records: Sequence[Record]) -> list[Record]:
+    texts = [str(record["text"]) for record in records]
+    judged = workshop.acceptance.judge(texts, workshop.link("paraphrase").candidates(texts))
+    return [{"text": text, "candidates": [asdict(one) for one in group]}
+            for text, group in zip(texts, judged, strict=True)]
+
+
+def _counted(ranked: Iterable[Record]) -> dict[str, int]:
+    counts = {"texts": 0, "candidates": 0, "accepted": 0}
+    for record in ranked:
+        counts["texts"] += 1
+        counts["candidates"] += len(record["candidates"])
+        counts["accepted"] += sum(not one["refused"] for one in record["candidates"])
+    return counts

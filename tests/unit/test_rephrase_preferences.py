@@ -1,0 +1,156 @@
+"""Preference pairs from a paraphraser's own rewrites, and that `dpo` learns from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm_detox.data.records import Record, read_jsonl
+from llm_detox.errors import DetoxError
+from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.recipe import Recipe
+from llm_detox.rephrase import preferences as step
+from llm_detox.rephrase import training
+from llm_detox.rephrase.detoxify import outcomes
+from llm_detox.training.dpo import train_dpo
+from tests.unit import rephrase_tiny as tiny
+
+CANDIDATES = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    yield from tiny.one_thread()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny paraphraser, and the pairs that it learnt from."""
+    folder = tmp_path_factory.mktemp("preferences")
+    tiny.causal_folder(folder / "causal")
+    rude = [text for text, toxic in tiny.sentences(24) if toxic]
+    (folder / "pairs.tsv").write_text("toxic\tneutral1\tneutral2\n" + "".join(
+        f"{text}\t{text.split()[0]} good friend\tnice idiot\n" for text in rude), "utf-8")
+    training.train_paraphraser(recipe(folder), pairs=folder / "pairs.tsv", output=folder / "paraphraser")
+    return folder
+
+
+def recipe(place: Path, *, accept_toxicity: float = 0.3, url: str | None = None, **training_section: Any) -> Recipe:
+    return Recipe.model_validate({
+        "name": "tiny", "model": {"source": str(place / "causal")},
+        "data": {"texts": {"source": "nowhere"}, "prompts": {"sources": ["x"]}, "clean": {"sources": ["x"]}},
+        "scoring": {"training": {"kind": "ngram"}, "judging": {"kind": "bilstm"}},
+        "detoxify": {"accept_toxicity": accept_toxicity, "accept_similarity": 0, "accept_fluency": 1e9,
+                     "similarity_model": None, "tidy": True,
+                     "paraphrase": {"url": url, "model": str(place / "paraphraser"), "candidates": CANDIDATES,
+                                    "max_new_tokens": 8, "temperature": 1.0}},
+        "rephraser_training": {"learning_rate": 2e-2, "epochs": 4, "batch_size": 8, "lora": {"r": 8, "alpha": 16}},
+        "training": {"quantization": "none", **training_section},
+    })
+
+
+@pytest.fixture(scope="module")
+def ranked(place: Path) -> Path:
+    step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=place / "ranked")
+    return place / "ranked"
+
+
+def test_candidates_stand_in_the_order_that_acceptance_gives_them(place: Path, ranked: Path) -> None:
+    records = list(read_jsonl(ranked / step.RANKED))
+    rude = [line.split("\t")[0] for line in (place / "pairs.tsv").read_text("utf-8").splitlines()[1:]]
+    assert [record["text"] for record in records] == list(dict.fromkeys(rude))
+    assert any(one["refused"] for record in records for one in record["candidates"])
+    for record in records:
+        refused = [one["refused"] is not None for one in record["candidates"]]
+        assert refused == sorted(refused)
+        assert len(record["candidates"]) <= CANDIDATES
+    manifest = json.loads((ranked / "manifest.json").read_text("utf-8"))
+    assert manifest["counts"]["pairs"] == len(list(read_jsonl(ranked / step.PAIRS))) > 0
+    assert manifest["counts"]["texts"] == len(records)
+
+
+def candidate(text: str, refused: str | None = None) -> Record:
+    return {"text": text, "refused": refused}
+
+
+def test_the_best_is_paired_with_the_worst_and_the_second_with_the_middle() -> None:
+    record = {"text": "you\nfool", "candidates": [
+        candidate("a"), candidate("b"), candidate("c"), candidate("d", "toxic"), candidate("e", "toxic")]}
+    assert list(step.preferences([record])) == [
+        {"prompt": "Rude: you fool\nPolite:", "chosen": " a", "rejected": " e"},
+        {"prompt": "Rude: you fool\nPolite:", "chosen": " b", "rejected": " c"}]
+
+
+@pytest.mark.parametrize(("candidates", "chosen"), [
+    ([], []),
+    ([candidate("a"), candidate("b")], []),
+    ([candidate("a", "toxic"), candidate("b", "toxic"), candidate("c", "toxic")], []),
+    ([candidate("a"), candidate("b", "toxic"), candidate("c", "toxic")], [" a"]),
+])
+def test_what_was_refused_is_never_chosen_and_few_candidates_make_no_pair(
+        candidates: list[Record], chosen: list[str]) -> None:
+    found = list(step.preferences([{"text": "t", "candidates": candidates}]))
+    assert [pair["chosen"] for pair in found] == chosen
+
+
+def test_an_interrupted_ranking_goes_on_to_the_same_files(
+        place: Path, ranked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(*arguments: Any) -> Iterator[Record]:
+        for number, record in enumerate(outcomes(*arguments)):
+            yield record
+            if number == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, "outcomes", torn)
+    with pytest.raises(KeyboardInterrupt):
+        step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "out")
+    monkeypatch.undo()
+    assert (tmp_path / ".out.part" / step.RANKED).read_bytes()
+    step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "out")
+    for name in (step.RANKED, step.PAIRS):
+        assert (tmp_path / "out" / name).read_bytes() == (ranked / name).read_bytes()
+
+
+def test_dpo_takes_the_pairs_and_the_paraphraser_comes_to_prefer_the_chosen(
+        place: Path, ranked: Path, tmp_path: Path) -> None:
+    how = {"max_pairs": 0, "rewrite_pairs": 0, "epochs": 3, "batch_size": 4, "learning_rate": 1e-3,
+           "pairs": [{"source": str(ranked / step.PAIRS)}]}
+    train_dpo(recipe(place, dpo=how), adapter=place / "paraphraser", records=None, prompts=None, clean=None,
+              output=tmp_path / "better")
+    words = load_tokenizer(tmp_path / "better")
+    margins = []
+    for folder in (place / "paraphraser", tmp_path / "better"):
+        model = load_model(folder)
+        margins.append(sum(log_probability(model, words, pair["prompt"], pair["chosen"])
+                           - log_probability(model, words, pair["prompt"], pair["rejected"])
+                           for pair in read_jsonl(ranked / step.PAIRS)))
+    assert margins[1] > margins[0] + 1
+
+
+def log_probability(model: Any, words: Any, prompt: str, answer: str) -> float:
+    ids = torch.tensor([words(prompt + answer)["input_ids"]])
+    start = len(words(prompt)["input_ids"])
+    with torch.inference_mode():
+        scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    return float(scores[range(start - 1, ids.shape[1] - 1), ids[0, start:]].sum())
+
+
+def test_pairs_need_a_causal_paraphraser_and_a_source_that_was_given(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(DetoxError, match="causal paraphraser"):
+        step.paraphrase_pairs(recipe(place, url="http://127.0.0.1:1"), pairs=place / "pairs.tsv",
+                              output=tmp_path / "out")
+    for settings, what in (({"max_pairs": 0}, "records"), ({"rewrite_pairs": 0}, "prompts")):
+        with pytest.raises(DetoxError, match=f"no {what} to make preference pairs of"):
+            train_dpo(recipe(place, dpo=settings), adapter=place / "paraphraser", records=None, prompts=None,
+                      clean=None, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_gives_no_pair_at_all_is_told(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(DetoxError, match="no preference pair could be made"):
+        step.paraphrase_pairs(recipe(place, accept_toxicity=0.0), pairs=place / "pairs.tsv", output=tmp_path / "out")
