@@ -46,9 +46,10 @@ def serve(
     tls: of.Tls = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a served model under load: tokens a second, times to the first token, between tokens and to the end.
+    """Measure a served model under load.
 
-    With --guard each level is measured twice, without and with the guard. Ctrl-C ends; levels that are done are kept.
+    Tokens a second, times to the first token, between tokens and to the end. With --guard each level is measured
+    twice, without and with the guard. Ctrl-C ends; levels that are done are kept.
     """
     from llm_detox.client.bench import Load, bench, mixed_prompts
 

@@ -21,7 +21,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 42,
     as_json: AsJson = False,
 ) -> None:
-    """Paired differences between evaluations of the same prompts by the same scorer; others are refused."""
+    """Paired differences between evaluations. They must be of the same prompts by the same scorer."""
     from llm_detox.errors import UsageError
     from llm_detox.evaluation.compare import compare, read_evaluation
 

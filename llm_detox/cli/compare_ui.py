@@ -39,7 +39,7 @@ def command(
     key: of.Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """A page on which two models answer the same prompt side by side, until Ctrl-C.
+    """A page on which two models answer side by side. It stays until Ctrl-C.
 
     Bearer tokens are read from LLM_DETOX_BASE_TOKEN and LLM_DETOX_TOKEN, for the first and the second model.
     """

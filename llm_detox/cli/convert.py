@@ -22,7 +22,7 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Merge the adapter and write the folder that Caikit, TGIS and vLLM load."""
+    """Merge the adapter into a folder to serve. Caikit, TGIS and vLLM load it."""
     from llm_detox.export import convert
 
     result = convert(model=model, output=output, card=card, oldest_reader=oldest_reader)

@@ -6,7 +6,7 @@ from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, read_rec
 
 
 def command(recipe: RecipeFile, output: Output, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Read, clean and split the texts and prompts of the recipe."""
+    """Read, clean and split the texts and the prompts."""
     settings = read_recipe(recipe, overrides)
     from llm_detox.data.prepare import prepare_data
 

@@ -23,7 +23,7 @@ def command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve a published model; it goes on after this command, until `llm-detox stop DIR`."""
+    """Serve a published model until `llm-detox stop DIR`. This command itself ends when it is ready."""
     settings = read_recipe(recipe, overrides)
     if dry_run:
         _show_dry_run(settings, address)

@@ -18,7 +18,7 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rewrite the toxic records; each keeps its original, its scores and the reason."""
+    """Rewrite the toxic records. Each keeps its original, its scores and the reason."""
     settings = read_recipe(recipe, overrides)
     existing(texts, "the input")
     from llm_detox.rephrase.detoxify import detoxify, read_shard

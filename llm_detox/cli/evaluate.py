@@ -25,8 +25,9 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how toxic and how fluent a model's continuations are. `evaluate compare A B` sets two or more beside each
-    other.
+    """Measure how toxic and how fluent a model writes.
+
+    `evaluate compare A B` sets two or more evaluations beside each other.
     """
     settings = read_recipe(recipe, overrides)
     for path in (prompts, *(generations or ())):

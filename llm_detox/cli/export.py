@@ -26,7 +26,7 @@ def verify(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="For each text.")] = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Load a model here and in other interpreters, and compare the greedy tokens and the chat template."""
+    """Load a model here and in other interpreters. The greedy tokens and the chat template must be the same."""
     from llm_detox.export.verify import PROMPTS
     from llm_detox.export.verify import verify as run
 

@@ -20,7 +20,7 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say of each conversation's last answer whether it is safe, and why; or that this cannot be decided."""
+    """Say whether the last answer of each chat is safe. It says why, or that this cannot be decided."""
     settings = read_recipe(recipe, overrides)
     existing(conversations, "the input")
     from llm_detox.evaluation.judged import judge_conversations

@@ -6,7 +6,7 @@ from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, read_rec
 
 
 def command(recipe: RecipeFile, output: Output, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Build what a judge is tuned on (train.jsonl, for sft) and tested on (test.jsonl, for judge)."""
+    """Build what a judge is tuned and tested on. Writes train.jsonl, for sft, and test.jsonl, for judge."""
     settings = read_recipe(recipe, overrides)
     from llm_detox.judge.build import build_judge_data
 

@@ -17,7 +17,7 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank a paraphraser's own rewrites: preference pairs, for dpo."""
+    """Make preference pairs of a paraphraser's own rewrites. They are for `dpo`."""
     settings = read_recipe(recipe, overrides)
     existing(pairs, "the input")
     from llm_detox.rephrase.preferences import paraphrase_pairs

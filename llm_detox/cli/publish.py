@@ -18,7 +18,7 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a converted model into S3 and print its content address."""
+    """Put a converted model into S3. Prints its content address."""
     if url is None:
         if recipe is None:
             raise UsageError("where to?", place="publish", remedy="give s3://bucket/prefix, or --recipe")

@@ -39,7 +39,7 @@ def validate(file: File, overrides: Overrides = None) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema: every key with its type, default and meaning."""
+    """Print the JSON schema. Every key has its type, default and meaning."""
     from llm_detox.recipe import Recipe
 
     print(json.dumps(Recipe.model_json_schema(), indent=2))
@@ -47,7 +47,7 @@ def schema() -> None:
 
 @app.command()
 def reference() -> None:
-    """Print every key with its values, default and meaning as Markdown: docs/configuration.md."""
+    """Print every key as Markdown. With values, defaults and meanings: docs/configuration.md."""
     from llm_detox.recipe_reference import reference as page
 
     print(page(), end="")
@@ -59,7 +59,7 @@ def rehearse(
     output: Annotated[Path | None, typer.Option(help="Keep the steps' folders there.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Run the recipe's own settings on tiny models and data: minutes at most, on any machine."""
+    """Run the recipe's own settings on tiny models and data. Minutes at most, on any machine."""
     import tempfile
 
     recipe = read_recipe(file, overrides)

@@ -21,9 +21,9 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the arms, decide the verdict, write HTML, Markdown, JSON and a model card.
+    """Compare the arms and decide the verdict.
 
-    Exit code 3: the gate is not passed.
+    Writes HTML, Markdown, JSON and a model card. Exit code 3: the gate is not passed.
     """
     settings = read_recipe(recipe, overrides)
     from llm_detox.errors import GateNotPassed

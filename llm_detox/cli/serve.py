@@ -20,7 +20,7 @@ def command(
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8085,
     as_json: AsJson = False,
 ) -> None:
-    """Serve a model on this machine behind the Caikit API, until Ctrl-C."""
+    """Serve a model on this machine until Ctrl-C. It answers behind the Caikit API."""
     from llm_detox.deploy.serve import serve
 
     def ready(state: dict[str, Any]) -> None:

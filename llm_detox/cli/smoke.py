@@ -17,7 +17,7 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a deployed model over REST and gRPC, whole and streamed, and score the answer."""
+    """Ask a deployed model over REST and gRPC. Whole and streamed answers are scored."""
     settings = read_recipe(recipe, overrides)
     existing(deployment, "the deployment")
     from llm_detox.deploy.smoke import smoke

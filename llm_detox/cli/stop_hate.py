@@ -19,7 +19,7 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure whether a chat model refuses hate, and only hate: base, system prompt, tuned."""
+    """Measure whether a chat model refuses hate, nothing else. Three arms: base, system prompt, tuned."""
     settings = read_recipe(recipe, overrides)
     if trained_on:
         existing(trained_on, "the training file")

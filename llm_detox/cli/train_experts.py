@@ -17,7 +17,7 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the expert and the anti-expert of MaRCo on labelled text."""
+    """Train the expert and the anti-expert of MaRCo. They learn from labelled text."""
     settings = read_recipe(recipe, overrides)
     existing(texts, "the input")
     from llm_detox.rephrase.training import train_experts

@@ -17,7 +17,7 @@ def command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model that says politely what a text says rudely, on pairs."""
+    """Train a model that rewrites rude text politely. It learns from pairs."""
     settings = read_recipe(recipe, overrides)
     existing(pairs, "the input")
     from llm_detox.rephrase.training import train_paraphraser

@@ -22,7 +22,7 @@ def command(
                                                   "but only some hundred texts a second.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a local scorer of Perspective's attributes; use its folder as the source of the scorer kind ngram."""
+    """Train a local scorer of Perspective's attributes. Its folder is then the source of the scorer kind ngram."""
     existing(records, "the records file")
     from llm_detox.scoring.train import train_scorer
 
