@@ -41,9 +41,13 @@ class Judged:
 
     @property
     def rank(self) -> float:
-        """Harmlessness times similarity times fluency in [0, 1], as the J of ParaDetox multiplies them."""
-        ratio = (self.perplexity or math.inf) / (self.perplexity_before or math.inf)
-        return (1 - (self.toxicity or 0.0)) * (self.similarity or 0.0) / (1 + ratio)
+        """Similarity times the roots of harmlessness and of fluency (1 / perplexity), among rewrites of one text.
+
+        0 for what was not judged to the end.
+        """
+        if self.toxicity is None or self.similarity is None or self.perplexity is None:
+            return 0.0
+        return self.similarity * math.sqrt((1 - self.toxicity) / self.perplexity)
 
 
 def perplexity(loss: Loss) -> float:

@@ -65,20 +65,17 @@ def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, 
 
 
 def preferences(ranked: Iterable[Record]) -> Iterator[Record]:
-    """Two pairs a text: its best candidate against its worst, the second best against the one in the middle.
+    """Two pairs a text: its best candidate against its worst, and against the one in the middle.
 
     The worst was mostly refused, the middle one mostly not: one pair teaches the bounds, the other what is better
     within them. A candidate that was refused is never chosen.
     """
     for record in ranked:
         candidates = record["candidates"]
-        if len(candidates) < _FEWEST:
-            continue
-        for better, worse in ((0, -1), (1, len(candidates) // 2)):
-            chosen, rejected = candidates[better], candidates[worse]
-            if not chosen["refused"] and chosen["text"] != rejected["text"]:
-                yield {"prompt": asked(record["text"]), "chosen": " " + chosen["text"],
-                       "rejected": " " + rejected["text"]}
+        if len(candidates) >= _FEWEST and not candidates[0]["refused"]:
+            for worse in (len(candidates) - 1, len(candidates) // 2):
+                yield {"prompt": asked(record["text"]), "chosen": " " + candidates[0]["text"],
+                       "rejected": " " + candidates[worse]["text"]}
 
 
 def _ranked(workshop: Workshop, records: Sequence[Record]) -> list[Record]:

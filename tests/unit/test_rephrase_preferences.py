@@ -78,19 +78,19 @@ def candidate(text: str, refused: str | None = None) -> Record:
     return {"text": text, "refused": refused}
 
 
-def test_the_best_is_paired_with_the_worst_and_the_second_with_the_middle() -> None:
+def test_the_best_is_paired_with_the_worst_and_with_the_middle() -> None:
     record = {"text": "you\nfool", "candidates": [
         candidate("a"), candidate("b"), candidate("c"), candidate("d", "toxic"), candidate("e", "toxic")]}
     assert list(step.preferences([record])) == [
         {"prompt": "Rude: you fool\nPolite:", "chosen": " a", "rejected": " e"},
-        {"prompt": "Rude: you fool\nPolite:", "chosen": " b", "rejected": " c"}]
+        {"prompt": "Rude: you fool\nPolite:", "chosen": " a", "rejected": " c"}]
 
 
 @pytest.mark.parametrize(("candidates", "chosen"), [
     ([], []),
     ([candidate("a"), candidate("b")], []),
     ([candidate("a", "toxic"), candidate("b", "toxic"), candidate("c", "toxic")], []),
-    ([candidate("a"), candidate("b", "toxic"), candidate("c", "toxic")], [" a"]),
+    ([candidate("a"), candidate("b", "toxic"), candidate("c", "toxic")], [" a", " a"]),
 ])
 def test_what_was_refused_is_never_chosen_and_few_candidates_make_no_pair(
         candidates: list[Record], chosen: list[str]) -> None:
