@@ -51,10 +51,11 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: tuple[int, int
                 summary.add(record)
             work.skip(len(out.existing))
             workshop = Workshop(recipe)
-            for outcome in outcomes(
+            for part in outcomes(
                     lambda part: workshop.for_records(records).run(part), workshop, records, chunks, out):
-                summary.add(outcome)
-                work.advance()
+                for outcome in part:
+                    summary.add(outcome)
+                work.advance(len(part))
         folder.counts = dict(summary.counts)
         folder.result = {**summary.as_result(), "shard": list(shard), "settings": digest_of(settings)}
         return folder.result
@@ -100,18 +101,19 @@ def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> dict[str
 def outcomes(
     run: Callable[[Sequence[Record]], Sequence[Record]], workshop: Workshop, records: Sequence[Record],
     chunks: Sequence[range], out: JsonlAppender,
-) -> Iterator[Record]:
-    """What `run` makes of the records behind those that `out` held when it was opened, written as it comes."""
+) -> Iterator[list[Record]]:
+    """What `run` makes of the records behind those that `out` held when it was opened, chunk by chunk, written."""
     done = len(out.existing)
     for chunk in chunks:
         if done >= len(chunk):
             done -= len(chunk)
             continue
         workshop.start_afresh()
-        for outcome in run([records[i] for i in chunk])[done:]:
+        fresh = list(run([records[i] for i in chunk]))[done:]
+        for outcome in fresh:
             out.write(outcome)
-            yield outcome
         out.flush()
+        yield fresh
         done = 0
 
 

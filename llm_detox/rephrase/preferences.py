@@ -53,8 +53,9 @@ def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, 
         workshop = Workshop(recipe)
         with JsonlAppender(folder / RANKED) as out, task("ranking rewrites", len(records), "texts") as work:
             work.skip(len(out.existing))
-            for _ in outcomes(lambda part: _ranked(workshop, part), workshop, records, shard_chunks(len(records)), out):
-                work.advance()
+            chunks = shard_chunks(len(records))
+            for part in outcomes(lambda part: _ranked(workshop, part), workshop, records, chunks, out):
+                work.advance(len(part))
         folder.counts = _counted(read_jsonl(folder / RANKED))
         folder.counts["pairs"] = write_jsonl(folder / PAIRS, preferences(read_jsonl(folder / RANKED)))
         if not folder.counts["pairs"]:

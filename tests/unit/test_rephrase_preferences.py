@@ -100,17 +100,17 @@ def test_what_was_refused_is_never_chosen_and_few_candidates_make_no_pair(
 
 def test_an_interrupted_ranking_goes_on_to_the_same_files(
         place: Path, ranked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def torn(*arguments: Any) -> Iterator[Record]:
-        for number, record in enumerate(outcomes(*arguments)):
-            yield record
-            if number == 3:
-                raise KeyboardInterrupt
+    def torn(*arguments: Any) -> Iterator[list[Record]]:
+        yield next(outcomes(*arguments))
+        raise KeyboardInterrupt
 
+    monkeypatch.setattr("llm_detox.rephrase.detoxify.CHUNK", 4)
     monkeypatch.setattr(step, "outcomes", torn)
     with pytest.raises(KeyboardInterrupt):
         step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "out")
     monkeypatch.undo()
-    assert (tmp_path / ".out.part" / step.RANKED).read_bytes()
+    left = (tmp_path / ".out.part" / step.RANKED).read_bytes()
+    assert left.count(b"\n") == 4
     step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "out")
     for name in (step.RANKED, step.PAIRS):
         assert (tmp_path / "out" / name).read_bytes() == (ranked / name).read_bytes()
