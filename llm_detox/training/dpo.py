@@ -247,9 +247,24 @@ class _PairTrainer(LikeLengthBatches, DPOTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
-    def _precompute_ref_logps(self, *arguments: Any, **options: Any) -> Dataset:
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """With rows of like length together, which takes half the time, and back in their order."""
         score_labels_only(cast("PeftModel", self.model))
-        return super()._precompute_ref_logps(*arguments, **options)
+        lengths = dataset["length"]
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        places = sorted(range(len(order)), key=order.__getitem__)
+        collate = self.data_collator
+        with task("reading with the reference", len(order), "pairs") as work:
+
+            def counted(rows: list[Any]) -> Any:
+                work.advance(len(rows))
+                return collate(rows)
+
+            self.data_collator = counted
+            try:
+                return super()._precompute_ref_logps(dataset.select(order), name, batch_size).select(places)
+            finally:
+                self.data_collator = collate
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_model, load_tokenizer, read_base_source
@@ -225,6 +226,33 @@ def test_dpo_loss_of_three_steps_is_the_golden_one_and_starts_at_log_two(
     assert found[0] == pytest.approx(0.693147, abs=1e-5)
     assert found == pytest.approx(GOLDEN_DPO, abs=2e-3)
     assert outcome["pairs"] == {"rewrite": 2, "sampled": 4}
+
+
+def test_the_reference_reads_pairs_of_like_length_together_and_each_keeps_its_own_log_probabilities(
+        tmp_path: Path, recipe: Recipe, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    compute, kept = DPOTrainer._precompute_ref_logps, []
+
+    def spied(self: DPOTrainer, dataset: Any, *rest: Any) -> Any:
+        seen.append(list(dataset["length"]))
+        return compute(self, dataset, *rest)
+
+    def keeping(*arguments: Any, **options: Any) -> Any:
+        kept.append(make(*arguments, **options))
+        return kept[-1]
+
+    make = dpo_step.make_trainer
+    monkeypatch.setattr(DPOTrainer, "_precompute_ref_logps", spied)
+    monkeypatch.setattr(dpo_step, "make_trainer", keeping)
+    long = Pair("you are", " my good friend and I am glad of it", " a stupid idiot and I hate you for it", 1, "sampled")
+    run_dpo(recipe, adapter, tmp_path / "dpo", monkeypatch, [long, *PAIRS, long, *PAIRS])
+    rows, model = kept[0].train_dataset, load_model(adapter)
+    assert seen[0] == sorted(seen[0])
+    assert rows["length"] != sorted(rows["length"])
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            alone = sequence_logps(model, row["prompt_ids"], row[f"{side}_ids"]).sum().item()
+            assert row[f"ref_{side}_logps"] == pytest.approx(alone, abs=1e-3)
 
 
 def test_dpo_on_a_quantised_base_starts_exactly_at_its_reference(
