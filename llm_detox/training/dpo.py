@@ -248,7 +248,7 @@ class _PairTrainer(LikeLengthBatches, DPOTrainer):  # type: ignore[misc]
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """With rows of like length together, which takes half the time, and back in their order."""
+        """With rows of like length together, for hardly any padding, and then back in their order."""
         score_labels_only(cast("PeftModel", self.model))
         lengths = dataset["length"]
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
