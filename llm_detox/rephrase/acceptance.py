@@ -51,9 +51,15 @@ class Judged:
         return self.similarity**3 * math.sqrt((1 - self.toxicity) / self.perplexity)
 
 
-def perplexity(loss: Loss) -> float:
-    """exp of the mean negative log-likelihood a token; infinite for a text without a predicted token."""
+def perplexity(loss: Loss, original: Loss | None = None) -> float:
+    """exp of the mean negative log-likelihood a token; infinite for a text without a predicted token.
+
+    Of a rewrite that is longer than its original, a token of the original: every word that is added then costs
+    something. By its own tokens it would read the better the more empty phrases it goes on with.
+    """
     nll, tokens = loss
+    if original and original[1]:
+        tokens = min(tokens, original[1])
     return math.exp(min(nll / tokens, 700.0)) if tokens else math.inf
 
 
@@ -110,15 +116,15 @@ class Acceptance:
         variants = [[originals[i], *(one.text for one in groups[i] if not one.refused)] for i in alive]
         read = dict(zip(alive, self._fluency.variant_losses(variants), strict=True))
 
-        def decide(one: Judged, before: float, loss: Loss) -> Judged:
-            value = perplexity(loss)
+        def decide(one: Judged, original: Loss, loss: Loss) -> Judged:
+            before, value = perplexity(original), perplexity(loss, original)
             fits = value <= self._bounds.fluency * before
             return Judged(one.text, one.toxicity, one.similarity, value, before,
                           refused=None if fits else "not fluent")
 
         decided = []
         for i, group in enumerate(groups):
-            losses = iter(read.get(i, []))
-            before = perplexity(next(losses)) if i in read else math.inf
-            decided.append([one if one.refused else decide(one, before, next(losses)) for one in group])
+            original, *losses = read.get(i, [(0.0, 0)])
+            left = iter(losses)
+            decided.append([one if one.refused else decide(one, original, next(left)) for one in group])
         return decided

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.rephrase.acceptance import Judged
+from llm_detox.rephrase.acceptance import Judged, perplexity
 
 MEASURED = {"toxicity": st.floats(0, 0.99), "similarity": st.floats(0.01, 1), "perplexity": st.floats(1.001, 1e6)}
 BETTER = {"toxicity": 0.5, "similarity": 1.05, "perplexity": 0.9}
@@ -30,3 +30,16 @@ def test_what_is_better_in_one_respect_and_as_good_in_the_others_ranks_higher(
     Judged("another meaning", 0.1, 0.2, refused="not similar"), Judged("one token", 0.1, 0.9, math.inf, 5.0)])
 def test_what_was_not_judged_to_the_end_and_what_cannot_be_read_ranks_last(one: Judged) -> None:
     assert one.rank == 0
+
+
+def test_a_longer_rewrite_is_charged_by_the_tokens_of_its_original() -> None:
+    assert perplexity((30.0, 10), (40.0, 8)) == pytest.approx(math.exp(30 / 8))
+    assert perplexity((30.0, 10), (40.0, 12)) == perplexity((30.0, 10)) == pytest.approx(math.exp(3))
+    assert perplexity((30.0, 10), (0.0, 0)) == perplexity((30.0, 10))
+
+
+@given(st.tuples(st.floats(0, 500), st.integers(1, 99)), st.integers(1, 99), st.lists(st.floats(0, 20), min_size=1))
+def test_going_on_behind_the_length_of_the_original_never_reads_better(
+        loss: tuple[float, int], original: int, added: list[float]) -> None:
+    longer = (loss[0] + sum(added), max(loss[1], original) + len(added))
+    assert perplexity(longer, (1.0, original)) >= perplexity((loss[0], max(loss[1], original)), (1.0, original))
