@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.rephrase.acceptance import Judged, perplexity
+from llm_detox.rephrase.acceptance import Acceptance, Bounds, Judged, perplexity
+from llm_detox.rephrase.engine import Loss
 
 MEASURED = {"toxicity": st.floats(0, 0.99), "similarity": st.floats(0.01, 1), "perplexity": st.floats(1.001, 1e6)}
 BETTER = {"toxicity": 0.5, "similarity": 1.05, "perplexity": 0.9}
@@ -43,3 +45,26 @@ def test_going_on_behind_the_length_of_the_original_never_reads_better(
         loss: tuple[float, int], original: int, added: list[float]) -> None:
     longer = (loss[0] + sum(added), max(loss[1], original) + len(added))
     assert perplexity(longer, (1.0, original)) >= perplexity((loss[0], max(loss[1], original)), (1.0, original))
+
+
+class FakeScorer:
+    def score(self, texts: Sequence[str]) -> list[float | None]:
+        return [0.1] * len(texts)
+
+
+class FakeFluency:
+    """A language model of a table: text -> loss."""
+
+    def __init__(self, losses: dict[str, Loss]) -> None:
+        self.losses = losses
+
+    def variant_losses(self, variants: Sequence[Sequence[str]]) -> list[list[Loss]]:
+        return [[self.losses[text] for text in group] for group in variants]
+
+
+def test_an_empty_phrase_behind_a_rewrite_neither_raises_its_rank_nor_passes_the_bound_of_fluency() -> None:
+    losses = {"rude": (24.0, 8), "polite": (16.0, 8), "polite, I think": (20.0, 12), "polite, on and on": (32.0, 32)}
+    acceptance = Acceptance(FakeScorer(), None, FakeFluency(losses), Bounds(toxicity=0.5, similarity=0, fluency=1))
+    found = acceptance.judge(["rude"], [["polite, on and on", "polite, I think", "polite"]])[0]
+    assert [(one.text, one.refused) for one in found] == [
+        ("polite", None), ("polite, I think", None), ("polite, on and on", "not fluent")]
