@@ -41,14 +41,14 @@ class Judged:
 
     @property
     def rank(self) -> float:
-        """Similarity cubed times the roots of harmlessness and of fluency (1 / perplexity), among rewrites of one text.
+        """Similarity squared times the roots of harmlessness and of fluency (1 / perplexity), of one text's rewrites.
 
-        Perplexities differ by factors where cosines differ by tenths: uncubed, what reads best wins, whatever it says.
+        Perplexities differ by factors where cosines differ by tenths: unsquared, what reads best wins.
         0 for what was not judged to the end.
         """
         if self.toxicity is None or self.similarity is None or self.perplexity is None:
             return 0.0
-        return self.similarity**3 * math.sqrt((1 - self.toxicity) / self.perplexity)
+        return self.similarity**2 * math.sqrt((1 - self.toxicity) / self.perplexity)
 
 
 def perplexity(loss: Loss, original: Loss | None = None) -> float:

@@ -1,12 +1,13 @@
 """A BART-like model read in batches: what it predicts at one position of each text, and nothing else.
 
 The decoder is cut behind that position and only it goes through the output layer, so a batch of any texts holds
-[rows, vocabulary] logits instead of [rows, length, vocabulary].
+[rows, vocabulary] logits instead of [rows, length, vocabulary]. A BART is read without padding (`packed_bart`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTr
 
 from llm_detox.errors import DetoxError
 from llm_detox.rephrase.engine import budget_batches
+from llm_detox.rephrase.packed_bart import Ids, PackedBart
+from llm_detox.rephrase.side_by_side import side_by_side
 
-Ids = list[int]
 _ROOM_FOR_MASKS = 8
 _ENCODED_BATCHES = 4  # whose encoder states are kept at once
 
@@ -90,6 +92,7 @@ class Seq2SeqReader:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self._network = PackedBart(model) if PackedBart.fits(model) else _Padded(model)
         self._start = int(model.config.decoder_start_token_id)
         limit = getattr(model.config, "max_position_embeddings", None)
         self.max_tokens = int(limit) if limit else None
@@ -97,10 +100,7 @@ class Seq2SeqReader:
     @torch.inference_mode()
     def encode(self, ids: Sequence[Ids]) -> list[Tensor]:
         """Encoder states of one batch of token ids with their special tokens: for each text [tokens, d]."""
-        texts, mask = self._padded(ids)
-        network: Any = self.model.get_encoder()
-        states: Tensor = network(input_ids=texts, attention_mask=mask).last_hidden_state
-        return [row[: len(text)] for row, text in zip(states, ids, strict=True)]
+        return self._network.encode(ids)
 
     @torch.inference_mode()
     def logits_at(self, ids: Sequence[Ids], places: Sequence[int], encoded: Sequence[Tensor] | None = None) -> Tensor:
@@ -114,26 +114,18 @@ class Seq2SeqReader:
         Returns:
             float32 [rows, vocabulary] on the model's device.
         """
-        hidden = self._decode(ids, [place + 1 for place in places], encoded)
-        rows = torch.arange(len(ids), device=hidden.device)
-        return self._head(hidden[rows, torch.tensor(places, device=hidden.device)])
+        return self._head(self._network.decode_last(self._before(ids, places), encoded or self.encode(ids)))
 
     @torch.inference_mode()
     def logits_at_all(self, ids: Sequence[Ids], places: Sequence[Sequence[int]]) -> list[Tensor]:
         """Like `logits_at` with several places of each text: for each text float32 [places, vocabulary]."""
-        hidden = self._decode(ids, [max(row) + 1 for row in places])
-        return [self._head(hidden[k, list(row)]) for k, row in enumerate(places)]
+        hidden = self._network.decode(self._before(ids, [max(row) for row in places]), self.encode(ids))
+        wanted = torch.cat([states[list(row)] for states, row in zip(hidden, places, strict=True)])
+        return list(self._head(wanted).split([len(row) for row in places]))
 
-    def _decode(self, ids: Sequence[Ids], lengths: Sequence[int], encoded: Sequence[Tensor] | None = None) -> Tensor:
-        """Decoder states [rows, longest, d]; each row is read up to its length."""
-        states = pad_sequence(list(encoded or self.encode(ids)), batch_first=True)
-        _, mask = self._padded(ids)
-        shifted, _ = self._padded([[self._start, *row[: length - 1]] for row, length in zip(ids, lengths, strict=True)])
-        decoder: Any = self.model.get_decoder()
-        hidden: Tensor = decoder(
-            input_ids=shifted, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False,
-        ).last_hidden_state
-        return hidden
+    def _before(self, ids: Sequence[Ids], places: Sequence[int]) -> list[Ids]:
+        """What the decoder reads to predict the token at a place: the start token and all before it."""
+        return [[self._start, *row[:place]] for row, place in zip(ids, places, strict=True)]
 
     def _head(self, hidden: Tensor) -> Tensor:
         layer: Any = self.model.get_output_embeddings()
@@ -141,11 +133,34 @@ class Seq2SeqReader:
         bias = getattr(self.model, "final_logits_bias", None)
         return (logits if bias is None else logits + bias[0]).float()
 
-    def _padded(self, rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        return ids.to(self.model.device), mask.to(self.model.device)
+
+class _Padded:
+    """Any encoder with a decoder, read by its own forward pass; see `PackedBart` for what the methods give."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._encoder: Any = model.get_encoder()
+        self._decoder: Any = model.get_decoder()
+
+    def encode(self, texts: Sequence[Ids]) -> list[Tensor]:
+        padded, mask = self._padded([torch.tensor(ids) for ids in texts])
+        states = self._encoder(input_ids=padded, attention_mask=mask).last_hidden_state
+        return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
+
+    def decode(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> list[Tensor]:
+        padded, _ = self._padded([torch.tensor(ids) for ids in texts])
+        read, mask = self._padded(encoded)
+        states = self._decoder(input_ids=padded, encoder_hidden_states=read, encoder_attention_mask=mask,
+                               use_cache=False).last_hidden_state
+        return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
+
+    def decode_last(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> Tensor:
+        return torch.stack([states[-1] for states in self.decode(texts, encoded)])
+
+    def _padded(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """[rows, longest, ...] with 0 behind a row's end, and 1 where a row is, [rows, longest]."""
+        where = self._encoder.device
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+        return pad_sequence(list(rows), batch_first=True).to(where), mask.to(where)
 
 
 def logits_at_masks(readers: Sequence[Seq2SeqReader], copies: Sequence[tuple[Ids, int]],
@@ -164,13 +179,15 @@ def logits_at_masks(readers: Sequence[Seq2SeqReader], copies: Sequence[tuple[Ids
         some of the copies' indices, and each reader's float32 [copies, vocabulary] for them.
     """
     lengths = [len(ids) for ids, _ in copies]
-    for group in budget_batches(lengths, _ENCODED_BATCHES * budget):
-        encoded = [_encoded(reader, [copies[i][0] for i in group], budget) for reader in readers]
-        for batch in paired_batches([(copies[i][1] + 1, lengths[i]) for i in group], budget):
-            rows = [copies[group[k]] for k in batch]
-            yield [group[k] for k in batch], [
-                reader.logits_at([ids for ids, _ in rows], [place for _, place in rows], [states[k] for k in batch])
-                for reader, states in zip(readers, encoded, strict=True)]
+    with side_by_side([reader.model for reader in readers]) as run:
+        for group in budget_batches(lengths, _ENCODED_BATCHES * budget):
+            texts = [copies[i][0] for i in group]
+            encoded = run([partial(_encoded, reader, texts, budget) for reader in readers])
+            for batch in paired_batches([(copies[i][1] + 1, lengths[i]) for i in group], budget):
+                ids, places = zip(*(copies[group[k]] for k in batch), strict=True)
+                yield [group[k] for k in batch], run([
+                    partial(reader.logits_at, ids, places, [states[k] for k in batch])
+                    for reader, states in zip(readers, encoded, strict=True)])
 
 
 def _encoded(reader: Seq2SeqReader, texts: Sequence[Ids], budget: int) -> list[Tensor]:

@@ -27,8 +27,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.errors import DetoxError
+from llm_detox.rephrase.packed_bart import Ids
 from llm_detox.rephrase.seq2seq import (
-    Ids,
     Seq2SeqReader,
     fits,
     load_seq2seq,
@@ -38,6 +38,7 @@ from llm_detox.rephrase.seq2seq import (
 )
 
 _SENTENCES_AT_ONCE = 256
+_ROWS_AT_ONCE = 16  # of [rows, vocabulary] in float64, of which more do not fit a processor's cache
 
 
 class TMaRCo:
@@ -131,9 +132,11 @@ class TMaRCo:
         pairs = list(combinations(range(len(self.experts)), 2))
         found = torch.zeros(len(copies), len(pairs), dtype=torch.float64)
         for batch, logits in logits_at_masks(self.experts, copies, self.batch_tokens):
-            logs = [one.double().log_softmax(-1) for one in logits]
-            for column, (p, q) in enumerate(pairs):
-                found[batch, column] = jensen_shannon_distance(logs[p], logs[q].to(logs[p].device)).cpu()
+            for rows, *parts in zip(torch.tensor(batch).split(_ROWS_AT_ONCE),
+                                    *(one.split(_ROWS_AT_ONCE) for one in logits), strict=True):
+                logs = [part.double().log_softmax(-1) for part in parts]
+                for column, (p, q) in enumerate(pairs):
+                    found[rows, column] = jensen_shannon_distance(logs[p], logs[q].to(logs[p].device)).cpu()
         return found
 
     def _fill(self, fillings: Sequence[_Filling], combine_original: bool) -> None:
