@@ -14,10 +14,11 @@ from llm_detox.rephrase.packed_bart import PackedBart
 from llm_detox.rephrase.seq2seq import Seq2SeqReader
 from llm_detox.rephrase.side_by_side import side_by_side
 
-SIZES: dict[str, Any] = {"vocab_size": 50, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-         "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 32, "max_position_embeddings": 20,
-         "scale_embedding": True, "init_std": 0.5,
-         "decoder_start_token_id": 2}
+SIZES: dict[str, Any] = {
+    "vocab_size": 50, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 32, "max_position_embeddings": 20,
+    "scale_embedding": True, "init_std": 0.5, "decoder_start_token_id": 2,
+}
 TEXTS = st.lists(st.lists(st.integers(0, 49), min_size=1, max_size=12), min_size=1, max_size=5)
 
 
