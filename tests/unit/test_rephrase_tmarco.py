@@ -141,6 +141,19 @@ def test_the_batch_decides_nothing() -> None:
     assert [large.rephrase([text], 1.0, True)[0] for text in texts] == large.rephrase(texts, 1.0, True)
 
 
+def test_experts_side_by_side_give_what_they_give_one_by_one() -> None:
+    texts = [text for text, _ in tiny.sentences(12, seed=9)]
+    fast, _ = both([-0.5, 0.5])
+    scores, found = fast.score(texts), fast.rephrase(texts, 1.0, True)
+    torch.set_num_threads(2)
+    try:
+        assert fast.rephrase(texts, 1.0, True) == found
+        for one, other in zip(fast.score(texts), scores, strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_empty_and_one_token_sentences() -> None:
     fast, _ = both([-0.5, 0.5])
     assert fast.score(["", " "])[0] == []
