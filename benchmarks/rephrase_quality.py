@@ -47,6 +47,8 @@ def main() -> None:
         return
     originals, humans = map(list, zip(*pairs[options.skip: options.skip + options.sentences], strict=True))
     recipe = load_recipe(options.recipe, options.set)
+    if options.dump:
+        options.dump.mkdir(parents=True, exist_ok=True)
     systems: dict[str, list[str]] = {"original": originals, "human": humans}
     seconds: dict[str, float] = {}
     for name in options.systems:

@@ -225,6 +225,18 @@ class GeneratorSection(Section):
     temperature: Annotated[float, Field(gt=0)] = Field(0.7, description="of the drawing")
 
 
+class ParaphraseSection(GeneratorSection):
+    """A model that was tuned on pairs, and others whose rewrites compete with its own."""
+
+    also: list[Source] = Field([], description="other paraphrasers, such as an earlier round; `candidates` of each")
+
+    @model_validator(mode="after")
+    def _others_are_models_too(self) -> ParaphraseSection:
+        if self.also and self.url:
+            raise ValueError("`also` names models beside `model`, not beside an endpoint: leave out `also` or `url`")
+        return self
+
+
 class DetoxifySection(Section):
     """Rewriting toxic text, and what makes a rewrite acceptable."""
 
@@ -242,7 +254,7 @@ class DetoxifySection(Section):
     causal: CausalRewriteSection = CausalRewriteSection()
     tmarco: TMaRCoSection = TMaRCoSection()
     marco: MaRCoSection = MaRCoSection()
-    paraphrase: GeneratorSection = GeneratorSection()
+    paraphrase: ParaphraseSection = ParaphraseSection()
     instruct: GeneratorSection = GeneratorSection()
     fluency_model: Source | None = Field(None, description="reads the candidates; None takes the recipe's model")
     batch_tokens: Positive = Field(2048, description="tokens in flight a batch")

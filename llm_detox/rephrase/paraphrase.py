@@ -43,6 +43,23 @@ class Generator:
         return [list(dict.fromkeys(line for answer in group if (line := first_line(answer)))) for group in answers]
 
 
+class Generators:
+    """A method that asks several generators: rounds of one model differ more than draws of the last one do.
+
+    Args:
+        generators: at least one; the first names the method.
+    """
+
+    def __init__(self, generators: Sequence[Generator]) -> None:
+        self.name = generators[0].name
+        self._generators = list(generators)
+
+    def candidates(self, texts: Sequence[str]) -> list[list[str]]:
+        """The candidates of all, each once."""
+        groups = zip(*(generator.candidates(texts) for generator in self._generators), strict=True)
+        return [list(dict.fromkeys(text for group in several for text in group)) for several in groups]
+
+
 def asked(text: str, template: str = PAIR_TEMPLATE) -> str:
     """The question that the template makes of a text, on one line each."""
     return template.replace("{text}", " ".join(text.split()))

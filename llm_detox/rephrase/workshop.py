@@ -20,6 +20,7 @@ from llm_detox.rephrase.paraphrase import (
     INSTRUCTION,
     PAIR_TEMPLATE,
     Generator,
+    Generators,
     causal_generate,
     endpoint_generate,
     seq2seq_generate,
@@ -130,12 +131,15 @@ class Workshop:
         return Rewriter("marco", lambda texts: model.rephrase(texts, how.threshold), model.fits)
 
     def _paraphrase(self) -> Method:
-        return self._generator("paraphrase", self._settings.paraphrase, PAIR_TEMPLATE, chat=False)
+        how = self._settings.paraphrase
+        return Generators([
+            self._generator("paraphrase", how.model_copy(update={"model": source}), PAIR_TEMPLATE, chat=False)
+            for source in (how.model, *how.also)])
 
     def _instruct(self) -> Method:
         return self._generator("instruct", self._settings.instruct, INSTRUCTION, chat=True)
 
-    def _generator(self, name: str, how: GeneratorSection, template: str, *, chat: bool) -> Method:
+    def _generator(self, name: str, how: GeneratorSection, template: str, *, chat: bool) -> Generator:
         if how.url:
             return Generator(name, template, endpoint_generate(
                 how.url, how.model or "", candidates=how.candidates, max_new_tokens=how.max_new_tokens,

@@ -11,15 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_detox.errors import DetoxError
-from llm_detox.recipe import Recipe
+from llm_detox.recipe import ParaphraseSection, Recipe
 from llm_detox.rephrase import training
 from llm_detox.rephrase.causal_experts import DisagreementScorer, adapter_readers
 from llm_detox.rephrase.engine import CausalEngine
 from llm_detox.rephrase.fit import IGNORED
-from llm_detox.rephrase.paraphrase import Generator, first_line
+from llm_detox.rephrase.paraphrase import Generator, Generators, first_line
 from llm_detox.rephrase.seq2seq import load_seq2seq, load_seq2seq_tokenizer
 from llm_detox.rephrase.workshop import Workshop
 from tests.unit import rephrase_tiny as tiny
@@ -133,3 +134,17 @@ def test_answers_become_candidates() -> None:
 
     assert Generator("instruct", "Say: {text}", generate).candidates(["you\nfool"]) == [["Hello there.", "Hi"]]
     assert first_line("") == ""
+
+
+
+def test_rewrites_of_several_generators_compete_each_once() -> None:
+    one = Generator("paraphrase", "{text}", lambda questions: [[f"{text} a", f"{text} b"] for text in questions])
+    other = Generator("paraphrase", "{text}", lambda questions: [[f"{text} b", f"{text} c"] for text in questions])
+    both = Generators([one, other])
+    assert both.name == "paraphrase"
+    assert both.candidates(["x", "y"]) == [["x a", "x b", "x c"], ["y a", "y b", "y c"]]
+
+
+def test_other_paraphrasers_beside_an_endpoint_are_refused() -> None:
+    with pytest.raises(ValidationError, match="leave out `also` or `url`"):
+        ParaphraseSection(url="http://localhost:1", also=["somewhere"])
