@@ -170,14 +170,18 @@ class Straightforward:
 
 
 def arithmetic(model: TMaRCo, texts: list[str], size: str, cut: bool) -> float:
-    """Floating point operations of the scoring, by matrix products alone; the filling adds a few percent."""
+    """Floating point operations of the scoring, by matrix products alone; filling comes on top.
+
+    Cut: the decoder up to the mask, its last layer and the output layer at the mask only.
+    """
     width, layers, _, vocabulary = SIZES[size]
     total = 0.0
     for text in texts:
         for ids, place in model._copies(text):
             encoder, decoder = len(ids), place + 1 if cut else len(ids)
-            heads = 1 if cut else len(ids)
-            total += layers * width**2 * (14 * encoder + 14 * decoder) + heads * width * vocabulary
+            total += width**2 * layers * 12 * encoder
+            total += width**2 * (layers - cut) * (14 * decoder + 2 * encoder) + (width**2 * 16 if cut else 0)
+            total += (1 if cut else len(ids)) * width * vocabulary
     return 2 * total * len(model.experts)
 
 
