@@ -4,6 +4,7 @@ model, or a served endpoint. Several candidates a text; acceptance decides.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ INSTRUCTION = (
     "Rewrite the comment so that it says the same thing politely, without insults or swearing. "
     "Answer with the rewritten comment only.\n\nComment: {text}"
 )
+_QUOTED = re.compile(r'["“]([^"“”]+)["”]')
 
 Generate = Callable[[Sequence[str]], list[list[str]]]
 
@@ -68,7 +70,8 @@ def asked(text: str, template: str = PAIR_TEMPLATE) -> str:
 def first_line(answer: str) -> str:
     """The first line that says something."""
     line = next((line.strip() for line in answer.splitlines() if line.strip()), "")
-    return line[1:-1].strip() if len(line) > 2 and line[0] == line[-1] == '"' else line
+    quoted = _QUOTED.fullmatch(line)
+    return quoted[1].strip() if quoted else line
 
 
 def causal_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, candidates: int,

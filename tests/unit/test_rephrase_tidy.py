@@ -28,6 +28,7 @@ COMMENTS = [
     ("IM me , ILL its lets were", "IM me, ILL its lets were."),
     ("as he was wont to do", "As he was wont to do."),
     ("YOU CANT", "YOU CAN'T"),
+    ("“don’t” , ‘ever’ , he said", "\"Don't\", 'ever', he said."),
     ("", ""),
     (" , ", ""),
 ]
@@ -38,8 +39,8 @@ def test_comments_are_written_as_people_print_them(written: str, expected: str) 
     assert tidy(written) == expected
 
 
-@given(st.lists(st.sampled_from(["i", "don", "'t", ",", ".", "fine", "Bob", "(", ")", "!", "it", "'s", "what", ";",
-                                 "dont", "Im", "wont"])))
+@given(st.lists(st.sampled_from(["i", "don", "'t", ",", ".", "fine", "Bob", "(", ")", "!", "it", "'s", "’s", "what",
+                                 ";", "dont", "Im", "wont"])))
 def test_no_word_is_lost_or_added_and_a_second_time_changes_nothing(words: list[str]) -> None:
     text = " ".join(words)
     once = tidy(text)

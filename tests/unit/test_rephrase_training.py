@@ -134,6 +134,8 @@ def test_answers_become_candidates() -> None:
 
     assert Generator("instruct", "Say: {text}", generate).candidates(["you\nfool"]) == [["Hello there.", "Hi"]]
     assert first_line("") == ""
+    assert first_line("“Hi there”") == "Hi there"
+    assert first_line('"One" and "two"') == '"One" and "two"'
 
 
 
