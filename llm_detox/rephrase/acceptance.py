@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +11,7 @@ from typing import Protocol
 from llm_detox.rephrase.engine import Loss
 from llm_detox.rephrase.methods import Scorer
 
+_WORDS = re.compile(r"[\w']+")
 
 class Similarity(Protocol):
     def cosine(self, a: Sequence[str], b: Sequence[str]) -> list[float]: ...
@@ -41,14 +43,14 @@ class Judged:
 
     @property
     def rank(self) -> float:
-        """Similarity squared times the roots of harmlessness and of fluency (1 / perplexity), of one text's rewrites.
+        """Similarity cubed times the roots of harmlessness and of fluency (1 / perplexity), of one text's rewrites.
 
-        Perplexities differ by factors where cosines differ by tenths: unsquared, what reads best wins.
+        Perplexities differ by factors where cosines differ by tenths: without the cube, what reads best wins.
         0 for what was not judged to the end.
         """
         if self.toxicity is None or self.similarity is None or self.perplexity is None:
             return 0.0
-        return self.similarity**2 * math.sqrt((1 - self.toxicity) / self.perplexity)
+        return self.similarity**3 * math.sqrt((1 - self.toxicity) / self.perplexity)
 
 
 def perplexity(loss: Loss, original: Loss | None = None) -> float:
@@ -61,6 +63,13 @@ def perplexity(loss: Loss, original: Loss | None = None) -> float:
     if original and original[1]:
         tokens = min(tokens, original[1])
     return math.exp(min(nll / tokens, 700.0)) if tokens else math.inf
+
+
+def repeats(text: str) -> bool:
+    """Whether three words in a row come twice: language models find likely what they have just read."""
+    words = _WORDS.findall(text.lower())
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    return len(set(runs)) < len(runs)
 
 
 class Acceptance:
@@ -80,21 +89,27 @@ class Acceptance:
         """For each original its distinct candidates, the accepted ones first, by falling rank."""
         groups = [[text for text in dict.fromkeys(group) if text.strip() and text != original]
                   for original, group in zip(originals, candidates, strict=True)]
-        judged = self._by_toxicity(groups)
+        judged = self._by_words_and_toxicity(originals, groups)
         judged = self._by_similarity(originals, judged)
         judged = self._by_fluency(originals, judged)
         return [sorted(group, key=lambda one: (one.refused is not None, -one.rank)) for group in judged]
 
-    def _by_toxicity(self, groups: Sequence[Sequence[str]]) -> list[list[Judged]]:
-        scores = iter(self._scorer.score([text for group in groups for text in group]))
+    def _by_words_and_toxicity(self, originals: Sequence[str], groups: Sequence[Sequence[str]]) -> list[list[Judged]]:
+        turning = [[repeats(text) and not repeats(original) for text in group]
+                   for original, group in zip(originals, groups, strict=True)]
+        scores = iter(self._scorer.score([text for group, turns in zip(groups, turning, strict=True)
+                                          for text, turn in zip(group, turns, strict=True) if not turn]))
 
-        def decide(text: str) -> Judged:
+        def decide(text: str, turns: bool) -> Judged:
+            if turns:
+                return Judged(text, None, refused="repeats")
             score = next(scores)
             if score is None:
                 return Judged(text, None, refused="unscored")
             return Judged(text, score, refused=None if score < self._bounds.toxicity else "toxic")
 
-        return [[decide(text) for text in group] for group in groups]
+        return [[decide(text, turn) for text, turn in zip(group, turns, strict=True)]
+                for group, turns in zip(groups, turning, strict=True)]
 
     def _by_similarity(self, originals: Sequence[str], groups: list[list[Judged]]) -> list[list[Judged]]:
         pairs = [(original, one.text) for original, group in zip(originals, groups, strict=True)

@@ -42,8 +42,7 @@ class CausalEngine:
         self.max_tokens = max_tokens
         self.tokens_read = 0
         self._lately: dict[str, Loss] = {}
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        self._start = [0] if start is None else [int(start)]
+        self._start = [_start_token(tokenizer)]
 
     def ids(self, text: str) -> list[int]:
         """Token ids with the start token in front, cut at `max_tokens`."""
@@ -155,6 +154,16 @@ class CausalEngine:
         logits = self.model(input_ids=ids, attention_mask=mask.to(where), position_ids=positions.to(where),
                             use_cache=False).logits
         return logits, ids, parents.to(where)
+
+
+def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands before a text's first token: where texts were parted in pretraining, if the vocabulary tells.
+
+    The beginning token of a chat model begins a turn, behind which the name of a role is expected and no text.
+    """
+    separator = tokenizer.get_vocab().get("<|endoftext|>")
+    return int(next((token for token in (separator, tokenizer.bos_token_id, tokenizer.eos_token_id)
+                     if token is not None), 0))
 
 
 def _nll(logits: Tensor, parents: Tensor, ids: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.rephrase.acceptance import Acceptance, Bounds, Judged, perplexity
+from llm_detox.rephrase.acceptance import Acceptance, Bounds, Judged, perplexity, repeats
 from llm_detox.rephrase.engine import Loss
 
 MEASURED = {"toxicity": st.floats(0, 0.99), "similarity": st.floats(0.01, 1), "perplexity": st.floats(1.001, 1e6)}
@@ -17,7 +17,7 @@ BETTER = {"toxicity": 0.5, "similarity": 1.05, "perplexity": 0.9}
 
 
 def test_the_rank_is_the_golden_one() -> None:
-    assert Judged("a", toxicity=0.36, similarity=0.9, perplexity=64).rank == pytest.approx(0.81 * 0.8 / 8)
+    assert Judged("a", toxicity=0.36, similarity=0.9, perplexity=64).rank == pytest.approx(0.729 * 0.8 / 8)
 
 
 @given(st.fixed_dictionaries(MEASURED), st.sampled_from(sorted(BETTER)))
@@ -68,3 +68,27 @@ def test_an_empty_phrase_behind_a_rewrite_neither_raises_its_rank_nor_passes_the
     found = acceptance.judge(["rude"], [["polite, on and on", "polite, I think", "polite"]])[0]
     assert [(one.text, one.refused) for one in found] == [
         ("polite", None), ("polite, I think", None), ("polite, on and on", "not fluent")]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Don't think about it. Don't think about it.", True), ("It's good, IT'S good!", False),
+    ("on and on and on", True), ("", False), ("one two three, and one two four", False)])
+def test_three_words_in_a_row_that_come_twice_are_a_repetition(text: str, expected: bool) -> None:
+    assert repeats(text) is expected
+
+
+def test_a_rewrite_that_turns_in_circles_is_refused_unless_its_original_does_and_is_never_scored() -> None:
+    circle = "go away now, go away now"
+    losses = dict.fromkeys(["rude", "polite", "rude and rude and rude", circle], (16.0, 8))
+    scored: list[str] = []
+
+    class Scorer(FakeScorer):
+        def score(self, texts: Sequence[str]) -> list[float | None]:
+            scored.extend(texts)
+            return super().score(texts)
+
+    acceptance = Acceptance(Scorer(), None, FakeFluency(losses), Bounds(toxicity=0.5, similarity=0, fluency=1))
+    found = acceptance.judge(["rude", "rude and rude and rude"], [[circle, "polite"], [circle]])
+    assert [[(one.text, one.refused) for one in group] for group in found] == [
+        [("polite", None), (circle, "repeats")], [(circle, None)]]
+    assert scored == ["polite", circle]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_detox.rephrase.acceptance import Acceptance, Bounds
 from llm_detox.rephrase.causal import CausalRewriter, Masking, Prompted
@@ -44,6 +45,16 @@ def slow_loss(engine: CausalEngine, text: str) -> tuple[float, int]:
     with torch.no_grad():
         logs = engine.model(input_ids=ids).logits.float().log_softmax(-1)
     return -float(logs[0, :-1].gather(-1, ids[0, 1:, None]).sum()), ids.shape[1] - 1
+
+
+@pytest.mark.parametrize(("names", "first"), [
+    ({"bos_token": "<s>", "eos_token": "</s>"}, "<s>"), ({"eos_token": "</s>"}, "</s>"), ({}, "fine"),
+    ({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}, "<|endoftext|>")])
+def test_a_text_starts_where_texts_were_parted_and_not_where_a_turn_of_a_chat_begins(
+        engine: CausalEngine, names: dict[str, str], first: str) -> None:
+    words = {word: number for number, word in enumerate(["fine", "day", *names.values()])}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words)), **names)
+    assert CausalEngine(engine.model, tokenizer).ids("day") == [words[first], words["day"]]
 
 
 words = st.lists(st.sampled_from(tiny.NEUTRAL + tiny.TOXIC), max_size=8).map(" ".join)
