@@ -1,8 +1,9 @@
 """The step `paraphrase-pairs`: a paraphraser's own rewrites, as preference pairs for `dpo`.
 
 Among many draws of a model that was tuned on people's rewrites there is one as good as theirs, and most are not. Taught
-to prefer its best draws to worse ones (Rafailov et al. 2023, on-policy), it needs fewer of them. What is good is what
-the recipe's acceptance says, which knows neither the scorer nor the language model that judge the outcome.
+to prefer its best draws to worse ones (Rafailov et al. 2023, on-policy), it needs fewer of them. People's own rewrites
+compete, and are preferred where no draw is as good. What is good is what the recipe's acceptance says, which knows
+neither the scorer nor the language model that judge the outcome.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from llm_detox.rephrase.detoxify import outcomes, shard_chunks
 from llm_detox.rephrase.pairs import read_pairs
 from llm_detox.rephrase.paraphrase import asked
 from llm_detox.rephrase.seq2seq import is_seq2seq
+from llm_detox.rephrase.tidy import tidy
 from llm_detox.rephrase.workshop import Workshop
 
 RANKED, PAIRS = "ranked.jsonl", "pairs.jsonl"
 _FEWEST = 3  # candidates, for a best and two worse ones
+_MANY = 8  # candidates, of which the one at the end of the first quarter is surely worse than the best
 
 
 def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, 
     A run that is interrupted goes on behind its last whole record.
 
     Args:
-        pairs: what `train-paraphraser` read; of it the rude texts count.
+        pairs: what `train-paraphraser` reads.
         output: the folder to write, with `ranked.jsonl` (`{"text", "candidates"}`, the best candidate first, each with
             what was measured of it) and `pairs.jsonl` (`{"prompt", "chosen", "rejected"}`).
 
@@ -47,7 +50,10 @@ def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, 
     if how.url or is_seq2seq(how.model or recipe.model.source):
         raise DetoxError("preference pairs are for a causal paraphraser", place="detoxify.paraphrase",
                          remedy="name the folder of one in detoxify.paraphrase.model")
-    records = [{"text": text} for text in dict.fromkeys(rude for rude, _ in read_pairs(pairs))]
+    polite: dict[str, list[str]] = {}
+    for rude, rewrite in read_pairs(pairs):
+        polite.setdefault(rude, []).append(tidy(rewrite) if recipe.detoxify.tidy else rewrite)
+    records = [{"text": text, "polite": rewrites} for text, rewrites in polite.items()]
     settings = recipe.settings("detoxify", "scoring", "model")
     with step_folder(output, "preferences", settings=settings, inputs={"pairs": pairs}, resumable=True) as folder:
         workshop = Workshop(recipe)
@@ -66,22 +72,25 @@ def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, 
 
 
 def preferences(ranked: Iterable[Record]) -> Iterator[Record]:
-    """Two pairs a text: its best candidate against its worst, and against the one in the middle.
+    """A text's best candidate against its worst, the one in the middle, and, of many, the one that ends a quarter.
 
-    The worst was mostly refused, the middle one mostly not: one pair teaches the bounds, the other what is better
+    The worst was mostly refused, the others mostly not: one pair teaches the bounds, the others what is better
     within them. A candidate that was refused is never chosen.
     """
     for record in ranked:
         candidates = record["candidates"]
-        if len(candidates) >= _FEWEST and not candidates[0]["refused"]:
-            for worse in (len(candidates) - 1, len(candidates) // 2):
+        count = len(candidates)
+        if count >= _FEWEST and not candidates[0]["refused"]:
+            for worse in (count - 1, count // 2, count // 4)[: 3 if count >= _MANY else 2]:
                 yield {"prompt": asked(record["text"]), "chosen": " " + candidates[0]["text"],
                        "rejected": " " + candidates[worse]["text"]}
 
 
 def _ranked(workshop: Workshop, records: Sequence[Record]) -> list[Record]:
     texts = [str(record["text"]) for record in records]
-    judged = workshop.acceptance.judge(texts, workshop.link("paraphrase").candidates(texts))
+    drawn = workshop.link("paraphrase").candidates(texts)
+    judged = workshop.acceptance.judge(
+        texts, [[*group, *record["polite"]] for group, record in zip(drawn, records, strict=True)])
     return [{"text": text, "candidates": [asdict(one) for one in group]}
             for text, group in zip(texts, judged, strict=True)]
 

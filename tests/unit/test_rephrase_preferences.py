@@ -68,7 +68,10 @@ def test_candidates_stand_in_the_order_that_acceptance_gives_them(place: Path, r
     for record in records:
         refused = [one["refused"] is not None for one in record["candidates"]]
         assert refused == sorted(refused)
-        assert len(record["candidates"]) <= CANDIDATES
+        texts = {one["text"] for one in record["candidates"]}
+        people = {f"{record['text'].split()[0]} good friend", "nice idiot"}
+        assert {text.lower().rstrip(".") for text in texts} >= {text.lower() for text in people}
+        assert len(texts) <= CANDIDATES + len(people)
     manifest = json.loads((ranked / "manifest.json").read_text("utf-8"))
     assert manifest["counts"]["pairs"] == len(list(read_jsonl(ranked / step.PAIRS))) > 0
     assert manifest["counts"]["texts"] == len(records)
@@ -76,6 +79,13 @@ def test_candidates_stand_in_the_order_that_acceptance_gives_them(place: Path, r
 
 def candidate(text: str, refused: str | None = None) -> Record:
     return {"text": text, "refused": refused}
+
+
+def test_of_many_candidates_the_best_is_paired_with_the_end_of_the_first_quarter_too() -> None:
+    many = [candidate(letter) for letter in "abcdefgh"]
+    for candidates, rejected in ((many, [" h", " e", " c"]), (many[:7], [" g", " d"])):
+        found = list(step.preferences([{"text": "t", "candidates": candidates}]))
+        assert [(pair["chosen"], pair["rejected"]) for pair in found] == [(" a", worse) for worse in rejected]
 
 
 def test_the_best_is_paired_with_the_worst_and_with_the_middle() -> None:
