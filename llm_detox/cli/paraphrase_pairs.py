@@ -12,7 +12,7 @@ from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, existing
 
 def command(
     recipe: RecipeFile,
-    pairs: Annotated[Path, typer.Option("--input", help="What train-paraphraser read; its rude texts count.")],
+    pairs: Annotated[Path, typer.Option("--input", help="What train-paraphraser reads.")],
     output: Output,
     overrides: Overrides = None,
     as_json: AsJson = False,
