@@ -13,6 +13,7 @@ from llm_detox.rephrase.methods import Scorer
 
 _WORDS = re.compile(r"[\w']+")
 
+
 class Similarity(Protocol):
     def cosine(self, a: Sequence[str], b: Sequence[str]) -> list[float]: ...
 
