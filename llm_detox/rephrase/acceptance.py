@@ -88,29 +88,26 @@ class Acceptance:
 
     def judge(self, originals: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[Judged]]:
         """For each original its distinct candidates, the accepted ones first, by falling rank."""
-        groups = [[text for text in dict.fromkeys(group) if text.strip() and text != original]
+        judged = [[Judged(text, None, refused="repeats" if repeats(text) and not repeats(original) else None)
+                   for text in dict.fromkeys(group) if text.strip() and text != original]
                   for original, group in zip(originals, candidates, strict=True)]
-        judged = self._by_words_and_toxicity(originals, groups)
+        judged = self._by_toxicity(judged)
         judged = self._by_similarity(originals, judged)
         judged = self._by_fluency(originals, judged)
         return [sorted(group, key=lambda one: (one.refused is not None, -one.rank)) for group in judged]
 
-    def _by_words_and_toxicity(self, originals: Sequence[str], groups: Sequence[Sequence[str]]) -> list[list[Judged]]:
-        turning = [[repeats(text) and not repeats(original) for text in group]
-                   for original, group in zip(originals, groups, strict=True)]
-        scores = iter(self._scorer.score([text for group, turns in zip(groups, turning, strict=True)
-                                          for text, turn in zip(group, turns, strict=True) if not turn]))
+    def _by_toxicity(self, groups: list[list[Judged]]) -> list[list[Judged]]:
+        scores = iter(self._scorer.score([one.text for group in groups for one in group if not one.refused]))
 
-        def decide(text: str, turns: bool) -> Judged:
-            if turns:
-                return Judged(text, None, refused="repeats")
+        def decide(one: Judged) -> Judged:
+            if one.refused:
+                return one
             score = next(scores)
             if score is None:
-                return Judged(text, None, refused="unscored")
-            return Judged(text, score, refused=None if score < self._bounds.toxicity else "toxic")
+                return Judged(one.text, None, refused="unscored")
+            return Judged(one.text, score, refused=None if score < self._bounds.toxicity else "toxic")
 
-        return [[decide(text, turn) for text, turn in zip(group, turns, strict=True)]
-                for group, turns in zip(groups, turning, strict=True)]
+        return [[decide(one) for one in group] for group in groups]
 
     def _by_similarity(self, originals: Sequence[str], groups: list[list[Judged]]) -> list[list[Judged]]:
         pairs = [(original, one.text) for original, group in zip(originals, groups, strict=True)
