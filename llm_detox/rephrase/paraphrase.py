@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_detox.generation.sampling import sample_continuations
+from llm_detox.generation.sampling import Guide, sample_continuations
 from llm_detox.recipe import SamplingSection
 from llm_detox.rephrase.engine import budget_batches
 
@@ -75,12 +75,12 @@ def first_line(answer: str) -> str:
 
 
 def causal_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, candidates: int,
-                    sampling: SamplingSection, seed: int, chat: bool) -> Generate:
+                    sampling: SamplingSection, seed: int, chat: bool, guide: Guide | None = None) -> Generate:
     """Sampled answers of a causal model, of a chat model through its template."""
 
     def generate(questions: Sequence[str]) -> list[list[str]]:
         prompts = [_as_chat(tokenizer, question) for question in questions] if chat else list(questions)
-        return sample_continuations(model, tokenizer, prompts, k=candidates, sampling=sampling, seed=seed)
+        return sample_continuations(model, tokenizer, prompts, k=candidates, sampling=sampling, seed=seed, guide=guide)
 
     return generate
 

@@ -6,15 +6,19 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from llm_detox.data.records import Record
+from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.generation.sampling import Guide
 from llm_detox.plugins import PREFIX, load_plugin
-from llm_detox.recipe import GeneratorSection, Recipe, SamplingSection
+from llm_detox.recipe import GeneratorSection, ParaphraseSection, Recipe, SamplingSection
 from llm_detox.rephrase.acceptance import Acceptance, Bounds
 from llm_detox.rephrase.causal import CausalRewriter, Masking, Prompted, Reader
 from llm_detox.rephrase.chain import Chain
 from llm_detox.rephrase.delete import Delete
-from llm_detox.rephrase.engine import CausalEngine, Loss
+from llm_detox.rephrase.engine import CausalEngine, InContexts, Loss
 from llm_detox.rephrase.methods import Method, Scorer
 from llm_detox.rephrase.paraphrase import (
     INSTRUCTION,
@@ -75,10 +79,20 @@ class Workshop:
         source = self._settings.fluency_model or self._recipe.model.source
         return CausalEngine(load_model(source), load_tokenizer(source), batch_tokens=self._settings.batch_tokens)
 
+    @cached_property
+    def fluency(self) -> InContexts:
+        """The engine, behind each context of the recipe."""
+        alone = self.engine
+        return InContexts([
+            CausalEngine(alone.model, alone.tokenizer, context=context, batch_tokens=alone.batch_tokens)
+            if context else alone for context in self._settings.fluency_contexts])
+
     def start_afresh(self) -> None:
         """Forget what earlier chunks left behind, so that a chunk's outcome is its own."""
         if "engine" in self.__dict__:
             self.engine.forget()
+        if "fluency" in self.__dict__:
+            self.fluency.forget()
 
     @cached_property
     def similarity(self) -> Any:
@@ -145,15 +159,28 @@ class Workshop:
                 how.url, how.model or "", candidates=how.candidates, max_new_tokens=how.max_new_tokens,
                 seed=self._recipe.seed))
         source = how.model or self._recipe.model.source
+        weight = how.fluency_weight if isinstance(how, ParaphraseSection) else 0.0
         if is_seq2seq(source):
+            if weight:
+                raise DetoxError("a seq2seq paraphraser draws alone", place="detoxify.paraphrase.fluency_weight",
+                                 remedy="leave it out, or name a causal paraphraser")
             generate = seq2seq_generate(
                 load_seq2seq(source), load_seq2seq_tokenizer(source), candidates=how.candidates,
                 max_new_tokens=how.max_new_tokens)
             return Generator(name, "{text}" if name == "paraphrase" else template, generate)
         sampling = SamplingSection(top_p=how.top_p, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
+        words = load_tokenizer(source)
         return Generator(name, template, causal_generate(
-            load_model(source), load_tokenizer(source), candidates=how.candidates, sampling=sampling,
-            seed=self._recipe.seed, chat=chat))
+            load_model(source), words, candidates=how.candidates, sampling=sampling, seed=self._recipe.seed, chat=chat,
+            guide=self._guide(words, weight) if weight else None))
+
+    def _guide(self, words: PreTrainedTokenizerBase, weight: float) -> Guide:
+        """The fluency model, reading along with a paraphraser."""
+        if words.get_vocab() != self.engine.tokenizer.get_vocab():
+            raise DetoxError("the fluency model has another vocabulary than the paraphraser",
+                             place="detoxify.paraphrase.fluency_weight",
+                             remedy="set it to 0, or name the paraphraser's base in detoxify.fluency_model")
+        return Guide(self.engine.model, self.engine.ids(""), weight)
 
 
 class Rewriter:
@@ -211,4 +238,4 @@ class _LateFluency:
         self._workshop = workshop
 
     def variant_losses(self, variants: Sequence[Sequence[str]]) -> list[list[Loss]]:
-        return self._workshop.engine.variant_losses(variants) if variants else []
+        return self._workshop.fluency.variant_losses(variants) if variants else []

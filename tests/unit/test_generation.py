@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, OPTConfig, OPTForC
 from llm_detox.errors import DetoxError
 from llm_detox.generation import sampling as module
 from llm_detox.generation.models import load_model, load_tokenizer, model_folder
-from llm_detox.generation.sampling import draw, gumbel, sample_continuations
+from llm_detox.generation.sampling import Guide, draw, gumbel, sample_continuations
 from llm_detox.recipe import SamplingSection
 
 PROMPTS = ["the quick", "you are a stupid idiot and", "what", "the train to the city leaves", "thank you for the"]
@@ -57,23 +58,65 @@ def test_seed_key_and_number_each_change_the_sample(loaded: tuple[Any, Any]) -> 
 
 def test_the_sample_is_that_of_an_uncached_loop_over_the_full_distribution(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    prompt, key, seed = "the train to", "k", 11
-    tokens = tokenizer(prompt)["input_ids"]
-    drawn: list[int] = []
+    tokens = tokenizer("the train to")["input_ids"]
+    expected = uncached(tokenizer, "the train to", lambda drawn: model(torch.tensor([tokens + drawn])).logits[0, -1])
+    got = sample_continuations(model, tokenizer, ["the train to"], k=1, sampling=settings_of(), seed=11, keys=["k"])
+    assert got == [[expected]]
+
+
+def uncached(tokenizer: Any, prompt: str, logits_behind: Callable[[list[int]], torch.Tensor]) -> str:
+    """What seed 11 draws behind the prompt for the key "k", all of the distribution sorted at each token."""
+    tokens, drawn = tokenizer(prompt)["input_ids"], []
     with torch.inference_mode():
         for step in range(8):
-            logits = model(torch.tensor([tokens + drawn])).logits[0, -1]
-            probabilities = logits.softmax(-1)
+            probabilities = logits_behind(drawn).softmax(-1)
             order = probabilities.argsort(descending=True)
             nucleus = order[: int((probabilities[order].cumsum(0) < 0.9).sum()) + 1]
-            noise = gumbel(torch.tensor([module.row_key(seed, key, 0)]), step, nucleus[None])[0]
+            noise = gumbel(torch.tensor([module.row_key(11, "k", 0)]), step, nucleus[None])[0]
             token = int(nucleus[(probabilities[nucleus].double().log() + noise).argmax()])
             if token == tokenizer.eos_token_id:
                 break
             drawn.append(token)
-    expected = tokenizer.decode(tokens + drawn)[len(prompt):].rstrip("\ufffd")
-    got = sample_continuations(model, tokenizer, [prompt], k=1, sampling=settings_of(top_p=0.9), seed=seed, keys=[key])
-    assert got == [[expected]]
+    return str(tokenizer.decode(tokens + drawn)[len(prompt):].rstrip("\ufffd"))
+
+
+@pytest.fixture(scope="module")
+def guide(loaded: tuple[Any, Any]) -> Guide:
+    """A model with other weights than the one that it guides."""
+    config = loaded[0].config
+    torch.manual_seed(4)
+    return Guide(type(loaded[0])(config).eval(), loaded[1]("what")["input_ids"], weight=2.0)
+
+
+def test_a_guided_sample_is_drawn_from_the_product_of_both(loaded: tuple[Any, Any], guide: Guide) -> None:
+    model, tokenizer = loaded
+    end = tokenizer.eos_token_id
+
+    def product(drawn: list[int]) -> torch.Tensor:
+        log_p = model(torch.tensor([tokenizer("the train to")["input_ids"] + drawn])).logits[0, -1].log_softmax(-1)
+        log_q = guide.model(torch.tensor([guide.context + drawn])).logits[0, -1].log_softmax(-1)
+        log_q[end] = -torch.distributions.Categorical(logits=log_q).entropy()
+        return log_p + 2.0 * log_q
+
+    alone = sample_continuations(model, tokenizer, ["the train to"], k=1, sampling=settings_of(), seed=11, keys=["k"])
+    got = sample_continuations(model, tokenizer, ["the train to"], k=1, sampling=settings_of(), seed=11, keys=["k"],
+                               guide=guide)
+    assert got == [[uncached(tokenizer, "the train to", product)]] != alone
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 100])
+def test_the_batch_size_does_not_change_a_guided_sample(
+        loaded: tuple[Any, Any], guide: Guide, batch_tokens: int) -> None:
+    whole = sample_continuations(*loaded, PROMPTS, k=5, sampling=settings_of(), seed=3, guide=guide)
+    assert sample_continuations(*loaded, PROMPTS, k=5, sampling=settings_of(batch_tokens=batch_tokens), seed=3,
+                                guide=guide) == whole
+
+
+def test_a_guide_has_no_say_about_the_end_beyond_its_mean_surprise() -> None:
+    guide = Guide(None, [0], weight=0.5)  # type: ignore[arg-type] - the product asks no model
+    found = guide.product(torch.zeros(1, 3), torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([0]))
+    logs = [-(0.5 * np.log(2) + 0.5 * np.log(4)), -np.log(4), -np.log(4)]
+    assert found.tolist() == [[pytest.approx(0.5 * value) for value in logs]]
 
 
 def test_draws_follow_the_nucleus_distribution() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from llm_detox.rephrase.acceptance import Acceptance, Bounds
 from llm_detox.rephrase.causal import CausalRewriter, Masking, Prompted
 from llm_detox.rephrase.delete import Delete
-from llm_detox.rephrase.engine import CausalEngine
+from llm_detox.rephrase.engine import CausalEngine, InContexts
 from tests.unit import rephrase_tiny as tiny
 
 
@@ -57,6 +57,8 @@ def test_a_text_starts_where_texts_were_parted_and_not_where_a_turn_of_a_chat_be
     assert CausalEngine(engine.model, tokenizer).ids("day") == [words[first], words["day"]]
 
 
+CONTEXT = "the people were good "
+
 words = st.lists(st.sampled_from(tiny.NEUTRAL + tiny.TOXIC), max_size=8).map(" ".join)
 
 
@@ -69,6 +71,28 @@ def test_packed_losses_equal_one_text_at_a_time(engine: CausalEngine, groups: li
             expected, count = slow_loss(engine, text)
             assert tokens == count
             assert nll == pytest.approx(expected, abs=2e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(groups=st.lists(st.lists(words, min_size=1, max_size=3), max_size=4))
+def test_a_context_is_read_and_does_not_count(engine: CausalEngine, groups: list[list[str]]) -> None:
+    behind = CausalEngine(engine.model, engine.tokenizer, context=CONTEXT, batch_tokens=64)
+    before, given_tokens = slow_loss(behind, "")
+    for group, losses in zip(groups, behind.variant_losses(groups), strict=True):
+        for text, (nll, tokens) in zip(group, losses, strict=True):
+            whole, count = slow_loss(behind, text)
+            assert tokens == count - given_tokens
+            assert nll == pytest.approx(whole - before, abs=2e-3)
+
+
+def test_the_mean_over_the_contexts_counts(engine: CausalEngine) -> None:
+    behind = CausalEngine(engine.model, engine.tokenizer, context=CONTEXT)
+    texts = ["my house is good", "my house was here"]
+    found = InContexts([engine, behind]).variant_losses([texts])[0]
+    for (nll, tokens), (first, count), (second, same) in zip(
+            found, engine.losses(texts), behind.losses(texts), strict=True):
+        assert nll == pytest.approx((first + second) / 2)
+        assert tokens == count == same
 
 
 @settings(max_examples=20, deadline=None)

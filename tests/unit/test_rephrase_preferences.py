@@ -17,6 +17,7 @@ from llm_detox.recipe import Recipe
 from llm_detox.rephrase import preferences as step
 from llm_detox.rephrase import training
 from llm_detox.rephrase.detoxify import outcomes
+from llm_detox.rephrase.workshop import Workshop
 from llm_detox.training.dpo import train_dpo
 from tests.unit import rephrase_tiny as tiny
 
@@ -109,21 +110,21 @@ def test_what_was_refused_is_never_chosen_and_few_candidates_make_no_pair(
 
 
 def test_an_interrupted_ranking_goes_on_to_the_same_files(
-        place: Path, ranked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def torn(*arguments: Any) -> Iterator[list[Record]]:
         yield next(outcomes(*arguments))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("llm_detox.rephrase.detoxify.CHUNK", 4)
-    monkeypatch.setattr(step, "outcomes", torn)
-    with pytest.raises(KeyboardInterrupt):
+    step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "whole")
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(step, "outcomes", torn)
         step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "out")
-    monkeypatch.undo()
     left = (tmp_path / ".out.part" / step.RANKED).read_bytes()
     assert left.count(b"\n") == 4
     step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "out")
     for name in (step.RANKED, step.PAIRS):
-        assert (tmp_path / "out" / name).read_bytes() == (ranked / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_dpo_takes_the_pairs_and_the_paraphraser_comes_to_prefer_the_chosen(
@@ -164,3 +165,24 @@ def test_pairs_need_a_causal_paraphraser_and_a_source_that_was_given(place: Path
 def test_a_text_that_gives_no_pair_at_all_is_told(place: Path, tmp_path: Path) -> None:
     with pytest.raises(DetoxError, match="no preference pair could be made"):
         step.paraphrase_pairs(recipe(place, accept_toxicity=0.0), pairs=place / "pairs.tsv", output=tmp_path / "out")
+
+
+def test_a_fluency_model_reads_along_with_a_paraphraser_of_its_vocabulary(place: Path, tmp_path: Path) -> None:
+    texts = [text for text, toxic in tiny.sentences(24) if toxic]
+    alone, guided = (Workshop(weighted(place, weight)).link("paraphrase").candidates(texts) for weight in (0.0, 3.0))
+    assert alone != guided
+    other = tiny.causal_folder(tmp_path / "other")
+    words = tiny.tokenizer(["<|end|>", "<|more|>"])
+    words.add_special_tokens({"eos_token": "<|end|>", "bos_token": "<|end|>", "pad_token": "<|end|>"})
+    words.save_pretrained(other)
+    with pytest.raises(DetoxError, match="another vocabulary"):
+        Workshop(weighted(place, 1.0, fluency_model=str(other))).link("paraphrase").candidates(texts)
+    with pytest.raises(ValueError, match="an endpoint draws alone"):
+        weighted(place, 1.0, url="http://127.0.0.1:1")
+
+
+def weighted(place: Path, weight: float, *, url: str | None = None, fluency_model: str | None = None) -> Recipe:
+    plain = recipe(place).model_dump(mode="json")
+    plain["detoxify"]["paraphrase"].update(fluency_weight=weight, url=url)
+    plain["detoxify"]["fluency_model"] = fluency_model
+    return Recipe.model_validate(plain)
