@@ -1,9 +1,9 @@
-"""The step `paraphrase-pairs`: a paraphraser's own rewrites, as preference pairs for `dpo`.
+"""The step `paraphrase-pairs`: a paraphraser's own rewrites, the best to learn from and pairs to prefer them.
 
 Among many draws of a model that was tuned on people's rewrites there is one as good as theirs, and most are not. Taught
-to prefer its best draws to worse ones (Rafailov et al. 2023, on-policy), it needs fewer of them. People's own rewrites
-compete, and are preferred where no draw is as good. What is good is what the recipe's acceptance says, which knows
-neither the scorer nor the language model that judge the outcome.
+to write its best draws (`train-paraphraser`, as in Dong et al. 2023), then to prefer them to worse ones (`dpo`,
+Rafailov et al. 2023, on-policy), it needs fewer of them. People's own rewrites compete. What is good is what the
+recipe's acceptance says, which knows neither the scorer nor the language model that judge the outcome.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from llm_detox.rephrase.seq2seq import is_seq2seq
 from llm_detox.rephrase.tidy import tidy
 from llm_detox.rephrase.workshop import Workshop
 
-RANKED, PAIRS = "ranked.jsonl", "pairs.jsonl"
+RANKED, BEST, PAIRS = "ranked.jsonl", "best.jsonl", "pairs.jsonl"
+_BEST = 2  # rewrites of a text to learn from
 _FEWEST = 3  # candidates, for a best and two worse ones
 _MANY = 8  # candidates, of which the one at the end of the first quarter is surely worse than the best
 
@@ -63,12 +64,21 @@ def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, 
             for part in outcomes(lambda part: _ranked(workshop, part), workshop, records, chunks, out):
                 work.advance(len(part))
         folder.counts = _counted(read_jsonl(folder / RANKED))
+        folder.counts["best"] = write_jsonl(folder / BEST, best(read_jsonl(folder / RANKED)))
         folder.counts["pairs"] = write_jsonl(folder / PAIRS, preferences(read_jsonl(folder / RANKED)))
         if not folder.counts["pairs"]:
             raise DetoxError("no preference pair could be made", place=str(pairs), remedy="raise "
                              "detoxify.paraphrase.candidates or its temperature, or loosen detoxify.accept_...")
         folder.result.update(folder.counts)
         return folder.result
+
+
+def best(ranked: Iterable[Record]) -> Iterator[Record]:
+    """A text and its two best candidates, where they were accepted."""
+    for record in ranked:
+        for candidate in record["candidates"][:_BEST]:
+            if not candidate["refused"]:
+                yield {"toxic": record["text"], "neutral": candidate["text"]}
 
 
 def preferences(ranked: Iterable[Record]) -> Iterator[Record]:

@@ -109,6 +109,22 @@ def test_what_was_refused_is_never_chosen_and_few_candidates_make_no_pair(
     assert [pair["chosen"] for pair in found] == chosen
 
 
+def test_the_two_best_that_were_accepted_are_learnt_from() -> None:
+    found = list(step.best([
+        {"text": "t", "candidates": [candidate("a"), candidate("b"), candidate("c")]},
+        {"text": "u", "candidates": [candidate("a"), candidate("b", "toxic")]},
+        {"text": "v", "candidates": [candidate("a", "toxic")]}, {"text": "w", "candidates": []}]))
+    assert [(pair["toxic"], pair["neutral"]) for pair in found] == [("t", "a"), ("t", "b"), ("u", "a")]
+
+
+def test_a_paraphraser_learns_from_its_best_rewrites(place: Path, ranked: Path, tmp_path: Path) -> None:
+    further = recipe(place).model_dump(mode="json")
+    further["rephraser_training"]["base"] = str(place / "paraphraser")
+    found = training.train_paraphraser(Recipe.model_validate(further), pairs=ranked / step.BEST, output=tmp_path / "b")
+    assert found["pairs"] == len(list(read_jsonl(ranked / step.BEST))) > 0
+    assert found["loss_last"] < found["loss_first"]
+
+
 def test_an_interrupted_ranking_goes_on_to_the_same_files(
         place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def torn(*arguments: Any) -> Iterator[list[Record]]:
@@ -123,7 +139,7 @@ def test_an_interrupted_ranking_goes_on_to_the_same_files(
     left = (tmp_path / ".out.part" / step.RANKED).read_bytes()
     assert left.count(b"\n") == 4
     step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "out")
-    for name in (step.RANKED, step.PAIRS):
+    for name in (step.RANKED, step.BEST, step.PAIRS):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
