@@ -48,7 +48,7 @@ NOT_RUN = {
     r"-m ipykernel install": "writes into the home folder",
     # What takes too long.
     r"^(\w+=\S+ )?make ": "the suites, installations and demos themselves; their recipes are expanded by make -n",
-    r"rephraser_training\.pair_similarity|paraphrase\.model=paraphraser|--adapter paraphraser": (
+    r"rephraser_training\.pair_similarity|paraphrase\.model=paraphraser|--adapter second|training\.base=paraphraser": (
         "half an hour of training, and what uses its model; tests/unit/test_rephrase_*.py run both tiny"),
     r"-m pytest ": "tests themselves",
     r"-m benchmarks\.": "measurements: minutes to hours",
