@@ -49,10 +49,14 @@ class Guide:
     weight: float
 
     def product(self, logits: Tensor, guiding: Tensor, stops: Tensor) -> Tensor:
-        """Logits of the product, float32 [b, v], from those of both models."""
-        log_q = guiding.float().log_softmax(-1)
-        log_q[:, stops] = (log_q.exp() * log_q).sum(-1, keepdim=True)
-        return logits.float() + self.weight * log_q
+        """Logits of the product, float32 [b, v], from those of both models.
+
+        Output layers of one vocabulary may be padded to different sizes: what is behind the shorter one is no token.
+        """
+        size = min(logits.shape[-1], guiding.shape[-1])
+        log_q = guiding[:, :size].float().log_softmax(-1)
+        log_q[:, stops] = -torch.special.entr(log_q.exp()).sum(-1, keepdim=True)
+        return logits[:, :size].float() + self.weight * log_q
 
 
 @dataclass

@@ -114,9 +114,17 @@ def test_the_batch_size_does_not_change_a_guided_sample(
 
 def test_a_guide_has_no_say_about_the_end_beyond_its_mean_surprise() -> None:
     guide = Guide(None, [0], weight=0.5)  # type: ignore[arg-type] - the product asks no model
-    found = guide.product(torch.zeros(1, 3), torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([0]))
     logs = [-(0.5 * np.log(2) + 0.5 * np.log(4)), -np.log(4), -np.log(4)]
-    assert found.tolist() == [[pytest.approx(0.5 * value) for value in logs]]
+    for padding in (0, 2):  # of the output layer of the model that is guided
+        found = guide.product(torch.zeros(1, 3 + padding), torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([0]))
+        assert found.tolist() == [[pytest.approx(0.5 * value) for value in logs]]
+
+
+def test_a_token_that_the_guide_holds_impossible_is_not_drawn() -> None:
+    guide = Guide(None, [0], weight=0.5)  # type: ignore[arg-type] - the product asks no model
+    found = guide.product(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, -torch.inf]]), torch.tensor([0]))
+    assert found.softmax(-1)[0, 2] == 0
+    assert found[0, :2].isfinite().all()
 
 
 def test_draws_follow_the_nucleus_distribution() -> None:
