@@ -17,6 +17,7 @@ from llm_detox.recipe import Recipe
 from llm_detox.rephrase import preferences as step
 from llm_detox.rephrase import training
 from llm_detox.rephrase.detoxify import outcomes
+from llm_detox.rephrase.engine import CausalEngine
 from llm_detox.rephrase.workshop import Workshop
 from llm_detox.training.dpo import train_dpo
 from tests.unit import rephrase_tiny as tiny
@@ -202,3 +203,26 @@ def weighted(place: Path, weight: float, *, url: str | None = None, fluency_mode
     plain["detoxify"]["paraphrase"].update(fluency_weight=weight, url=url)
     plain["detoxify"]["fluency_model"] = fluency_model
     return Recipe.model_validate(plain)
+
+
+def test_candidates_are_read_in_the_contexts_of_the_recipe(place: Path) -> None:
+    plain = recipe(place).model_dump(mode="json")
+    plain["detoxify"]["fluency_contexts"] = ["", "the people were "]
+    workshop = Workshop(Recipe.model_validate(plain))
+    texts = ["my house is good", "my house was here"]
+    alone, behind = workshop.engine, CausalEngine(
+        workshop.engine.model, workshop.engine.tokenizer, context="the people were ")
+    expected = [(one + other) / 2 for (one, _), (other, _) in
+                zip(alone.losses(texts), behind.losses(texts), strict=True)]
+    assert [nll for nll, _ in workshop.fluency.variant_losses([texts])[0]] == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx([nll for nll, _ in alone.losses(texts)], rel=1e-3)
+
+
+def test_a_seq2seq_paraphraser_draws_alone(place: Path, tmp_path: Path) -> None:
+    words = tiny.tokenizer(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    tiny.bart(0, words).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    guided = weighted(place, 1.0).model_dump(mode="json")
+    guided["detoxify"]["paraphrase"]["model"] = str(tmp_path)
+    with pytest.raises(DetoxError, match="seq2seq paraphraser draws alone"):
+        Workshop(Recipe.model_validate(guided)).link("paraphrase").candidates(["you fool"])
