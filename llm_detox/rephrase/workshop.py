@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.data.records import Record
 from llm_detox.errors import DetoxError
-from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.generation.models import load_model, load_tokenizer, products
 from llm_detox.generation.sampling import Guide
 from llm_detox.plugins import PREFIX, load_plugin
 from llm_detox.recipe import GeneratorSection, ParaphraseSection, Recipe, SamplingSection
@@ -77,7 +77,11 @@ class Workshop:
     def engine(self) -> CausalEngine:
         """The recipe's model: proposes words and judges fluency. The judge of the evaluation takes no part."""
         source = self._settings.fluency_model or self._recipe.model.source
-        return CausalEngine(load_model(source), load_tokenizer(source), batch_tokens=self._settings.batch_tokens)
+        return CausalEngine(self._causal_model(source), load_tokenizer(source),
+                            batch_tokens=self._settings.batch_tokens)
+
+    def _causal_model(self, source: str) -> PreTrainedModel:
+        return load_model(source, dtype=products(self._settings.precision))
 
     @cached_property
     def fluency(self) -> InContexts:
@@ -168,11 +172,12 @@ class Workshop:
                 load_seq2seq(source), load_seq2seq_tokenizer(source), candidates=how.candidates,
                 max_new_tokens=how.max_new_tokens)
             return Generator(name, "{text}" if name == "paraphrase" else template, generate)
-        sampling = SamplingSection(top_p=how.top_p, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
+        sampling = SamplingSection(top_p=how.top_p, temperature=how.temperature, max_new_tokens=how.max_new_tokens,
+                                   batch_tokens=how.batch_tokens)
         words = load_tokenizer(source)
         return Generator(name, template, causal_generate(
-            load_model(source), words, candidates=how.candidates, sampling=sampling, seed=self._recipe.seed, chat=chat,
-            guide=self._guide(words, weight) if weight else None))
+            self._causal_model(source), words, candidates=how.candidates, sampling=sampling, seed=self._recipe.seed,
+            chat=chat, guide=self._guide(words, weight) if weight else None))
 
     def _guide(self, words: PreTrainedTokenizerBase, weight: float) -> Guide:
         """The fluency model, reading along with a paraphraser."""

@@ -226,3 +226,19 @@ def test_a_seq2seq_paraphraser_draws_alone(place: Path, tmp_path: Path) -> None:
     guided["detoxify"]["paraphrase"]["model"] = str(tmp_path)
     with pytest.raises(DetoxError, match="seq2seq paraphraser draws alone"):
         Workshop(Recipe.model_validate(guided)).link("paraphrase").candidates(["you fool"])
+
+
+def test_the_models_that_draw_and_read_are_of_the_precision_asked_for(
+        place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    texts = ["my house is good", "my house was here"]
+    found = {}
+    for precision, amx in (("float32", False), ("bf16", True), ("bf16", False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
+        plain = recipe(place).model_dump(mode="json")
+        plain["detoxify"]["precision"] = precision
+        workshop = Workshop(Recipe.model_validate(plain))
+        assert workshop.link("paraphrase").candidates(texts[:1])
+        assert workshop.engine.model.dtype is {"float32": torch.float32, "bf16": torch.bfloat16}[precision]
+        assert ("without AMX" in capfd.readouterr().err) == (precision == "bf16" and not amx)
+        found[precision] = [nll for nll, _ in workshop.fluency.variant_losses([texts])[0]]
+    assert found["bf16"] == pytest.approx(found["float32"], rel=.02) != pytest.approx(found["float32"], rel=1e-6)
