@@ -34,7 +34,7 @@ def compute_dtype(on: torch.device | None = None) -> torch.dtype:
 def products(precision: Literal["auto", "bf16", "float32"]) -> torch.dtype:
     """The dtype that a recipe asks for; `auto` is `compute_dtype()`.
 
-    In bf16 CPUs with AMX read two to three times as fast, others far slower: that is told.
+    CPUs with AMX are about twice as fast in bf16 (docs/rephrasing.md), others far slower: that is told.
     """
     if precision == "auto":
         return compute_dtype()

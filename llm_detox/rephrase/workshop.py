@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.data.records import Record
@@ -80,8 +81,12 @@ class Workshop:
         return CausalEngine(self._causal_model(source), load_tokenizer(source),
                             batch_tokens=self._settings.batch_tokens)
 
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        return products(self._settings.precision)
+
     def _causal_model(self, source: str) -> PreTrainedModel:
-        return load_model(source, dtype=products(self._settings.precision))
+        return load_model(source, dtype=self._dtype)
 
     @cached_property
     def fluency(self) -> InContexts:
