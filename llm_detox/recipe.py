@@ -286,6 +286,8 @@ class RephraserTrainingSection(Section):
     pair_similarity: Share = Field(0.0, description="pairs with a lower cosine (MiniLM) teach nothing")
     max_pairs: Positive | None = Field(None, description="at most so many pairs")
     tidy: bool = Field(False, description="the polite texts are tidied as by detoxify.tidy before they are learnt")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="of a causal base, as detoxify.precision; its adapters are float32")
     lora: LoraSection = LoraSection()
 
 

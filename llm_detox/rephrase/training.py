@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.folders import StepFolder, step_folder
-from llm_detox.generation.models import load_model, load_tokenizer, write_base_source
+from llm_detox.generation.models import load_model, load_tokenizer, products, write_base_source
 from llm_detox.recipe import Recipe, RephraserTrainingSection
 from llm_detox.rephrase.fit import IGNORED, Row, fit
 from llm_detox.rephrase.pairs import read_pairs, teaching_pairs
@@ -148,7 +148,7 @@ def _train(recipe: Recipe, items: Sequence[Any], make: MakeRow, folder: Path, wh
         model.save_pretrained(folder)
     else:
         words = load_tokenizer(source)
-        model = _with_adapter(load_model(source), how)
+        model = _with_adapter(load_model(source, dtype=products(how.precision)), how)
         figures = fit(model, [make(words, item) for item in items], how, seed=recipe.seed, what=what)
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_detox.errors import DetoxError
@@ -19,7 +20,7 @@ from llm_detox.recipe import ParaphraseSection, Recipe
 from llm_detox.rephrase import training
 from llm_detox.rephrase.causal_experts import DisagreementScorer, adapter_readers
 from llm_detox.rephrase.engine import CausalEngine
-from llm_detox.rephrase.fit import IGNORED
+from llm_detox.rephrase.fit import IGNORED, fit
 from llm_detox.rephrase.paraphrase import Generator, Generators, first_line
 from llm_detox.rephrase.seq2seq import load_seq2seq, load_seq2seq_tokenizer
 from llm_detox.rephrase.workshop import Workshop
@@ -84,12 +85,21 @@ def test_seq2seq_experts_learn_to_fill_holes(place: Path, tmp_path: Path) -> Non
         assert load_seq2seq_tokenizer(folder).mask_token == "<mask>"
 
 
-def test_a_paraphraser_says_what_its_pairs_say(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_paraphraser_says_what_its_pairs_say(
+        place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """All pairs answer "good friend" or "nice friend": so must it, through the method of the recipe."""
-    settings = {"learning_rate": 2e-2, "epochs": 12, "batch_size": 8, "lora": {"r": 8, "alpha": 16}}
+    settings = {"learning_rate": 2e-2, "epochs": 12, "batch_size": 8, "lora": {"r": 8, "alpha": 16},
+                "precision": precision}
+    bases = []
+    monkeypatch.setattr(training, "fit", lambda model, *rest, **how: (
+        bases.append(model.get_base_model().dtype), fit(model, *rest, **how))[1])
     trained = recipe(place / "causal", rephraser_training=settings)
     result = training.train_paraphraser(trained, pairs=place / "pairs.tsv", output=tmp_path / "out")
     assert result["pairs"] == 20
+    assert bases == [{"float32": torch.float32, "bf16": torch.bfloat16}[precision]]
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {weights.dtype for weights in adapter.values()} == {torch.float32}  # bf16 would lose small updates
     asked = recipe(place / "causal", detoxify={"paraphrase": {
         "model": str(tmp_path / "out"), "candidates": 2, "max_new_tokens": 6, "temperature": 0.1}})
     method = Workshop(asked).method("paraphrase")
