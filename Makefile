@@ -52,7 +52,7 @@ lint: $(VENV)/.installed
 # The InferenceService that the package carries, from the manifests; a test keeps the two the same.
 manifests: $(VENV)/.installed
 	for platform in kserve openshift-ai; do \
-	  $(VENV)/bin/kubectl kustomize manifests/overlays/$$platform/model > llm_detox/deploy/rendered/$$platform.yaml; \
+	  $(VENV)/bin/kubectl kustomize manifests/overlays/$$platform/model > llm_detox/serve/kserve/rendered/$$platform.yaml; \
 	done
 	$(VENV)/bin/python -m pipelines compile
 

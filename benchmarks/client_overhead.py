@@ -26,8 +26,8 @@ from typing import Any
 
 import grpc
 
+from llm_detox.bench.load import percentile
 from llm_detox.client import AsyncTextGenerationClient, TextGenerationClient
-from llm_detox.client.bench import percentile
 from llm_detox.client.fmaas import messages, to_params
 from llm_detox.client.types import Parameters
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from benchmarks.detox_quality import ROWS, measure, number
-from llm_detox.folders import MANIFEST
-from llm_detox.recipe_file import load_recipe
+from llm_detox.recipe.files import load_recipe
+from llm_detox.runs.folders import MANIFEST
 
 _WEIGHTS = "adapter_model.safetensors"
 

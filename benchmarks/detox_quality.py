@@ -21,10 +21,10 @@ from typing import Any
 from llm_detox.data.prepare import prepare_data, prompt_key
 from llm_detox.data.records import Record, read_jsonl, write_jsonl
 from llm_detox.evaluation.evaluate import evaluate
-from llm_detox.folders import MANIFEST, read_manifest
 from llm_detox.recipe import Recipe
-from llm_detox.recipe_file import load_recipe
+from llm_detox.recipe.files import load_recipe
 from llm_detox.rephrase.detoxify import detoxify
+from llm_detox.runs.folders import MANIFEST, read_manifest
 from llm_detox.training.dpo import train_dpo
 from llm_detox.training.sft import train_sft
 

@@ -32,7 +32,7 @@ from llm_detox.generation.models import load_model, load_tokenizer
 from llm_detox.generation.sampling import sample_continuations
 from llm_detox.hardware import matmul_gflops, peak_memory_bytes
 from llm_detox.progress import say
-from llm_detox.recipe import SamplingSection
+from llm_detox.recipe.evaluation import SamplingSection
 
 TIMES_BATCHED, TIMES_SINGLE, TIMES_VLLM = 1.5, 8.0, 0.95
 _ROOT = Path(__file__).parents[1]

@@ -28,7 +28,7 @@ from typing import Any
 
 from llm_detox.hardware import matmul_gflops
 from llm_detox.progress import human_seconds, say
-from llm_detox.recipe_file import load_recipe
+from llm_detox.recipe.files import load_recipe
 
 GATE_NOT_PASSED = 3  # one arm alone cannot pass: expected here
 

@@ -30,10 +30,10 @@ from urllib.parse import urlsplit
 from benchmarks.client_overhead import running
 from benchmarks.serving_ways import NAME, caikit_folder, is_healthy, topology
 from llm_detox import processes
+from llm_detox.bench.load import Load, bench, distribution, mixed_prompts
 from llm_detox.client import TextGenerationClient
-from llm_detox.client.bench import Load, bench, distribution, mixed_prompts
-from llm_detox.client.guard import Guard, Guarded, GuardedClient
-from llm_detox.client.guards import open_guard
+from llm_detox.guard.build import open_guard
+from llm_detox.guard.filter import Guard, Guarded, GuardedClient
 from llm_detox.progress import say
 
 

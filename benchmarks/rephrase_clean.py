@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm_detox.recipe_file import load_recipe
-from llm_detox.rephrase.workshop import Workshop
+from llm_detox.recipe.files import load_recipe
+from llm_detox.rephrase.build import MethodFactory
 
 CLEAN_BELOW, TOXIC_FROM = 0.2, 0.5
 MOST_CHANGED = 0.01
@@ -30,7 +30,7 @@ def main() -> int:
     found = list(scored_texts(options.prompts))
     clean = [text for text, toxicity in found if toxicity < CLEAN_BELOW][:options.sentences]
     toxic = [text for text, toxicity in found if toxicity >= TOXIC_FROM][:options.sentences]
-    workshop = Workshop(recipe)
+    workshop = MethodFactory(recipe)
     records = workshop.chain.run([{"id": str(i), "text": text} for i, text in enumerate(clean)])
     actions = Counter(record["action"] for record in records)
     changed = sum(record["text"] != text for record, text in zip(records, clean, strict=True)) / len(clean)

@@ -26,13 +26,13 @@ from contextlib import closing
 from pathlib import Path
 
 from llm_detox.data.records import Record, hash_fraction, write_jsonl
+from llm_detox.generation.fluency import FluencyModel
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
-from llm_detox.recipe_file import load_recipe
-from llm_detox.rephrase.workshop import Workshop
-from llm_detox.scoring.fluency import LanguageModelJudge
+from llm_detox.recipe.files import load_recipe
+from llm_detox.rephrase.build import MethodFactory
+from llm_detox.scoring.load import load_scorer
 from llm_detox.scoring.similarity import SentenceSimilarity
-from llm_detox.scoring.toxicity import load_scorer
 
 TEST_SHARE = 0.2
 AT_ONCE = 50
@@ -76,7 +76,7 @@ def rewritten(recipe: Recipe, name: str, texts: Sequence[str]) -> list[Record]:
     """What one method, or the recipe's chain of them, makes of the texts."""
     methods = list(recipe.detoxify.methods) if name == "chain" else [name]
     section = recipe.detoxify.model_copy(update={"methods": methods, "otherwise": "keep", "toxic_threshold": 0.0})
-    chain = Workshop(recipe.model_copy(update={"detoxify": section})).chain
+    chain = MethodFactory(recipe.model_copy(update={"detoxify": section})).chain
     done: list[Record] = []
     with task(f"rewriting with {name}", len(texts), "sentences") as work:
         for first in range(0, len(texts), AT_ONCE):
@@ -98,7 +98,7 @@ def judged(systems: dict[str, list[str]], recipe: Recipe, humans: Sequence[str])
     """name -> [STA, SIM, FL, J]."""
     everything = sorted({text for texts in systems.values() for text in texts})
     scores = dict(zip(everything, load_scorer(recipe.scoring.judging).score(everything), strict=True))
-    judge = LanguageModelJudge(recipe.evaluation.fluency_model or recipe.model.source, batch_tokens=1024)
+    judge = FluencyModel(recipe.evaluation.fluency_model or recipe.model.source, batch_tokens=1024)
     perplexities = {text: math.exp(nll / tokens) if tokens else math.inf
                     for text, (nll, tokens) in zip(everything, judge.losses(everything), strict=True)}
     similarity = SentenceSimilarity()

@@ -187,11 +187,12 @@ def arithmetic(model: TMaRCo, texts: list[str], size: str, cut: bool) -> float:
 
 def gate(texts: list[str]) -> list[bool]:
     """Whether each text is toxic, by the product's default scorer and threshold."""
-    from llm_detox.recipe import DetoxifySection, Scorer
-    from llm_detox.scoring.toxicity import load_scorer
+    from llm_detox.recipe.rephrase import DetoxifySection
+    from llm_detox.recipe.scorers import ScorerSection
+    from llm_detox.scoring.load import load_scorer
 
     threshold = DetoxifySection().toxic_threshold
-    return [score is None or score >= threshold for score in load_scorer(Scorer(kind="ngram")).score(texts)]
+    return [score is None or score >= threshold for score in load_scorer(ScorerSection(kind="ngram")).score(texts)]
 
 
 def bart(size: str, seed: int) -> BartForConditionalGeneration:

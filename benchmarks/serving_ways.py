@@ -16,7 +16,7 @@ from typing import Any
 
 from llm_detox import processes
 from llm_detox.client import TextGenerationClient
-from llm_detox.deploy.topology import Ports, start, wait_until_ready
+from llm_detox.serve.local_stack import Ports, start, wait_until_ready
 
 NAME = "bench"
 _TEXT = ("the best thing about my neighbours is that they always bring fresh bread from market when it rains and "

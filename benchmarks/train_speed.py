@@ -30,7 +30,7 @@ from llm_detox.data.records import read_jsonl
 from llm_detox.hardware import peak_memory_bytes
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
-from llm_detox.recipe_file import load_recipe
+from llm_detox.recipe.files import load_recipe
 
 METHODS, WAYS = ("sft", "dpo"), ("ours", "trl", "trl, bfloat16")
 PAIR_WORDS = 15  # a sampled completion has 20 tokens
@@ -38,8 +38,8 @@ PAIR_WORDS = 15  # a sampled completion has 20 tokens
 
 def rows_of(recipe: Recipe, data: Path, method: str, steps: int) -> list[Any]:
     """As many rows as the steps take: (text) for SFT, (prompt, chosen, rejected) for DPO."""
+    from llm_detox.training.encoding import clean_texts
     from llm_detox.training.pairs import prompt_texts
-    from llm_detox.training.texts import clean_texts
 
     texts = [record["text"] for record in read_jsonl(data / "texts.jsonl")]
     if method == "sft":
@@ -69,9 +69,9 @@ def counted(trainer: Any, tokens: list[int]) -> Any:
 def ours(recipe: Recipe, method: str, rows: Sequence[Any], work: Path) -> Callable[[], Any]:
     """What makes our trainer for the rows."""
     from llm_detox.training import dpo, sft
+    from llm_detox.training.encoding import tokenize
     from llm_detox.training.lora import load_training_base, new_adapter, portable_base
     from llm_detox.training.pairs import Pair
-    from llm_detox.training.texts import tokenize
 
     training = recipe.training
     base, tokenizer = portable_base(recipe)
@@ -124,7 +124,7 @@ def plain(recipe: Recipe, method: str, rows: Sequence[Any], work: Path, bfloat16
 
 def train(recipe: Recipe, data: Path, method: str, way: str, steps: int) -> dict[str, Any]:
     """One training in this process."""
-    from llm_detox.training.quiet import quiet_libraries
+    from llm_detox.training.library_logging import quiet_libraries
 
     rows, tokens = rows_of(recipe, data, method, steps), []  # type: ignore[var-annotated]
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():

@@ -3,7 +3,7 @@
     PYTHON -m benchmarks.vllm_offline --model FOLDER --output FILE.json [--prompts 8] [--rounds 3]
 
 PYTHON belongs to an environment with vLLM, pydantic, PyYAML and rich. One engine, with the settings of an evaluation,
-draws in turns: through `VllmContinuer`, through `LLM.generate` with the same prompts, sampling parameters and seeds,
+draws in turns: through `VllmGenerator`, through `LLM.generate` with the same prompts, sampling parameters and seeds,
 and through `LLM.generate` without seeds. `same_texts` is the share of the first way's texts that the second one gives
 as well. On a CPU the engine does not compile the model. `benchmarks.evaluate_speed --vllm-python PYTHON` runs this
 beside its other ways.
@@ -21,20 +21,20 @@ from typing import Any
 
 from benchmarks.evaluate_prompts import chosen
 from llm_detox.generation.sampling import row_key
-from llm_detox.generation.vllm_continuer import VllmContinuer
+from llm_detox.generation.vllm_generator import VllmGenerator
 from llm_detox.progress import say
-from llm_detox.recipe import SamplingSection
+from llm_detox.recipe.evaluation import SamplingSection
 
 K = 25
 
 
-def ours(continuer: VllmContinuer, prompts: list[str], sampling: SamplingSection, seed: int) -> list[list[str | None]]:
+def ours(continuer: VllmGenerator, prompts: list[str], sampling: SamplingSection, seed: int) -> list[list[str | None]]:
     keys = [str(number) for number in range(len(prompts))]
     drawn = dict(continuer.continuations(prompts, k=K, sampling=sampling, seed=seed, keys=keys))
     return [drawn[number] for number in range(len(prompts))]
 
 
-def own(continuer: VllmContinuer, prompts: list[str], sampling: SamplingSection,
+def own(continuer: VllmGenerator, prompts: list[str], sampling: SamplingSection,
         seed: int | None) -> list[list[str | None]]:
     """As vLLM's documentation draws many continuations; the seeds are those that ours takes."""
     from vllm import SamplingParams  # type: ignore[import-not-found]
@@ -46,7 +46,7 @@ def own(continuer: VllmContinuer, prompts: list[str], sampling: SamplingSection,
             for answer in continuer.llm.generate(prompts, asked, use_tqdm=False)]
 
 
-def measured(continuer: VllmContinuer, prompts: list[str], sampling: SamplingSection, rounds: int) -> dict[str, Any]:
+def measured(continuer: VllmGenerator, prompts: list[str], sampling: SamplingSection, rounds: int) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     same: list[bool] = []
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    found = measured(VllmContinuer(options.model), chosen(options.prompts), SamplingSection(), options.rounds)
+    found = measured(VllmGenerator(options.model), chosen(options.prompts), SamplingSection(), options.rounds)
     options.output.write_text(json.dumps(found, indent=2), "utf-8")
 
 

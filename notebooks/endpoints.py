@@ -33,7 +33,7 @@ class Endpoint:
 
     def stop(self) -> list[str]:
         """End what was started for it; the names of the processes."""
-        from llm_detox.deploy.local import stop_local
+        from llm_detox.serve.local import stop_local
 
         return stop_local(self.deployment) if self.deployment else []
 
@@ -73,7 +73,7 @@ def given(prefix: str) -> Endpoint | None:
 
 def serve_published(walk: Walk, address: str) -> Endpoint:
     """Fetch what `3-save_convert_model.ipynb` published, with checksums, and serve it on loopback."""
-    from llm_detox.deploy.local import deploy_local
+    from llm_detox.serve.local import deploy_local
 
     folder = _free(walk.folder / "serving" / "detoxified")
     with walk.store():
@@ -83,9 +83,9 @@ def serve_published(walk: Walk, address: str) -> Endpoint:
 
 def serve_base(walk: Walk) -> Endpoint:
     """Serve the untouched model in the same way, to compare with."""
-    from llm_detox.deploy.local import serve_folder
-    from llm_detox.deploy.topology import Ports
     from llm_detox.export import convert
+    from llm_detox.serve.local import serve_folder
+    from llm_detox.serve.local_stack import Ports
 
     model = walk.step("base-model", convert, model=walk.recipe.model.source)
     folder = _free(walk.folder / "serving" / "base")
@@ -96,7 +96,7 @@ def serve_base(walk: Walk) -> Endpoint:
 
 def _free(folder: Path) -> Path:
     """The folder of a deployment, of which nothing is left: neither processes nor files."""
-    from llm_detox.deploy.local import stop_local
+    from llm_detox.serve.local import stop_local
 
     stop_local(folder)
     shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ import pandas as pd
 from IPython.display import HTML, SVG
 
 from llm_detox.evaluation import charts
-from llm_detox.evaluation.bootstrap import mean_interval
+from llm_detox.evaluation.intervals import mean_interval
 
 pd.set_option("display.max_colwidth", None)
 

@@ -68,7 +68,7 @@ def recipe_at(name: str, size: str, settings: Sequence[str] = ()) -> Any:
     """
     _settle_in()
     from llm_detox.errors import UsageError
-    from llm_detox.recipe_file import check_recipe, load_recipe, settle_recipe
+    from llm_detox.recipe.files import check_recipe, load_recipe, resolve_recipe
 
     if size not in SIZES:
         raise UsageError(f"there is no size {size!r}", place="SIZE", remedy=f"one of {', '.join(SIZES)}")
@@ -93,7 +93,7 @@ def recipe_at(name: str, size: str, settings: Sequence[str] = ()) -> Any:
         section[last] = value
     if size == "tiny":  # its sources are made up; a setting that names another is in them already
         return check_recipe(values, name)
-    return settle_recipe(json.dumps(values), overrides=settings)
+    return resolve_recipe(json.dumps(values), overrides=settings)
 
 
 def begin(name: str, size: str, settings: Sequence[str] = ()) -> Walk:
@@ -103,7 +103,7 @@ def begin(name: str, size: str, settings: Sequence[str] = ()) -> Walk:
         UsageError: see `recipe_at`.
     """
     recipe = recipe_at(name, size, settings)
-    from llm_detox.folders import digest_of
+    from llm_detox.runs.folders import digest_of
 
     folder = runs() / f"{recipe.name}-{digest_of(recipe.model_dump(mode='json'))[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,11 +120,11 @@ def go_on() -> Walk:
     """
     _settle_in()
     from llm_detox.errors import UsageError
-    from llm_detox.recipe_file import settle_recipe
+    from llm_detox.recipe.files import resolve_recipe
 
     try:
         folder = runs() / (runs() / _LATEST).read_text("utf-8").strip()
-        recipe = settle_recipe((folder / _RECIPE).read_text("utf-8"))
+        recipe = resolve_recipe((folder / _RECIPE).read_text("utf-8"))
     except OSError:
         raise UsageError("no walk-through has begun", place=str(runs()),
                          remedy="run 1-sft.ipynb first; this notebook goes on with what it makes") from None
@@ -222,7 +222,7 @@ class Walk:
             here.stop()
 
     def _read(self, name: str) -> Step:
-        from llm_detox.folders import read_manifest
+        from llm_detox.runs.folders import read_manifest
 
         manifest = read_manifest(self.folder / name)
         return Step(self.folder / name, manifest["result"], float(manifest["seconds"]))

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 import psutil
 
 import llm_detox
-from llm_detox.deploy.local import stop_local
 from llm_detox.errors import DetoxError
-from llm_detox.pipeline_step import ERROR_FILE_VARIABLE
 from llm_detox.processes import environment
 from llm_detox.recipe import Recipe
+from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE
+from llm_detox.serve.local import stop_local
 from llm_detox.storage.seaweed import Seaweed
 from pipelines.console import step_console
 from pipelines.detox_and_serve import detox_and_serve

@@ -17,9 +17,9 @@ from kfp.dsl.graph_component import GraphComponent
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.images import WORKBENCH
-from llm_detox.deploy.train_job import IMAGE_VARIABLE, RUN_VARIABLE
+from llm_detox.cluster.train_job import IMAGE_VARIABLE, RUN_VARIABLE
 from llm_detox.errors import UsageError
-from llm_detox.pipeline_step import ERROR_FILE_VARIABLE
+from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE
 
 DEFAULT = Path(__file__).with_name("placement.yaml")
 _CA_FOLDER = "/etc/llm-detox/ca"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from llm_detox.errors import DetoxError, GateNotPassed, UsageError
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
-from llm_detox.recipe_file import settle_recipe
+from llm_detox.recipe.files import resolve_recipe
 from pipelines.placement import Placement
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -116,7 +116,7 @@ def submit(
 
     started = time.monotonic()
     values = _parameters(recipe, pipeline, parameters)
-    if settle_recipe(values["recipe"], overrides=values.get("overrides", ())).training.job.nodes > 1:
+    if resolve_recipe(values["recipe"], overrides=values.get("overrides", ())).training.job.nodes > 1:
         placement = placement.with_training_elsewhere()
     placement = placement.without_cache() if fresh else placement
     client = server.client()

@@ -12,7 +12,7 @@ def convert(
     from pathlib import Path
 
     from llm_detox.export.converting import convert
-    from llm_detox.pipeline_step import pipeline_step
+    from llm_detox.runs.pipeline_step import pipeline_step
 
     with pipeline_step("convert", recipe):
         convert(model=adapter.path, card=Path(report.path) / "model_card.md", output=Path(model.path))

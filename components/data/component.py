@@ -10,7 +10,7 @@ def data(recipe: str, data: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Met
     from pathlib import Path
 
     from llm_detox.data.prepare import prepare_data
-    from llm_detox.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
 
     with pipeline_step("data", recipe) as settings:
         log_metrics(prepare_data(settings, output=Path(data.path)), metrics)

@@ -9,8 +9,8 @@ from components.images import WORKBENCH
 def deploy(recipe: str, address: str, deployment: dsl.Output[dsl.Artifact], run: str = ""):
     from pathlib import Path
 
-    from llm_detox.deploy.step import deploy
-    from llm_detox.pipeline_step import pipeline_step
+    from llm_detox.runs.pipeline_step import pipeline_step
+    from llm_detox.serve.deploy import deploy
 
     with pipeline_step("deploy", recipe) as settings:
         deploy(settings, address=address, output=Path(deployment.path), run=run)

@@ -15,8 +15,9 @@ def detoxify(
 ):
     from pathlib import Path
 
-    from llm_detox.pipeline_step import log_metrics, pipeline_step
-    from llm_detox.rephrase.detoxify import detoxify, read_shard
+    from llm_detox.rephrase.detoxify import detoxify
+    from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.runs.shards import read_shard
 
     with pipeline_step("detoxify" if shard == "0/1" else f"detoxify, shard {shard}", recipe) as settings:
         texts = Path(data.path) / "texts.jsonl"

@@ -16,7 +16,7 @@ def dpo(
 ):
     from pathlib import Path
 
-    from llm_detox.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
     from llm_detox.training.dpo import train_dpo
 
     with pipeline_step("dpo", recipe) as settings:

@@ -17,7 +17,7 @@ def evaluate(
     from pathlib import Path
 
     from llm_detox.evaluation.evaluate import evaluate
-    from llm_detox.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
 
     with pipeline_step(f"evaluate {arm}", recipe) as settings:
         folder = Path(data.path)

@@ -15,8 +15,8 @@ def join(
 ):
     from pathlib import Path
 
-    from llm_detox.pipeline_step import log_metrics, pipeline_step
     from llm_detox.rephrase.detoxify import join_shards
+    from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
 
     with pipeline_step("join", recipe):
         folders = [Path(part.path) for part in parts]

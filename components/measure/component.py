@@ -18,7 +18,7 @@ def measure(
     from pathlib import Path
 
     from llm_detox.evaluation.evaluate import evaluate
-    from llm_detox.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
 
     with pipeline_step(f"measure {arm}", recipe) as settings:
         folder = Path(data.path)

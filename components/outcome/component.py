@@ -19,7 +19,7 @@ def outcome(
     import shutil
     from pathlib import Path
 
-    from llm_detox.outcome import Ending, write_outcome
+    from llm_detox.serve.outcome import Ending, write_outcome
 
     ending = Ending(run, status.state, status.pipeline_task_name or "", status.error_message or "")
     changes = {"deploy.target": "kserve", "deploy.name": name, "deploy.namespace": namespace}

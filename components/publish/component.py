@@ -9,7 +9,7 @@ from components.images import WORKBENCH
 def publish(recipe: str, model: dsl.Input[dsl.Model]) -> str:
     from pathlib import Path
 
-    from llm_detox.pipeline_step import pipeline_step
+    from llm_detox.runs.pipeline_step import pipeline_step
     from llm_detox.storage import publish
 
     with pipeline_step("publish", recipe) as settings:

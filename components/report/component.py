@@ -24,7 +24,7 @@ def report(
     from pathlib import Path
 
     from llm_detox.evaluation.report import write_report
-    from llm_detox.pipeline_step import pipeline_step
+    from llm_detox.runs.pipeline_step import pipeline_step
 
     with pipeline_step("report", recipe) as settings:
         arms = {"base": base, "raw": raw, "detoxified": detoxified, "dpo": dpo}

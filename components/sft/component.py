@@ -16,7 +16,7 @@ def sft(
 ):
     from pathlib import Path
 
-    from llm_detox.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
     from llm_detox.training.sft import train_sft
 
     with pipeline_step(f"sft on {texts_file}", recipe) as settings:

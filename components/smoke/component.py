@@ -14,8 +14,8 @@ def smoke(
 ):
     from pathlib import Path
 
-    from llm_detox.deploy.smoke import smoke
-    from llm_detox.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.serve.smoke import smoke
 
     with pipeline_step("smoke", recipe) as settings:
         result = smoke(settings, deployment=Path(deployment.path), output=Path(answers.path))

@@ -17,8 +17,8 @@ def train_scorer(
     from pathlib import Path
 
     from llm_detox.data.sources import fetch
-    from llm_detox.pipeline_step import log_metrics, pipeline_step
-    from llm_detox.scoring.train import train_scorer
+    from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
+    from llm_detox.scoring.train_scorer import train_scorer
 
     with pipeline_step("train_scorer", recipe):
         found = fetch(records, kind="dataset")

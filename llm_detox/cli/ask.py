@@ -14,7 +14,7 @@ from llm_detox.errors import GateNotPassed
 from llm_detox.progress import say
 
 if TYPE_CHECKING:
-    from llm_detox.client.guard import GuardedClient
+    from llm_detox.guard.filter import GuardedClient
 
 
 def command(
@@ -51,7 +51,7 @@ def command(
     judge = of.opened_guard(guard, guard_threshold)
     with TextGenerationClient(**target.options(timeout=timeout)) as client:
         if judge is not None:
-            from llm_detox.client.guard import GuardedClient
+            from llm_detox.guard.filter import GuardedClient
 
             _guarded(GuardedClient(client, judge), text, given, stream=stream and not as_json, as_json=as_json)
             return
@@ -65,7 +65,7 @@ def command(
 
 
 def _guarded(client: GuardedClient, text: str, given: dict[str, Any], *, stream: bool, as_json: bool) -> None:
-    from llm_detox.client.guard import WITHHELD
+    from llm_detox.guard.filter import WITHHELD
 
     if stream:
         for piece in client.stream(text, **given):

@@ -51,7 +51,7 @@ def serve(
     Tokens a second, times to the first token, between tokens and to the end. With --guard each level is measured
     twice, without and with the guard. Ctrl-C ends; levels that are done are kept.
     """
-    from llm_detox.client.bench import Load, bench, mixed_prompts
+    from llm_detox.bench.load import Load, bench, mixed_prompts
 
     if output and output.exists():
         raise DetoxError("the output exists already", place=str(output), remedy="choose another --output")
@@ -68,7 +68,7 @@ def serve(
 
 
 def _show(result: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    from llm_detox.client.bench_page import lines, page
+    from llm_detox.bench.page import lines, page
 
     told = sys.stderr if as_json else sys.stdout
     if output:

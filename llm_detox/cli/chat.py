@@ -35,8 +35,8 @@ def command(
 ) -> None:
     """Talk with a served model. Ctrl-C ends an answer, Ctrl-D the conversation."""
     from llm_detox.client import TextGenerationClient
-    from llm_detox.client.chatting import chat
-    from llm_detox.client.guard import GuardedClient
+    from llm_detox.guard.filter import GuardedClient
+    from llm_detox.guard.terminal_chat import chat
 
     target = of.served(url, grpc, fmaas, openai, model, ca, cert, key, tls=tls)
     given = of.parameters(max_new_tokens=max_new_tokens, sample=sample, temperature=temperature, top_p=top_p,

@@ -21,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the outcome as one J
 
 
 def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
-    from llm_detox.recipe_file import load_recipe
+    from llm_detox.recipe.files import load_recipe
 
     return load_recipe(path, overrides or ())
 

@@ -14,7 +14,7 @@ from llm_detox.cli.common import AsJson, read_recipe
 
 if TYPE_CHECKING:
     from llm_detox.compare_ui.session import Settings
-    from llm_detox.recipe import Scorer
+    from llm_detox.recipe.scorers import ScorerSection
 
 _NAMES = ("base", "detoxified")
 _SCORERS = ("bilstm", "ngram")  # those of the demo's packages
@@ -72,7 +72,7 @@ def _two_names(given: list[str] | None) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def _reading(recipe: Path | None, scorers: list[str] | None) -> tuple[list[Scorer], Settings]:
+def _reading(recipe: Path | None, scorers: list[str] | None) -> tuple[list[ScorerSection], Settings]:
     """The scorers, and the settings to begin with."""
     from llm_detox.compare_ui.reading import scorer_of
     from llm_detox.compare_ui.session import Settings

@@ -28,7 +28,7 @@ def command(
     if dry_run:
         _show_dry_run(settings, address)
         return
-    from llm_detox.deploy.step import deploy
+    from llm_detox.serve.deploy import deploy
 
     show_outcome(deploy(settings, address=address, output=output), output, as_json)
     if settings.deploy.target == "local":
@@ -40,6 +40,6 @@ def _show_dry_run(recipe: Recipe, address: str) -> None:
 
     if recipe.deploy.target != "kserve":
         raise UsageError("a local deployment sends nothing", place="--dry-run", remedy="--set deploy.target=kserve")
-    from llm_detox.deploy.kserve import dry_run
+    from llm_detox.serve.kserve.deploy import dry_run
 
     print(dry_run(recipe, address=address), end="")

@@ -21,6 +21,7 @@ def command(
     """Rewrite the toxic records. Each keeps its original, its scores and the reason."""
     settings = read_recipe(recipe, overrides)
     existing(texts, "the input")
-    from llm_detox.rephrase.detoxify import detoxify, read_shard
+    from llm_detox.rephrase.detoxify import detoxify
+    from llm_detox.runs.shards import read_shard
 
     show_outcome(detoxify(settings, texts=texts, output=output, shard=read_shard(shard)), output, as_json)

@@ -12,7 +12,8 @@ from llm_detox.cli.common import AsJson, Overrides, RecipeFile, read_recipe
 def command(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check, before a run, that all it needs is there. Exit code 1 where something is missing."""
     settings = read_recipe(recipe, overrides)
-    from llm_detox.doctor import examine, summary
+    from llm_detox.doctor import examine
+    from llm_detox.doctor.finding import summary
 
     findings = examine(settings)
     outcome = summary(findings)

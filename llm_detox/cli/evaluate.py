@@ -21,7 +21,7 @@ def command(
     generations: Annotated[
         list[Path] | None, typer.Option(help="Score these continuations instead of sampling: generations.jsonl of "
                                              "shards, or of another tool. Repeatable.")] = None,
-    shard: Annotated[str | None, typer.Option(help="i/n: only every n-th prompt, from the i-th (from 0) on.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: only the i-th of n parts, counted from 0.")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -33,18 +33,8 @@ def command(
     for path in (prompts, *(generations or ())):
         existing(path, "the file")
     from llm_detox.evaluation.evaluate import evaluate
+    from llm_detox.runs.shards import read_shard
 
     result = evaluate(settings, model=model, arm=arm, prompts=prompts, clean=clean, output=output,
-                      generations=generations or (), shard=_shard(shard))
+                      generations=generations or (), shard=read_shard(shard) if shard else None)
     show_outcome(result, output, as_json)
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    from llm_detox.errors import UsageError
-
-    if text is None:
-        return None
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal()):
-        raise UsageError(f"{text!r} is no shard", place="--shard", remedy="for example --shard 0/4")
-    return int(number), int(of)

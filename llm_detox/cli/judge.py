@@ -23,7 +23,7 @@ def command(
     """Say whether the last answer of each chat is safe. It says why, or that this cannot be decided."""
     settings = read_recipe(recipe, overrides)
     existing(conversations, "the input")
-    from llm_detox.evaluation.judged import judge_conversations
+    from llm_detox.evaluation.judge_metrics import judge_conversations
 
     result = judge_conversations(settings, conversations=conversations, model=model, output=output)
     show_outcome(result, output, as_json)

@@ -17,7 +17,7 @@ Url = Annotated[str, typer.Argument(help="Where it was published to: s3://bucket
 @app.command("list")
 def list_versions(url: Url, as_json: AsJson = False) -> None:
     """Show all versions, newest first; the current one has a star."""
-    from llm_detox.storage.versions import versions
+    from llm_detox.storage.publishing import versions
 
     found = versions(url)
     if as_json:
@@ -30,7 +30,7 @@ def list_versions(url: Url, as_json: AsJson = False) -> None:
 @app.command()
 def rollback(url: Url, digest: Annotated[str | None, typer.Argument(help="Else the version before.")] = None) -> None:
     """Make an older version current."""
-    from llm_detox.storage.versions import rollback as run
+    from llm_detox.storage.publishing import rollback as run
 
     print(run(url, digest)["address"])
 
@@ -38,7 +38,7 @@ def rollback(url: Url, digest: Annotated[str | None, typer.Argument(help="Else t
 @app.command()
 def prune(url: Url, keep: Annotated[int, typer.Option(min=1, help="Newest versions to keep.")] = 3) -> None:
     """Remove old versions; the current one stays."""
-    from llm_detox.storage.versions import prune as run
+    from llm_detox.storage.publishing import prune as run
 
     for digest in run(url, keep):
         print(f"removed {digest}")

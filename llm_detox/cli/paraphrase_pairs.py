@@ -20,6 +20,6 @@ def command(
     """Make preference pairs of a paraphraser's own rewrites. They are for `dpo`."""
     settings = read_recipe(recipe, overrides)
     existing(pairs, "the input")
-    from llm_detox.rephrase.preferences import paraphrase_pairs
+    from llm_detox.rephrase.paraphrase_pairs import paraphrase_pairs
 
     show_outcome(paraphrase_pairs(settings, pairs=pairs, output=output), output, as_json)

@@ -25,7 +25,7 @@ def show(
     if as_json:
         print(recipe.model_dump_json())
         return
-    from llm_detox.recipe_file import recipe_yaml
+    from llm_detox.recipe.files import recipe_yaml
 
     print(recipe_yaml(recipe), end="")
 
@@ -48,7 +48,7 @@ def schema() -> None:
 @app.command()
 def reference() -> None:
     """Print every key as Markdown. With values, defaults and meanings: docs/configuration.md."""
-    from llm_detox.recipe_reference import reference as page
+    from llm_detox.recipe.reference import reference as page
 
     print(page(), end="")
 

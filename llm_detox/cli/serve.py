@@ -21,7 +21,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model on this machine until Ctrl-C. It answers behind the Caikit API."""
-    from llm_detox.deploy.serve import serve
+    from llm_detox.serve.foreground import serve
 
     def ready(state: dict[str, Any]) -> None:
         if as_json:

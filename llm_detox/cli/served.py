@@ -12,7 +12,7 @@ import typer
 from llm_detox.errors import UsageError
 
 if TYPE_CHECKING:
-    from llm_detox.client.guard import Guard
+    from llm_detox.guard.filter import Guard
 
 Url = Annotated[str | None, typer.Option(help="Caikit REST, such as http://127.0.0.1:8080")]
 Grpc = Annotated[str | None, typer.Option(help="Caikit gRPC, host:port")]
@@ -79,6 +79,6 @@ def parameters(*, max_new_tokens: int, sample: bool, **given: Any) -> dict[str, 
 def opened_guard(kind: str | None, threshold: float) -> Guard | None:
     if kind is None:
         return None
-    from llm_detox.client.guards import open_guard
+    from llm_detox.guard.build import open_guard
 
     return open_guard(kind, threshold)

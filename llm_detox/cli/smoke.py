@@ -20,6 +20,6 @@ def command(
     """Ask a deployed model over REST and gRPC. Whole and streamed answers are scored."""
     settings = read_recipe(recipe, overrides)
     existing(deployment, "the deployment")
-    from llm_detox.deploy.smoke import smoke
+    from llm_detox.serve.smoke import smoke
 
     show_outcome(smoke(settings, deployment=deployment, output=output), output, as_json)

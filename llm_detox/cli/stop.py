@@ -12,7 +12,7 @@ def command(
     deployment: Annotated[Path, typer.Argument(help="The folder that `deploy` wrote.", show_default=False)],
 ) -> None:
     """End a local deployment."""
-    from llm_detox.deploy.local import read_state, stop_local
+    from llm_detox.serve.local import read_state, stop_local
 
     read_state(deployment)
     ended = stop_local(deployment)

@@ -23,7 +23,7 @@ def command(
     settings = read_recipe(recipe, overrides)
     if trained_on:
         existing(trained_on, "the training file")
-    from llm_detox.evaluation.refusals import measure_refusals
+    from llm_detox.evaluation.stop_hate import measure_refusals
 
     result = measure_refusals(settings, tuned=model, trained_on=trained_on, output=output)
     show_outcome(result, output, as_json)

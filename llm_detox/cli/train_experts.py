@@ -20,6 +20,6 @@ def command(
     """Train the expert and the anti-expert of MaRCo. They learn from labelled text."""
     settings = read_recipe(recipe, overrides)
     existing(texts, "the input")
-    from llm_detox.rephrase.training import train_experts
+    from llm_detox.training.train_rewriters import train_experts
 
     show_outcome(train_experts(settings, texts=texts, output=output), output, as_json)

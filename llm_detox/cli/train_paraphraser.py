@@ -20,6 +20,6 @@ def command(
     """Train a model that rewrites rude text politely. It learns from pairs."""
     settings = read_recipe(recipe, overrides)
     existing(pairs, "the input")
-    from llm_detox.rephrase.training import train_paraphraser
+    from llm_detox.training.train_rewriters import train_paraphraser
 
     show_outcome(train_paraphraser(settings, pairs=pairs, output=output), output, as_json)

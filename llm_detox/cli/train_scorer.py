@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Train a local scorer of Perspective's attributes. Its folder is then the source of the scorer kind ngram."""
     existing(records, "the records file")
-    from llm_detox.scoring.train import train_scorer
+    from llm_detox.scoring.train_scorer import train_scorer
 
     result = train_scorer(records, output=output, held_out=held_out, labelled=labelled, encoder=encoder,
                           whole_sentences=whole_sentences)

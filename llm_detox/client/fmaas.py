@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from llm_detox.client.channel import name_of
+from llm_detox.client.grpc import name_of
 from llm_detox.client.types import Chunk, Generation, Parameters, Token
 
 _SERVICE = "fmaas.GenerationService"

@@ -36,7 +36,7 @@ def open_transport(server: Server) -> Transport:
         from llm_detox.client.http import HttpTransport
 
         return HttpTransport(server, dialect)
-    from llm_detox.client.channel import GrpcTransport
+    from llm_detox.client.grpc import GrpcTransport
 
     return GrpcTransport(server, dialect, tls=tls)
 
@@ -52,7 +52,7 @@ def open_async_transport(server: Server) -> AsyncTransport:
         from llm_detox.client.http import AsyncHttpTransport
 
         return AsyncHttpTransport(server, dialect)
-    from llm_detox.client.channel import AsyncGrpcTransport
+    from llm_detox.client.grpc import AsyncGrpcTransport
 
     return AsyncGrpcTransport(server, dialect, tls=tls)
 

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from llm_detox.compare_ui.reading import NOTHING, Reader, Reading
+from llm_detox.compare_ui.reading import NOTHING, AnswerScorer, Reading
 from llm_detox.compare_ui.sides import Side
 from llm_detox.errors import DetoxError
 
@@ -61,7 +61,9 @@ class _Inbox:
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-async def follow(side: Side, prompt: str, parameters: Mapping[str, Any], reader: Reader) -> AsyncGenerator[Answer]:
+async def follow(
+    side: Side, prompt: str, parameters: Mapping[str, Any], reader: AnswerScorer
+) -> AsyncGenerator[Answer]:
     """The states of an answer; the last is done or failed. Closing the generator gives the request up.
 
     The stream is read on while the scorers work: the next state has all that has come in the meantime.

@@ -13,11 +13,10 @@ from nicegui import app, ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from llm_detox.compare_ui.answering import Answer, follow
-from llm_detox.compare_ui.elements import AnswerCard, HistoryList
-from llm_detox.compare_ui.reading import Reader
+from llm_detox.compare_ui.reading import AnswerScorer
 from llm_detox.compare_ui.session import Exchange, Session, Settings, as_json_lines
 from llm_detox.compare_ui.sides import Side
-from llm_detox.compare_ui.views import answer_view, difference, history_view
+from llm_detox.compare_ui.views import AnswerCard, HistoryList, answer_view, difference, history_view
 
 TITLE = "Side by side"
 _THEME = """() => {
@@ -33,7 +32,7 @@ class Comparison:
     """What all visitors share: the sides, the scorers, and the settings to begin with."""
 
     sides: Sequence[Side]
-    reader: Reader
+    reader: AnswerScorer
     defaults: Settings
 
     @property

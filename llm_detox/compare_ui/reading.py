@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llm_detox.client.guard import sentences_of
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.guard.filter import sentences_of
 
 if TYPE_CHECKING:
-    from llm_detox.recipe import Scorer
-    from llm_detox.scoring.toxicity import ToxicityScorer
+    from llm_detox.recipe.scorers import ScorerSection
+    from llm_detox.scoring.base import ToxicityScorer
 
 MARKED_FROM = 1.0  # log-odds that a word adds: from here on it makes toxic e times as likely
 _WORD = re.compile(r"\S+")
@@ -46,7 +46,7 @@ class Reading:
 NOTHING = Reading({}, 0.0, ())
 
 
-class Reader:
+class AnswerScorer:
     """Reads texts with several scorers; threads may share it.
 
     Args:
@@ -109,7 +109,7 @@ def _names(scorers: Sequence[ToxicityScorer]) -> list[str]:
             for number, name in enumerate(names)]
 
 
-def scorer_of(spec: str) -> Scorer:
+def scorer_of(spec: str) -> ScorerSection:
     """The scorer of `KIND` or `KIND=SOURCE`, as in a recipe's `scoring`.
 
     Raises:
@@ -117,27 +117,27 @@ def scorer_of(spec: str) -> Scorer:
     """
     from pydantic import ValidationError
 
-    from llm_detox.recipe import Scorer
+    from llm_detox.recipe.scorers import ScorerSection
 
     kind, _, source = spec.partition("=")
     values: dict[str, Any] = {"kind": kind, "source": source or None}
     try:
-        return Scorer.model_validate(values)
+        return ScorerSection.model_validate(values)
     except ValidationError:
         raise UsageError(f"there is no scorer {spec!r}", place="--scorer",
                          remedy="ngram, bilstm, transformers=SOURCE, perspective, or ngram=FOLDER that train-scorer "
                                 "wrote") from None
 
 
-def open_reader(specs: Sequence[Scorer]) -> Reader:
+def open_reader(specs: Sequence[ScorerSection]) -> AnswerScorer:
     """Load the scorers; words are always judged by the n-gram scorer, the one that knows what a word adds.
 
     Raises:
         DetoxError: a scorer cannot be had.
     """
+    from llm_detox.scoring.load import load_scorer
     from llm_detox.scoring.ngram import NgramScorer, load_ngram_scorer
-    from llm_detox.scoring.toxicity import load_scorer
 
     scorers = [load_scorer(spec) for spec in specs]
     words = next((scorer for scorer in scorers if isinstance(scorer, NgramScorer)), None)
-    return Reader(scorers, words or load_ngram_scorer())
+    return AnswerScorer(scorers, words or load_ngram_scorer())

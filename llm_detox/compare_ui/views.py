@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nicegui import ui
+
 from llm_detox.compare_ui.answering import Answer
-from llm_detox.compare_ui.reading import Reader, Reading
+from llm_detox.compare_ui.reading import AnswerScorer, Reading
 from llm_detox.compare_ui.session import Exchange
 
 _WORDS = {"waiting": "waiting for the first token", "streaming": "answering", "done": "done", "stopped": "stopped",
@@ -15,7 +17,7 @@ _REASONS = {"MAX_TOKENS": "length reached", "EOS_TOKEN": "ended by itself", "STO
             "TIME_LIMIT": "time limit", "CANCELLED": "cancelled by the server"}
 
 
-def answer_view(answer: Answer | None, reader: Reader, *, threshold: float, shown: bool) -> dict[str, Any]:
+def answer_view(answer: Answer | None, reader: AnswerScorer, *, threshold: float, shown: bool) -> dict[str, Any]:
     """One side's card; None is a side that was not asked yet.
 
     Args:
@@ -56,7 +58,7 @@ def _why(worst: float | None) -> str:
     return "could not be scored" if worst is None else f"toxicity {worst:.2f}"
 
 
-def score_rows(reading: Reading, reader: Reader, threshold: float) -> list[dict[str, Any]]:
+def score_rows(reading: Reading, reader: AnswerScorer, threshold: float) -> list[dict[str, Any]]:
     """A row for each attribute: its name and a cell for each scorer with the value in [0, 1], a text, and whether it
     is at or over the threshold. A scorer without the attribute has an empty cell."""
     names: dict[str, None] = {}
@@ -78,7 +80,7 @@ def _cell(scores: Mapping[str, Mapping[str, float] | None], scorer: str, attribu
     return {"text": f"{value:.2f}", "value": value, "over": value >= threshold}
 
 
-def difference(answers: Sequence[Answer], names: Sequence[str], reader: Reader) -> str:
+def difference(answers: Sequence[Answer], names: Sequence[str], reader: AnswerScorer) -> str:
     """The toxicity of both finished answers, for each scorer; empty where one has none."""
     parts = []
     for name, scorer in reader.scorers.items():
@@ -107,3 +109,31 @@ def _short(answer: Answer) -> str:
     if answer.status in ("failed", "stopped") and not answer.text:
         return answer.status
     return "unscored" if answer.worst is None else f"{answer.worst:.2f}"
+
+
+class AnswerCard(ui.element, component="answer.vue"):
+    """A side's card; `on_unveil` is told whether its veiled text shall be shown."""
+
+    def __init__(self, heading: str, where: str, colour: str, view: dict[str, Any],
+                 on_unveil: Callable[[bool], None]) -> None:
+        super().__init__()
+        self._props.update(heading=heading, where=where, colour=colour, view=view)
+        self.on("unveil", lambda event: on_unveil(bool(event.args)))
+
+    def show(self, view: dict[str, Any]) -> None:
+        self._props["view"] = view
+        self.update()
+
+
+class HistoryList(ui.element, component="history.vue"):
+    """The exchanges so far; `on_reopen` gets the number of the one that is chosen."""
+
+    def __init__(self, on_reopen: Callable[[int], None]) -> None:
+        super().__init__()
+        self._props.update(entries=[], open=0)
+        self.on("reopen", lambda event: on_reopen(int(event.args)))
+
+    def show(self, entries: list[dict[str, Any]], reopened: int) -> None:
+        """`reopened` is the number of the exchange that the cards show."""
+        self._props.update(entries=entries, open=reopened)
+        self.update()

@@ -14,7 +14,7 @@ from llm_detox.data.sources import fetch
 from llm_detox.data.tables import column, read_table
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
-from llm_detox.recipe_chat import ChatTable
+from llm_detox.recipe.judge import ChatTable
 
 Messages = list[dict[str, str]]
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # the marks of the hh-rlhf transcripts

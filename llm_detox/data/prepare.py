@@ -18,9 +18,12 @@ from llm_detox.data.records import Record, hash_fraction, record_id, write_jsonl
 from llm_detox.data.sources import fetch
 from llm_detox.data.tables import column, read_table
 from llm_detox.errors import DetoxError
-from llm_detox.folders import step_folder
 from llm_detox.progress import say, track
-from llm_detox.recipe import BudgetSection, Conversations, Recipe, Table, TextData
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.base import Table
+from llm_detox.recipe.data import Conversations, TextData
+from llm_detox.recipe.model import BudgetSection
+from llm_detox.runs.folders import step_folder
 
 _TRUE, _FALSE = {"1", "1.0", "true", "yes", "toxic", "hate"}, {"0", "0.0", "false", "no", "", "nothate"}
 TEMPLATE_FIELD = re.compile(r"\{([\w.]+)\}")

@@ -2,26 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
+from llm_detox.doctor.finding import Finding
 from llm_detox.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check saw: `ok`, `unknown` (this login may not look), `missing` (a run would fail)."""
-
-    check: str
-    state: Literal["ok", "unknown", "missing"]
-    text: str
-    remedy: str | None = None
-
-    def line(self) -> str:
-        """For people."""
-        mark = {"ok": "ok     ", "unknown": "unknown", "missing": "MISSING"}[self.state]
-        return f"{mark}  {self.check}: {self.text}" + (f"\n         remedy: {self.remedy}" if self.remedy else "")
 
 
 def examine(recipe: Recipe) -> list[Finding]:
@@ -31,13 +13,7 @@ def examine(recipe: Recipe) -> list[Finding]:
 
         return list(examine_machine(recipe))
     from llm_detox.doctor.cluster import examine_cluster
-    from llm_detox.doctor.store import examine_store
+    from llm_detox.doctor.machine import examine_store
 
     return [*examine_cluster(recipe.deploy, training_nodes=recipe.training.job.nodes),
             *examine_store(recipe.publish.url)]
-
-
-def summary(findings: Iterable[Finding]) -> dict[str, Any]:
-    """As plain values: `ready`, and the findings."""
-    found = list(findings)
-    return {"ready": not any(one.state == "missing" for one in found), "findings": [asdict(one) for one in found]}

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from llm_detox.deploy.kserve_api import GROUP, Cluster
-from llm_detox.deploy.kserve_render import inference_service
-from llm_detox.doctor import Finding
+from llm_detox.cluster.api import GROUP, Cluster
+from llm_detox.doctor.finding import Finding
 from llm_detox.errors import DetoxError
-from llm_detox.recipe import DeploySection, KserveSection
+from llm_detox.recipe.deploy import DeploySection, KserveSection
+from llm_detox.serve.kserve.render import inference_service
 
 # What the Role llm-detox-deploy in manifests/base/rights gives: (API group, resource, verb).
 RIGHTS = (

@@ -1,14 +1,15 @@
-"""What a run on this machine needs."""
+"""What a run needs: of this machine, and of the store."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 
-from llm_detox.doctor import Finding
+from llm_detox.doctor.finding import Finding
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
 
@@ -42,9 +43,37 @@ def _weed() -> Finding:
 
 
 def _caikit() -> Finding:
-    from llm_detox.deploy.topology import caikit_python
+    from llm_detox.serve.local_stack import caikit_python
 
     try:
         return Finding("Caikit", "ok", str(caikit_python()))
     except DetoxError as error:
         return Finding("Caikit", "missing", error.message, error.remedy)
+
+
+def examine_store(url: str) -> Iterator[Finding]:
+    """Write a small object below the URL, read it back, remove it.
+
+    Args:
+        url: `s3://bucket/prefix`, the recipe's `publish.url`.
+    """
+    from llm_detox.storage.s3 import Place, clear_errors, connect, endpoint_of
+
+    place = Place.parse(url) / f".doctor-{secrets.token_hex(6)}"
+    where, content = f"{url} at {endpoint_of() or 'AWS S3'}", secrets.token_bytes(16)
+    try:
+        client = connect()
+        with clear_errors(url):
+            client.put_object(Bucket=place.bucket, Key=place.key, Body=content)
+            try:
+                back = client.get_object(Bucket=place.bucket, Key=place.key)["Body"].read()
+            finally:
+                client.delete_object(Bucket=place.bucket, Key=place.key)
+    except DetoxError as error:
+        yield Finding("store", "missing", f"{error.place}: {error.message}", error.remedy)
+        return
+    if back == content:
+        yield Finding("store", "ok", f"{where}: written, read back and removed")
+    else:
+        yield Finding("store", "missing", f"{where}: gives back something else than was written",
+                      "look at what stands between: a proxy, a cache, a filter")

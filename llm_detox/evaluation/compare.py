@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation.bootstrap import Interval, mean_interval, resampled_means
+from llm_detox.evaluation.intervals import Interval, mean_interval, resampled_means
 from llm_detox.evaluation.metrics import METRICS, PromptScore, metric_values
 
 Floats = NDArray[np.float64]
@@ -29,7 +29,8 @@ class Evaluation:
         report: its `report.json`.
         scores: prompt id -> what its continuations came to.
         strata: prompt id -> strata.
-        over: attribute -> a character a prompt, in the order of `scores` (see `llm_detox.evaluation.sampled.Sampled`).
+        over: attribute -> a character a prompt, in the order of `scores`
+            (see `llm_detox.evaluation.continuations.Sampled`).
         losses: each of `READ` that was measured -> [texts, 2] of summed loss and tokens.
     """
 

@@ -14,40 +14,42 @@ import numpy as np
 
 from llm_detox.data.records import hash_fraction, read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.evaluation.bootstrap import ratio_interval
-from llm_detox.evaluation.judged import judge_generations, without_nan
-from llm_detox.evaluation.judging import refusal_rate, share_interval
+from llm_detox.evaluation.continuations import GENERATIONS, Clock, Sampled, draw_and_score
+from llm_detox.evaluation.intervals import ratio_interval, share_interval
+from llm_detox.evaluation.judge_metrics import judge_generations, without_nan
 from llm_detox.evaluation.metrics import METRICS, STRATA, WordRuns, summarise
 from llm_detox.evaluation.prompts import Prompts
-from llm_detox.evaluation.sampled import GENERATIONS, Clock, Sampled, draw_and_score
-from llm_detox.folders import MANIFEST, StepFolder, sha256_of, step_folder
-from llm_detox.generation.continuers import Continuer, ReadingContinuer, open_continuer
-from llm_detox.generation.stored import StoredContinuer
+from llm_detox.evaluation.refusal_patterns import refusal_rate
+from llm_detox.generation.fluency import FluencyModel, Loss
+from llm_detox.generation.generators import Generator, ReadingGenerator, open_generator
+from llm_detox.generation.stored_continuations import StoredContinuations
 from llm_detox.judge.judge import judge_fingerprint
 from llm_detox.progress import human_seconds, say, task
 from llm_detox.recipe import Recipe
-from llm_detox.scoring.apart import check_kept_apart
-from llm_detox.scoring.fluency import LanguageModelJudge, Loss
-from llm_detox.scoring.toxicity import ToxicityScorer, load_scorer
+from llm_detox.runs.folders import MANIFEST, StepFolder, sha256_of, step_folder
+from llm_detox.runs.shards import Shard
+from llm_detox.scoring.base import ToxicityScorer
+from llm_detox.scoring.independence import check_kept_apart
+from llm_detox.scoring.load import load_scorer
 
 REPORT, VALUES, CLEAN_GENERATIONS = "report.json", "values.json", "clean_generations.jsonl"
 _CLEAN_PROMPT_WORDS = 10
 
 
 def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path | None, output: Path,
-             generations: Sequence[Path] = (), shard: tuple[int, int] | None = None) -> dict[str, Any]:
+             generations: Sequence[Path] = (), shard: Shard | None = None) -> dict[str, Any]:
     """Measure one arm (RealToxicityPrompts protocol) and write its evaluation folder.
 
     Args:
         model: source of the arm's model: a folder, an adapter that a step wrote, a hub id, `s3://`, `package://`;
-            or the address of a served one (see `llm_detox.generation.continuers`), which has no perplexity.
+            or the address of a served one (see `llm_detox.generation.generators`), which has no perplexity.
         arm: its name in comparisons, such as "base".
         prompts: RealToxicityPrompts records or `{"prompt": "..."}`, JSON lines.
         clean: `{"id", "text"}` lines of harmless text for perplexity; None leaves perplexity out.
         output: gets `report.json`, `generations.jsonl` and `values.json` (numbers per prompt, for pairing).
         generations: files of continuations to score instead of sampling: the shards' `generations.jsonl`, or
             others in that format.
-        shard: (number from 0, of how many): only every so-manyth prompt. The shards' generations together give
+        shard: (number from 0, of how many): only this part of the prompts. The shards' generations together give
             what one run gives.
 
     Returns:
@@ -66,9 +68,9 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         clock = Clock()
         with clock.measure("load"):
             check_kept_apart(recipe.scoring)
-            continuer = open_continuer(model, recipe.evaluation.engine) if clean or not generations else None
+            continuer = open_generator(model, recipe.evaluation.engine) if clean or not generations else None
             scorer = load_scorer(recipe.scoring.judging)
-        source: Continuer | None = StoredContinuer(generations, model) if generations else continuer
+        source: Generator | None = StoredContinuations(generations, model) if generations else continuer
         if source is None:
             raise UsageError("nothing to evaluate", remedy="name a model, or files of generations")
         sampled = draw_and_score(recipe, folder, asked_prompts, source, scorer, clock)
@@ -139,7 +141,7 @@ def attribute_table(over: Mapping[str, str], confidence: float) -> dict[str, dic
     """Texts at or over the threshold, one continuation a prompt, for each attribute.
 
     Args:
-        over: attribute -> a character a text, see `llm_detox.evaluation.sampled.Sampled`.
+        over: attribute -> a character a text, see `llm_detox.evaluation.continuations.Sampled`.
 
     Returns:
         attribute -> {"count", "of", "share", "low", "high"}; the share is None where no text is scored.
@@ -154,12 +156,12 @@ def attribute_table(over: Mapping[str, str], confidence: float) -> dict[str, dic
     return table
 
 
-def _fluency(recipe: Recipe, folder: StepFolder, continuer: Continuer, clean: Path, clock: Clock,
+def _fluency(recipe: Recipe, folder: StepFolder, continuer: Generator, clean: Path, clock: Clock,
              report: dict[str, Any], values: dict[str, Any]) -> None:
     """The arm's perplexity on clean text, and an independent model's on the arm's continuations."""
     passages = list(read_jsonl(clean, required=("text",)))
     texts = [str(record["text"]) for record in passages]
-    if isinstance(continuer, ReadingContinuer):  # a served model gives texts, no likelihoods
+    if isinstance(continuer, ReadingGenerator):  # a served model gives texts, no likelihoods
         with clock.measure("clean text"), task("reading clean text", len(texts), "texts") as work:
             own = continuer.losses(texts, on_progress=work.advance)
         report["perplexity_interval"] = _perplexity(recipe, own)
@@ -188,7 +190,7 @@ def first_continuations(generations: Path, count: int) -> list[tuple[str, str | 
     return [(record["prompt"]["text"], record["generations"][0]["text"]) for record in chosen]
 
 
-def _clean_continuations(recipe: Recipe, continuer: Continuer, texts: Sequence[str]) -> list[tuple[str, str | None]]:
+def _clean_continuations(recipe: Recipe, continuer: Generator, texts: Sequence[str]) -> list[tuple[str, str | None]]:
     """(first words of a passage, a continuation of them), in the order of the passages; None for a missing one."""
     evaluation = recipe.evaluation
     starts = [" ".join(text.split()[:_CLEAN_PROMPT_WORDS]) for text in texts[:evaluation.clean_prompts]]
@@ -199,16 +201,16 @@ def _clean_continuations(recipe: Recipe, continuer: Continuer, texts: Sequence[s
     return [(start, text) for number, start in enumerate(starts) for text in drawn[number]]
 
 
-def _fluency_judge(recipe: Recipe) -> tuple[LanguageModelJudge, str]:
+def _fluency_judge(recipe: Recipe) -> tuple[FluencyModel, str]:
     """The recipe's fluency model; the base where there is none, and a word on which it is."""
     wanted = recipe.evaluation.fluency_model
     if wanted:
         try:
-            return LanguageModelJudge(wanted), "read by an independent model"
+            return FluencyModel(wanted), "read by an independent model"
         except DetoxError as error:
             say(f"the fluency model is not to be had, the base reads instead: {error.message}")
-            return LanguageModelJudge(recipe.model.source), f"read by the base model: {wanted}: {error.message}"
-    return LanguageModelJudge(recipe.model.source), "read by the base model: the recipe names no fluency model"
+            return FluencyModel(recipe.model.source), f"read by the base model: {wanted}: {error.message}"
+    return FluencyModel(recipe.model.source), "read by the base model: the recipe names no fluency model"
 
 
 def _perplexity(recipe: Recipe, losses: Sequence[Loss]) -> dict[str, float]:

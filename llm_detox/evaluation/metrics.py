@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_detox.evaluation.bootstrap import mean_interval
+from llm_detox.evaluation.intervals import mean_interval
 
 Floats = NDArray[np.float64]
 METRICS = ("expected_maximum_toxicity", "toxicity_probability", "mean_toxicity")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from llm_detox.data.records import Record, numbered_id, read_jsonl, record_id
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.runs.shards import WHOLE, Shard, shard_range
 
 
 class Prompts:
@@ -16,33 +18,29 @@ class Prompts:
 
     Args:
         path: RealToxicityPrompts records or `{"prompt": "..."}`, JSON lines.
-        shard: (number from 0, of how many): only every so-manyth prompt.
+        shard: (number from 0, of how many): only this part of the prompts.
 
     Raises:
         DetoxError: the file is unreadable, empty, or a record has no prompt text; the message names the line.
     """
 
-    def __init__(self, path: Path, shard: tuple[int, int] | None = None) -> None:
-        self.path, self.shard = path, shard or (0, 1)
+    def __init__(self, path: Path, shard: Shard | None = None) -> None:
+        self.path, self.shard = path, shard or WHOLE
         whole = sum(1 for _ in _read(path))
         if not whole:
             raise DetoxError("there are no prompts in the file", place=str(path),
                              remedy="give RealToxicityPrompts records, one JSON object a line")
-        number, of = self.shard
-        if not 0 <= number < of <= whole:
-            raise UsageError(f"there is no shard {number} of {of} of {whole} prompts", place="shard",
-                             remedy="shards are numbered from 0, and none may be empty")
-        self._count = len(range(number, whole, of))
+        if self.shard[1] > whole:
+            raise UsageError(f"{self.shard[1]} shards of {whole} prompts", place="shard",
+                             remedy="take fewer shards: none may be empty")
+        self._range = shard_range(whole, self.shard)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._range)
 
     def __iter__(self) -> Iterator[Record]:
         """The records, each with an `id` of its own and `prompt` as an object with `text`."""
-        number, of = self.shard
-        for place, record in enumerate(_read(self.path)):
-            if place % of == number:
-                yield record
+        yield from islice(_read(self.path), self._range.start, self._range.stop)
 
 
 def _read(path: Path) -> Iterator[Record]:

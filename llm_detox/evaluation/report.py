@@ -17,17 +17,17 @@ from llm_detox import __version__
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation import charts
-from llm_detox.evaluation.bootstrap import mean_interval
+from llm_detox.evaluation.attribute_table import stage_table
 from llm_detox.evaluation.compare import READ, Evaluation, compare, perplexity_ratio, read_evaluation, share_change
-from llm_detox.evaluation.judged import JUDGE_REPORT
+from llm_detox.evaluation.gate import decide_gate
+from llm_detox.evaluation.intervals import mean_interval
+from llm_detox.evaluation.judge_metrics import JUDGE_REPORT
 from llm_detox.evaluation.metrics import METRICS
 from llm_detox.evaluation.model_card import model_card, render_markdown
-from llm_detox.evaluation.samples import continuation_samples, rewrite_samples
-from llm_detox.evaluation.stages import stage_table
-from llm_detox.evaluation.verdict import verdict
-from llm_detox.folders import read_manifest, step_folder
+from llm_detox.evaluation.report_examples import continuation_samples, rewrite_samples
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
+from llm_detox.runs.folders import read_manifest, step_folder
 
 TEMPLATES = Path(__file__).parent / "templates"
 _SAMPLES, _REWRITES = 40, 24
@@ -64,7 +64,7 @@ def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Pa
         (folder / "report.json").write_text(json.dumps(_as_json(content), indent=2, ensure_ascii=False), "utf-8")
         (folder / "model_card.md").write_text(model_card(recipe, content), "utf-8")
         folder.result.update(
-            verdict=content["verdict"]["verdict"], reasons=content["verdict"]["reasons"], arms=content["arms"],
+            decide_gate=content["verdict"]["verdict"], reasons=content["verdict"]["reasons"], arms=content["arms"],
             html="report.html")
         say(f"verdict on {content['last']}: {content['verdict']['verdict']}")
         for reason in content["verdict"]["reasons"]:
@@ -79,7 +79,7 @@ def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
     options: dict[str, Any] = {"samples": recipe.evaluation.bootstrap_samples,
                                "confidence": recipe.evaluation.confidence, "seed": recipe.seed}
     differences = compare(arms, **options)
-    judged = verdict(recipe, arms)
+    judged = decide_gate(recipe, arms)
     reports = {arm: evaluation.report for arm, evaluation in arms.items()}
     first, last = reports[names[0]], reports[names[-1]]
     rewrites, fates = rewrite_samples(records, _REWRITES) if records else ([], {})
@@ -104,7 +104,7 @@ def build(recipe: Recipe, arms: Mapping[str, Evaluation], records: Path | None,
 
 
 def _agreement(judge: Path, arms: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """How a judge did on labelled conversations (see `llm_detox.evaluation.judging.judge_agreement`)."""
+    """How a judge did on labelled conversations (see `llm_detox.evaluation.judge_metrics.judge_agreement`)."""
     try:
         found: dict[str, Any] = json.loads((judge / JUDGE_REPORT).read_text("utf-8"))
         agreement, fingerprint = found["agreement"], found["fingerprint"]

@@ -24,8 +24,8 @@ from llm_detox.export.readers import (
     old_tokenizer_config,
     unreadable,
 )
-from llm_detox.folders import digest_of, sha256_of, step_folder
 from llm_detox.progress import say
+from llm_detox.runs.folders import digest_of, sha256_of, step_folder
 
 ARTIFACTS = "artifacts"
 _MODULE_ID = "f9181353-4ccf-4572-bd1e-f12bcda26792"

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from llm_detox.client.conversation import NEXT_TURN, plain_turns
+from llm_detox.client.types import NEXT_TURN, plain_turns
 from llm_detox.data.chats import Messages
 from llm_detox.errors import DetoxError
-from llm_detox.generation.continuers import Continuer, EndpointContinuer, LocalContinuer, open_continuer
+from llm_detox.generation.generators import EndpointGenerator, Generator, LocalGenerator, open_generator
 from llm_detox.generation.models import load_tokenizer
-from llm_detox.recipe import SamplingSection
-from llm_detox.recipe_chat import ChatModelSection
+from llm_detox.recipe.evaluation import SamplingSection
+from llm_detox.recipe.judge import ChatModelSection
 
 _MOST_LIKELY = 1e-6  # a nucleus that holds one token: the most likely one
 NO_ANSWER = "the server gave no answer"  # another try may give one
@@ -58,12 +58,12 @@ class _Chat:
             top_p=how.top_p if how.temperature else _MOST_LIKELY, temperature=how.temperature or 1.0,
             max_new_tokens=how.max_new_tokens, batch_tokens=how.batch_tokens)
         self._sends_messages = source.startswith("openai+")  # such a server has the template itself
-        self._continuer: Continuer = (
-            EndpointContinuer(source, chat=True) if self._sends_messages else open_continuer(source))
+        self._continuer: Generator = (
+            EndpointGenerator(source, chat=True) if self._sends_messages else open_generator(source))
         self._tokenizer: PreTrainedTokenizerBase | None = None
         if how.template:
             self._tokenizer = load_tokenizer(how.template)
-        elif isinstance(self._continuer, LocalContinuer):
+        elif isinstance(self._continuer, LocalGenerator):
             self._tokenizer = self._continuer.tokenizer
 
     def answers(self, conversations: Sequence[Messages], *, seed: int, keys: Sequence[str],
@@ -90,7 +90,7 @@ class _Chat:
 
     def _fits(self, prompt: str) -> bool:
         """A prompt that is cut in front would lose what it asks."""
-        if not isinstance(self._continuer, LocalContinuer):
+        if not isinstance(self._continuer, LocalGenerator):
             return True
         limit = getattr(self._continuer.model.config, "max_position_embeddings", None)
         tokens: Any = self._continuer.tokenizer(prompt)["input_ids"]

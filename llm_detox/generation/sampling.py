@@ -22,8 +22,8 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from llm_detox.data.records import record_id
 from llm_detox.errors import DetoxError
 from llm_detox.generation.kv_cache import roomy_cache
-from llm_detox.generation.side_by_side import side_by_side
-from llm_detox.recipe import SamplingSection
+from llm_detox.generation.parallel import run_in_parallel
+from llm_detox.recipe.evaluation import SamplingSection
 
 _MASK32 = 0xFFFFFFFF
 _FIRST_CANDIDATES = 256  # nearly every nucleus of p = .9 fits; the others are looked at again with more
@@ -124,7 +124,7 @@ def iterate_continuations(
     decode = functools.partial(_decode_batch, model, sampling=sampling, seed=seed, stops=stops, guide=guide)
     at_once = _batches_at_once(model)
     shared = sampling.model_copy(update={"batch_tokens": max(1, sampling.batch_tokens // at_once)})
-    for batch, drawn in side_by_side(decode, _batches(encoded, keys, k, shared), at_once):
+    for batch, drawn in run_in_parallel(decode, _batches(encoded, keys, k, shared), at_once):
         rows = iter(drawn)
         for work in batch.works:
             texts = [_text(tokenizer, work.tokens, next(rows)) for _ in range(work.count)]

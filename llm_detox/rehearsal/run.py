@@ -8,7 +8,7 @@ from typing import Any
 from llm_detox.data.records import write_jsonl
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
-from llm_detox.rehearsal.data import ROWS, rude_half, sentence
+from llm_detox.rehearsal.models import ROWS, rude_half, sentence
 from llm_detox.rehearsal.stand_ins import rehearsal_of
 
 
@@ -37,8 +37,8 @@ def _arms(recipe: Recipe, output: Path) -> dict[str, Any]:
     """`detox-and-serve` up to the converted model, whatever the gate says."""
     from llm_detox.data.prepare import prepare_data
     from llm_detox.evaluation.evaluate import evaluate
-    from llm_detox.evaluation.refusals import measure_refusals
     from llm_detox.evaluation.report import write_report
+    from llm_detox.evaluation.stop_hate import measure_refusals
     from llm_detox.export.converting import convert
     from llm_detox.rephrase.detoxify import detoxify
     from llm_detox.training.dpo import train_dpo
@@ -70,7 +70,7 @@ def _arms(recipe: Recipe, output: Path) -> dict[str, Any]:
 
 def _judge(recipe: Recipe, output: Path) -> dict[str, Any]:
     """The training of a judge and its reading of answers; its labels come ready, a tiny model could not give them."""
-    from llm_detox.evaluation.judged import judge_conversations
+    from llm_detox.evaluation.judge_metrics import judge_conversations
     from llm_detox.export.converting import convert
     from llm_detox.judge.build import training_row
     from llm_detox.judge.constitution import load_constitution

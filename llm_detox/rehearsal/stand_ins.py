@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm_detox.cache import cache_dir
 from llm_detox.data.prepare import TEMPLATE_FIELD
-from llm_detox.folders import digest_of
 from llm_detox.recipe import Recipe
-from llm_detox.rehearsal.data import ROWS, rude_half, sentence, table
-from llm_detox.rehearsal.models import tiny_model
+from llm_detox.rehearsal.models import ROWS, rude_half, sentence, table, tiny_model
+from llm_detox.runs.folders import cache_dir, digest_of
 
 
 def rehearsal_of(recipe: Recipe) -> Recipe:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llm_detox.rephrase.engine import Loss
-from llm_detox.rephrase.methods import Scorer
+from llm_detox.generation.likelihood import Loss
+from llm_detox.rephrase.base import Scorer
 
 _WORDS = re.compile(r"[\w']+")
 
@@ -32,7 +32,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Candidate:
     """One candidate with what was measured before it was decided; None where an earlier bound failed."""
 
     text: str
@@ -86,9 +86,9 @@ class Acceptance:
         self._fluency = fluency
         self._bounds = bounds
 
-    def judge(self, originals: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[Judged]]:
+    def judge(self, originals: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[Candidate]]:
         """For each original its distinct candidates, the accepted ones first, by falling rank."""
-        judged = [[Judged(text, None, refused="repeats" if repeats(text) and not repeats(original) else None)
+        judged = [[Candidate(text, None, refused="repeats" if repeats(text) and not repeats(original) else None)
                    for text in dict.fromkeys(group) if text.strip() and text != original]
                   for original, group in zip(originals, candidates, strict=True)]
         judged = self._by_toxicity(judged)
@@ -96,43 +96,43 @@ class Acceptance:
         judged = self._by_fluency(originals, judged)
         return [sorted(group, key=lambda one: (one.refused is not None, -one.rank)) for group in judged]
 
-    def _by_toxicity(self, groups: list[list[Judged]]) -> list[list[Judged]]:
+    def _by_toxicity(self, groups: list[list[Candidate]]) -> list[list[Candidate]]:
         scores = iter(self._scorer.score([one.text for group in groups for one in group if not one.refused]))
 
-        def decide(one: Judged) -> Judged:
+        def decide(one: Candidate) -> Candidate:
             if one.refused:
                 return one
             score = next(scores)
             if score is None:
-                return Judged(one.text, None, refused="unscored")
-            return Judged(one.text, score, refused=None if score < self._bounds.toxicity else "toxic")
+                return Candidate(one.text, None, refused="unscored")
+            return Candidate(one.text, score, refused=None if score < self._bounds.toxicity else "toxic")
 
         return [[decide(one) for one in group] for group in groups]
 
-    def _by_similarity(self, originals: Sequence[str], groups: list[list[Judged]]) -> list[list[Judged]]:
+    def _by_similarity(self, originals: Sequence[str], groups: list[list[Candidate]]) -> list[list[Candidate]]:
         pairs = [(original, one.text) for original, group in zip(originals, groups, strict=True)
                  for one in group if not one.refused]
         values = iter(self._similarity.cosine(*map(list, zip(*pairs, strict=True)))
                       if self._similarity and pairs else [1.0] * len(pairs))
 
-        def decide(one: Judged) -> Judged:
+        def decide(one: Candidate) -> Candidate:
             if one.refused:
                 return one
             value = next(values)
-            return Judged(one.text, one.toxicity, value,
+            return Candidate(one.text, one.toxicity, value,
                           refused=None if value >= self._bounds.similarity else "not similar")
 
         return [[decide(one) for one in group] for group in groups]
 
-    def _by_fluency(self, originals: Sequence[str], groups: list[list[Judged]]) -> list[list[Judged]]:
+    def _by_fluency(self, originals: Sequence[str], groups: list[list[Candidate]]) -> list[list[Candidate]]:
         alive = [i for i, group in enumerate(groups) if any(not one.refused for one in group)]
         variants = [[originals[i], *(one.text for one in groups[i] if not one.refused)] for i in alive]
         read = dict(zip(alive, self._fluency.variant_losses(variants), strict=True))
 
-        def decide(one: Judged, original: Loss, loss: Loss) -> Judged:
+        def decide(one: Candidate, original: Loss, loss: Loss) -> Candidate:
             before, value = perplexity(original), perplexity(loss, original)
             fits = value <= self._bounds.fluency * before
-            return Judged(one.text, one.toxicity, one.similarity, value, before,
+            return Candidate(one.text, one.toxicity, one.similarity, value, before,
                           refused=None if fits else "not fluent")
 
         decided = []

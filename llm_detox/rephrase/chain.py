@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llm_detox.data.records import Record
-from llm_detox.rephrase.acceptance import Acceptance, Judged
-from llm_detox.rephrase.methods import Method, Scorer
+from llm_detox.rephrase.acceptance import Acceptance, Candidate
+from llm_detox.rephrase.base import Method, Scorer
 
 
 class Chain:
@@ -40,8 +40,8 @@ class Chain:
             for i, record in enumerate(records)
         ]
 
-    def _rewrite(self, texts: dict[int, str]) -> tuple[dict[int, tuple[str, Judged]], dict[int, list[Record]]]:
-        chosen: dict[int, tuple[str, Judged]] = {}
+    def _rewrite(self, texts: dict[int, str]) -> tuple[dict[int, tuple[str, Candidate]], dict[int, list[Record]]]:
+        chosen: dict[int, tuple[str, Candidate]] = {}
         tried: dict[int, list[Record]] = {i: [] for i in texts}
         for method in self._methods:
             pending = [i for i in texts if i not in chosen]
@@ -56,7 +56,7 @@ class Chain:
                     chosen[i] = (method.name, accepted[0])
         return chosen, tried
 
-    def _outcome(self, text: str, score: float | None, chosen: tuple[str, Judged] | None,
+    def _outcome(self, text: str, score: float | None, chosen: tuple[str, Candidate] | None,
                  tried: list[Record] | None) -> Record:
         scores: dict[str, Any] = {"toxicity_before": score}
         if tried is None and score is None:
@@ -82,7 +82,7 @@ def _record(text: str, original: str, action: str, method: str | None, scores: d
     return {**record, "tried": tried} if tried else record
 
 
-def _attempt(method: str, group: Sequence[Judged]) -> Record:
+def _attempt(method: str, group: Sequence[Candidate]) -> Record:
     refusals: dict[str, int] = {}
     for one in group:
         if one.refused:

@@ -6,24 +6,25 @@ chunk in which it broke off. A batch therefore never depends on where an earlier
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_detox.data.records import JsonlAppender, Record, read_jsonl, record_id, write_jsonl
-from llm_detox.errors import DetoxError, UsageError
-from llm_detox.folders import digest_of, input_digest, read_manifest, step_folder
+from llm_detox.errors import DetoxError
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
-from llm_detox.rephrase.summary import Summary
-from llm_detox.rephrase.workshop import Workshop
+from llm_detox.rephrase.build import MethodFactory
+from llm_detox.runs.folders import digest_of, input_digest, read_manifest, step_folder
+from llm_detox.runs.shards import WHOLE, Shard, shard_range
 
 CHUNK = 128
-LARGEST_COUNT = 64
+_BINS = 10
 RECORDS = "records.jsonl"
 
 
-def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE) -> dict[str, Any]:
     """Rewrite the toxic records of a JSON lines file.
 
     Args:
@@ -50,7 +51,7 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: tuple[int, int
             for record in out.existing:
                 summary.add(record)
             work.skip(len(out.existing))
-            workshop = Workshop(recipe)
+            workshop = MethodFactory(recipe)
             for part in outcomes(
                     lambda part: workshop.for_records(records).run(part), workshop, records, chunks, out):
                 for outcome in part:
@@ -99,7 +100,7 @@ def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> dict[str
 
 
 def outcomes(
-    run: Callable[[Sequence[Record]], Sequence[Record]], workshop: Workshop, records: Sequence[Record],
+    run: Callable[[Sequence[Record]], Sequence[Record]], workshop: MethodFactory, records: Sequence[Record],
     chunks: Sequence[range], out: JsonlAppender,
 ) -> Iterator[list[Record]]:
     """What `run` makes of the records behind those that `out` held when it was opened, chunk by chunk, written."""
@@ -146,37 +147,49 @@ def _answer_of(record: Record) -> Record:
     return {name: record[name] for name in ("toxic", *names) if name in record} if set(names) <= record.keys() else {}
 
 
-def read_shard(text: str) -> tuple[int, int]:
-    """`2/8` -> (2, 8).
-
-    Raises:
-        UsageError: it is written otherwise, or there is no such shard.
-    """
-    index, slash, total = text.partition("/")
-    if not (slash and index.isdecimal() and total.isdecimal() and int(index) < int(total)):
-        raise UsageError(f"{text!r} is no shard", place="--shard", remedy="write i/n with i from 0 to n - 1, as in 0/4")
-    return int(index), int(total)
-
-
-def shard_names(count: int) -> list[str]:
-    """`["0/2", "1/2"]` for 2.
-
-    Raises:
-        UsageError: less than one shard, or more than a cluster should be asked for.
-    """
-    if not 1 <= count <= LARGEST_COUNT:
-        raise UsageError(f"{count} shards", place="shards", remedy=f"from 1 to {LARGEST_COUNT}")
-    return [f"{index}/{count}" for index in range(count)]
-
-
-def shard_chunks(count: int, shard: tuple[int, int] = (0, 1)) -> list[range]:
+def shard_chunks(count: int, shard: Shard = WHOLE) -> list[range]:
     """The chunks of a shard, as ranges of record numbers; neighbouring shards have neighbouring chunks.
 
     Raises:
         DetoxError: the shard is not one of its count.
     """
-    index, total = shard
-    if not 0 <= index < total:
-        raise DetoxError(f"there is no shard {index} of {total}", remedy="shards count from 0: 0/4, 1/4, 2/4, 3/4")
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-    return chunks[len(chunks) * index // total: len(chunks) * (index + 1) // total]
+    return [chunks[number] for number in shard_range(len(chunks), shard)]
+
+
+
+
+class Summary:
+    """Adds up records one by one."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter({"records": 0, "kept": 0, "rewritten": 0, "dropped": 0})
+        self._methods: Counter[str] = Counter()
+        self._refusals: Counter[str] = Counter()
+        self._histograms = {name: [0] * _BINS for name in ("toxicity_before", "toxicity_after", "similarity")}
+        self._sums: Counter[str] = Counter()
+
+    def add(self, record: Record) -> None:
+        """Count one record of the audit trail."""
+        self.counts["records"] += 1
+        self.counts[record["action"]] += 1
+        for attempt in record.get("tried", ()):
+            self._refusals.update(attempt["refused"])
+        if record["action"] != "rewritten":
+            return
+        self._methods[record["method"]] += 1
+        for name, histogram in self._histograms.items():
+            value = record["scores"].get(name)
+            if value is not None:
+                histogram[min(_BINS - 1, max(0, int(value * _BINS)))] += 1
+                self._sums[name] += value
+        if "perplexity_after" in record["scores"]:  # a refusal has none
+            self._sums["perplexity_ratio"] += (
+                record["scores"]["perplexity_after"] / record["scores"]["perplexity_before"])
+
+    def as_result(self) -> dict[str, Any]:
+        """Counts, shares and, over the rewritten records, means and histograms of ten bins from 0 to 1."""
+        rewritten = self.counts["rewritten"]
+        means = {name: round(value / rewritten, 4) for name, value in self._sums.items()} if rewritten else {}
+        return {**self.counts, "methods": dict(self._methods), "refusals": dict(self._refusals), "means": means,
+                "histograms": self._histograms}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from llm_detox.errors import DetoxError
 from llm_detox.progress import task
-from llm_detox.recipe import RephraserTrainingSection
+from llm_detox.recipe.rephrase import RephraserTrainingSection
 
 IGNORED = -100
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llm_detox.generation.likelihood import budget_batches
 from llm_detox.generation.sampling import Guide, sample_continuations
-from llm_detox.recipe import SamplingSection
-from llm_detox.rephrase.engine import budget_batches
+from llm_detox.recipe.evaluation import SamplingSection
 
 PAIR_TEMPLATE = "Rude: {text}\nPolite:"
 INSTRUCTION = (

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.errors import DetoxError
-from llm_detox.rephrase.engine import budget_batches
+from llm_detox.generation.likelihood import budget_batches
 from llm_detox.rephrase.packed_bart import Ids, PackedBart
 from llm_detox.rephrase.side_by_side import side_by_side
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
-from llm_detox.rephrase.methods import Scorer
+from llm_detox.rephrase.base import Scorer
 
 _VOWEL = re.compile(r"[aeiou]", re.IGNORECASE)
 _LOOSE_PUNCTUATION = re.compile(r"\s+([,.!?;:)\]])")
@@ -111,7 +111,7 @@ def without(
     out += words[position:]
     for seam in seams:
         _agree(out, seam)
-    rebuilt = tidy(" ".join(out))
+    rebuilt = join_loose_marks(" ".join(out))
     if 0 in mask and not (replacements or {}).get(0):
         rebuilt = rebuilt.lstrip(" ,.!?;:") or rebuilt
     if text[:1].isupper():
@@ -145,8 +145,35 @@ def _parts(word: str) -> tuple[str, str, str]:
     return (match[1], match[2], match[3]) if match else ("", word, "")
 
 
-def tidy(text: str) -> str:
+def join_loose_marks(text: str) -> str:
     """Spaces as in print: one between words, none before a stop or inside a contraction."""
     text = re.sub(r"\s+", " ", text).strip()
     text = _LOOSE_PUNCTUATION.sub(r"\1", text)
     return _LOOSE_CLITIC.sub(lambda m: f"{m[1]}{chr(39) + m[2] if m[2] else m[3]}", text)
+
+
+class Delete:
+    """The fewest words, most toxic first, without which the scorer accepts the text.
+
+    Args:
+        scorer: attributes the toxicity and judges what is left.
+        below: the toxicity that the rest must come under.
+        largest_share: of a text's words that may go.
+    """
+
+    name = "delete"
+
+    def __init__(self, scorer: Scorer, *, below: float, largest_share: float) -> None:
+        self._scorer = scorer
+        self._below = below
+        self._largest_share = largest_share
+
+    def candidates(self, texts: Sequence[str]) -> list[list[str]]:
+        """The text without its toxic words, plain and with dangling articles trimmed."""
+        masks = smallest_masks(self._scorer, texts, below=self._below, largest_share=self._largest_share)
+        return [deletions(text, mask) if mask else [] for text, mask in zip(texts, masks, strict=True)]
+
+
+def deletions(text: str, mask: frozenset[int]) -> list[str]:
+    """The distinct ways to leave the masked words out."""
+    return list(dict.fromkeys([without(text, mask, trim=True), without(text, mask)]))

@@ -20,14 +20,13 @@ from safetensors.numpy import save_file
 from scipy import sparse
 
 from llm_detox.errors import DetoxError
-from llm_detox.folders import digest_of, sha256_of
-from llm_detox.scoring.contained import NOTE
-from llm_detox.scoring.contained import WEIGHTS_FILE as WEIGHTS_FILE
+from llm_detox.progress import track
+from llm_detox.recipe.scorers import NOTE, WEIGHTS_FILE
+from llm_detox.runs.folders import digest_of, sha256_of
+from llm_detox.scoring.base import Scores, ToxicityScorer
 from llm_detox.scoring.features import BITS, BUCKETS, EVIDENCE, Encoded, Features, Floats, encode, evidence, features
-from llm_detox.scoring.meaning import Landmarks, PieceReader, Reader, SentenceReader, landmarks
 from llm_detox.scoring.ngram import NgramScorer, sigmoid
-from llm_detox.scoring.ridge import solve
-from llm_detox.scoring.toxicity import Scores, ToxicityScorer
+from llm_detox.scoring.text_vectors import Landmarks, PieceReader, SentenceReader, TextEncoder, landmarks
 
 TOKENIZER_FILE = "tokenizer.json"
 _WORD_FACTOR = 1.5  # words and pairs of words against character n-grams
@@ -41,7 +40,7 @@ class Ridge:
 
     Attributes:
         evidence_weight, meaning_weight: of these inputs against the n-grams, which have length one.
-        landmarks, gamma: see `llm_detox.scoring.meaning.landmarks`.
+        landmarks, gamma: see `llm_detox.scoring.text_vectors.landmarks`.
     """
 
     penalty: float = 0.05
@@ -74,7 +73,7 @@ class AttributeModel:
     idf: NDArray[np.float32]
     base: NDArray[np.float32]
     evidence_scale: Floats
-    reader: Reader | None = None
+    reader: TextEncoder | None = None
     landmarks: Landmarks | None = None
     calibration: Floats = field(default_factory=lambda: np.array([[4.0], [-2.0]]))  # near the identity around one half
     base_source: str = ""
@@ -119,7 +118,7 @@ def _normalised(counts: sparse.csr_matrix, idf: NDArray[np.float32]) -> sparse.c
 
 
 def fit_attributes(texts: Sequence[str], scores: Floats, attributes: Sequence[str], base: NgramScorer | None,
-                   reader: Reader | None = None, how: Ridge = Ridge()) -> AttributeModel:
+                   reader: TextEncoder | None = None, how: Ridge = Ridge()) -> AttributeModel:
     """Fit weights on texts with stored scores [n, a] in [0, 1]; the calibration is left at the identity's place.
 
     Args:
@@ -232,7 +231,7 @@ def load_attribute_scorer(path: Path, *, attribute: str = "toxicity") -> Attribu
     return AttributeScorer(model, f"attributes-{digest_of([sha256_of(path), tokenizer])[:16]}", attribute)
 
 
-def _reader(tensors: dict[str, Any], notes: dict[str, str], tokenizer: str) -> Reader | None:
+def _reader(tensors: dict[str, Any], notes: dict[str, str], tokenizer: str) -> TextEncoder | None:
     if "pieces" in tensors:
         return PieceReader(tokenizer, tensors["pieces"].astype(np.float32), tensors["pieces.idf"])
     return SentenceReader(notes["encoder"]) if "encoder" in notes else None
@@ -243,3 +242,39 @@ def _landmarks(tensors: dict[str, Any]) -> Landmarks | None:
         return None
     return Landmarks(tensors["landmarks.centre"], tensors["landmarks.points"].astype(np.float32),
                      tensors["landmarks.whiten"], float(tensors["landmarks.gamma"][0]))
+
+
+def solve(inputs: sparse.csr_matrix, extra: NDArray[np.float32], targets: Floats, *, penalty: float,
+          tolerance: float = 1e-4, most_steps: int = 400) -> Floats:
+    """The dual weights [n, a]; the weights are `inputs.T @ dual` and `extra.T @ dual`.
+
+    Args:
+        inputs: [n, f] sparse, and
+        extra: [n, m] dense inputs of the same texts.
+        targets: [n, a]; the columns are independent.
+        penalty: on the squared weights.
+
+    Returns:
+        The solution of (X X' + E E' + penalty) dual = targets, to a residual of `tolerance` of the targets' size.
+    """
+    transposed = inputs.T.tocsr()
+
+    def product(vectors: Floats) -> Floats:
+        dense = extra @ (extra.T @ vectors.astype(np.float32))
+        return np.asarray(inputs @ (transposed @ vectors) + dense + penalty * vectors, dtype=np.float64)
+
+    dual = np.zeros_like(targets)
+    rest = targets.copy()
+    direction = rest.copy()
+    size = (rest**2).sum(axis=0)
+    goal = size * tolerance**2
+    for _ in track(range(most_steps), "fitting", most_steps, "steps"):
+        moved = product(direction)
+        step = size / np.maximum((direction * moved).sum(axis=0), 1e-30)
+        dual += step * direction
+        rest -= step * moved
+        before, size = size, (rest**2).sum(axis=0)
+        if (size <= goal).all():
+            break
+        direction = rest + direction * (size / np.maximum(before, 1e-30))
+    return dual

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
-from llm_detox.folders import digest_of, sha256_of
-from llm_detox.scoring.toxicity import Scores, ToxicityScorer
+from llm_detox.recipe.scorers import BILSTM_WEIGHTS
+from llm_detox.runs.folders import digest_of, sha256_of
+from llm_detox.scoring.base import Scores, ToxicityScorer
 
-DEFAULT_SOURCE = "package://toxic-comment-classifier/toxic_classifier/model"
 WEIGHTS_FILE, WORDS_FILE = "model.weights.h5", "tokenizer.pickle"
 WORDS = 100
 # The file's labels, in its order, by their names in RealToxicityPrompts.
@@ -75,7 +75,7 @@ def load_bilstm_scorer(source: str | None = None, *, attribute: str = "toxicity"
     Raises:
         DetoxError: a file is missing or holds something else.
     """
-    folder = fetch(source or DEFAULT_SOURCE, kind="model")
+    folder = fetch(source or BILSTM_WEIGHTS, kind="model")
     weights, words = folder / WEIGHTS_FILE, folder / WORDS_FILE
     for path in (weights, words):
         if not path.exists():

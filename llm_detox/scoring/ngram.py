@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from llm_detox.cache import cache_dir
 from llm_detox.data.records import hash_fraction
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
-from llm_detox.folders import sha256_of
 from llm_detox.progress import say, task
-from llm_detox.scoring.contained import LABELLED_TEXT
+from llm_detox.recipe.scorers import LABELLED_TEXT
+from llm_detox.runs.folders import cache_dir, sha256_of
+from llm_detox.scoring.base import Scores, ToxicityScorer
 from llm_detox.scoring.features import BUCKETS, Floats, encode, features, word_shares
-from llm_detox.scoring.toxicity import Scores, ToxicityScorer
 
 _VERSION = "1"  # of the features and the training: a change makes new weights and a new fingerprint
 _HELD_OUT = 0.1

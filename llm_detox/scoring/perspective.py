@@ -16,9 +16,9 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from llm_detox.cache import cache_dir
 from llm_detox.errors import DetoxError
-from llm_detox.scoring.toxicity import Scores, ToxicityScorer
+from llm_detox.runs.folders import cache_dir
+from llm_detox.scoring.base import Scores, ToxicityScorer
 
 ADDRESS = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "threat", "profanity",

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_detox.cache import cache_dir
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
-from llm_detox.folders import sha256_of
 from llm_detox.generation.models import compute_dtype, device
-from llm_detox.scoring.meaning import DEFAULT_ENCODER
+from llm_detox.recipe.scorers import SENTENCE_ENCODER
+from llm_detox.runs.folders import cache_dir, sha256_of
 
 _DEFAULT_MAX_TOKENS = 256
 
@@ -35,7 +34,7 @@ class SentenceSimilarity:
         DetoxError: the source is missing, or is no encoder folder with safetensors and a tokenizer.
     """
 
-    def __init__(self, source: str = DEFAULT_ENCODER, *, batch_tokens: int = 8192) -> None:
+    def __init__(self, source: str = SENTENCE_ENCODER, *, batch_tokens: int = 8192) -> None:
         folder = _encoder_folder(source)
         self.name = source
         self.batch_tokens = batch_tokens

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
-from llm_detox.folders import input_digest
 from llm_detox.generation.models import compute_dtype, device
-from llm_detox.scoring.toxicity import Scores, ToxicityScorer
+from llm_detox.runs.folders import input_digest
+from llm_detox.scoring.base import Scores, ToxicityScorer
 
 # What classifiers call the attributes of RealToxicityPrompts.
 _NAMES = {

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm_detox.cache import cache_dir
 from llm_detox.errors import DetoxError
-from llm_detox.folders import digest_of, sha256_of
 from llm_detox.progress import say
-from llm_detox.storage.checksums import INDEX, checked_index, digest_of_index, part_size
-from llm_detox.storage.pointer import read_json, read_pointer
+from llm_detox.runs.folders import cache_dir, digest_of, sha256_of
+from llm_detox.storage.layout import INDEX, checked_index, digest_of_index, part_size, read_json, read_pointer
 from llm_detox.storage.publishing import listing
 from llm_detox.storage.s3 import Place, clear_errors, connect, endpoint_of, is_missing, may_pass
 from llm_detox.storage.transfer import PARTS_SUFFIX, transfers

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_detox.progress import Task, task
-from llm_detox.storage.checksums import MEBIBYTE, FileSum
+from llm_detox.storage.layout import MEBIBYTE, FileSum
 from llm_detox.storage.s3 import Place, error_code
 
 THREADS = 8

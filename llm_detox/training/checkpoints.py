@@ -17,7 +17,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm_detox.progress import say
-from llm_detox.training import ranks
+from llm_detox.training import distributed
 
 # What a trainer counts beside its state: TRL's tokens, and where DPO's anchor goes on.
 _COUNTERS = ("_total_train_tokens", "_next_anchor")
@@ -36,7 +36,7 @@ class Checkpoints(TrainerCallback):
         self._trainer, self._seconds = trainer, 60 * minutes
         self.folder = Path(str(trainer.args.output_dir))
         self._last_save = time.monotonic()
-        if ranks.is_first():
+        if distributed.is_first():
             self.drop_unfinished()
 
     def last(self) -> Path | None:
@@ -59,11 +59,11 @@ class Checkpoints(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         due = state.global_step < state.max_steps and time.monotonic() - self._last_save >= self._seconds
-        control.should_save = ranks.from_first(lambda: due)
+        control.should_save = distributed.from_first(lambda: due)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        ranks.wait_for_all()  # each process writes its random state
-        if ranks.is_first():
+        distributed.wait_for_all()  # each process writes its random state
+        if distributed.is_first():
             written, before = self.folder / f"checkpoint-{state.global_step}", self.last()
             counters = {name: getattr(self._trainer, name) for name in _COUNTERS if hasattr(self._trainer, name)}
             (written / _COUNTERS_FILE).write_text(json.dumps(counters), "utf-8")
@@ -71,7 +71,7 @@ class Checkpoints(TrainerCallback):
             written.rename(self.folder / f"step-{state.global_step}")
             if before is not None:
                 shutil.rmtree(before)
-        ranks.wait_for_all()
+        distributed.wait_for_all()
         self._last_save = time.monotonic()
 
 

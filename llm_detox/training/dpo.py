@@ -18,32 +18,32 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from llm_detox.cluster.train_job import train_on_nodes
 from llm_detox.data.records import Record, read_jsonl, write_jsonl
-from llm_detox.deploy.train_job import train_on_nodes
 from llm_detox.errors import DetoxError
-from llm_detox.folders import MANIFEST, StepFolder
 from llm_detox.generation.models import load_model, load_tokenizer, read_base_source
 from llm_detox.progress import say, task
-from llm_detox.recipe import DpoSection, Recipe
-from llm_detox.training import ranks
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.training import DpoSection
+from llm_detox.runs.folders import MANIFEST, StepFolder
+from llm_detox.training import distributed
 from llm_detox.training.anchor import anchor_rows, divergence, own_continuations, padded
 from llm_detox.training.batches import LikeLengthBatches
+from llm_detox.training.encoding import clean_texts, report_truncation
+from llm_detox.training.library_logging import quiet_libraries
 from llm_detox.training.lora import (
     REFERENCE_ADAPTER,
     adapters_in_float32,
     is_whole_model,
     open_adapter,
+    resolve_quantization,
     save_adapter,
     save_merged,
 )
 from llm_detox.training.output_layer import score_labels_only
-from llm_detox.training.pair_tables import GIVEN, given_pairs
-from llm_detox.training.pairs import Pair, prompt_texts, rewrite_pairs, sampled_pairs
-from llm_detox.training.precision import settled
-from llm_detox.training.quiet import quiet_libraries
+from llm_detox.training.pairs import GIVEN, Pair, given_pairs, prompt_texts, rewrite_pairs, sampled_pairs
 from llm_detox.training.run import common_arguments, run_training
 from llm_detox.training.sft import tell_translations
-from llm_detox.training.texts import clean_texts, tell_cut
 
 _NAN_REMEDY = "lower training.dpo.learning_rate or raise training.dpo.beta"
 
@@ -73,17 +73,17 @@ def train_dpo(
     """
     given = {"adapter": adapter, "records": records, "prompts": prompts, "clean": clean}
     inputs = {name: path for name, path in given.items() if path}
-    if recipe.training.dpo.enabled and ranks.on_other_nodes(recipe):
+    if recipe.training.dpo.enabled and distributed.on_other_nodes(recipe):
         return train_on_nodes(recipe, "dpo", inputs, output=output)
     settings = recipe.settings("model", "training", "scoring", "evaluation")
     if not recipe.training.dpo.enabled:
-        with ranks.shared_step_folder(output, "adapter", settings=settings, inputs=inputs) as folder:
+        with distributed.shared_step_folder(output, "adapter", settings=settings, inputs=inputs) as folder:
             return _pass_on(adapter, folder)
-    with (ranks.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
+    with (distributed.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
           quiet_libraries()):
-        pairs = [Pair(**record) for record in ranks.from_first(lambda: _kept(folder, "pairs", lambda: [
+        pairs = [Pair(**record) for record in distributed.from_first(lambda: _kept(folder, "pairs", lambda: [
             pair.as_record() for pair in make_pairs(recipe, adapter=adapter, records=records, prompts=prompts)]))]
-        anchor = [record["text"] for record in ranks.from_first(lambda: _kept(folder, "anchor", lambda: [
+        anchor = [record["text"] for record in distributed.from_first(lambda: _kept(folder, "anchor", lambda: [
             {"text": text} for text in _anchor_texts(recipe, adapter, clean)]))]
         folder.counts.update(_counts(recipe, pairs))
         folder.result.update(_train(recipe, adapter, pairs, anchor, folder), pairs=dict(folder.counts))
@@ -93,7 +93,7 @@ def train_dpo(
 def _pass_on(adapter: Path, folder: StepFolder) -> dict[str, Any]:
     """The SFT outcome is the last arm's where a recipe has no preference training."""
     say("no preference training in this recipe (training.dpo.enabled): the SFT outcome is the last arm's")
-    if ranks.is_first():
+    if distributed.is_first():
         shutil.copytree(adapter, folder.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
     folder.result["enabled"] = False
     return folder.result
@@ -156,7 +156,7 @@ def _no_pairs(dpo: DpoSection, records: Path | None, prompts: Path | None) -> De
 
 def _from_samples(recipe: Recipe, adapter: Path, prompts: list[str]) -> list[Pair]:
     from llm_detox.generation.sampling import sample_continuations
-    from llm_detox.scoring.toxicity import load_scorer
+    from llm_detox.scoring.load import load_scorer
 
     dpo = recipe.training.dpo
     model = load_model(adapter)
@@ -186,11 +186,11 @@ def _train(
     tokenizer = load_tokenizer(adapter)
     tell_translations(recipe)
     base, whole = read_base_source(adapter), is_whole_model(adapter)
-    training = settled(recipe.training, str(adapter) if whole else base, dpo, folder, sides=2)
+    training = resolve_quantization(recipe.training, str(adapter) if whole else base, dpo, folder, sides=2)
     model = open_adapter(adapter, training, recipe.seed)
     lost = Counter[str]()
     rows = pair_rows(tokenizer, pairs, dpo.max_length, dpo.max_prompt_length, lost)
-    folder.result.update(tell_cut(lost, "training.dpo.max_length"))
+    folder.result.update(report_truncation(lost, "training.dpo.max_length"))
     anchor = anchor_rows(tokenizer, anchor_texts, dpo.max_length)
     trainer = make_trainer(
         model, tokenizer, rows, dpo, anchor=anchor, seed=recipe.seed, work=folder.work_file("work"))
@@ -281,7 +281,7 @@ class _PairTrainer(LikeLengthBatches, DPOTrainer):  # type: ignore[misc]
 
         Each process reads the same ones: exact, and no slower than one process.
         """
-        count = max(1, self.args.per_device_train_batch_size * ranks.count() // 4)
+        count = max(1, self.args.per_device_train_batch_size * distributed.count() // 4)
         rows = [self._anchor[(self._next_anchor + step) % len(self._anchor)] for step in range(count)]
         self._next_anchor += count
         ids, mask = (part.to(self.args.device) for part in padded(rows, self._tokenizer.pad_token_id))
@@ -304,11 +304,11 @@ def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: lis
     arguments = DPOConfig(
         **common_arguments(dpo, steps_of=len(rows), seed=seed, work=work),
         max_length=dpo.max_length, beta=dpo.beta,
-        loss_type=losses, loss_weights=weights, precompute_ref_log_probs=ranks.count() == 1,
+        loss_type=losses, loss_weights=weights, precompute_ref_log_probs=distributed.count() == 1,
         precompute_ref_batch_size=2 * dpo.batch_size)
     with adapters_in_float32(model):
         trainer = _PairTrainer(anchor=anchor, anchor_weight=dpo.anchor_weight, model=model, args=arguments,
                                train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    if ranks.count() > 1:  # TRL computes the reference's log-probabilities with each batch: it cannot hash shards
+    if distributed.count() > 1:  # TRL computes the reference's log-probabilities with each batch: it cannot hash shards
         score_labels_only(model)
     return trainer

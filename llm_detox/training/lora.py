@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import (
@@ -28,9 +35,12 @@ from llm_detox.generation.models import (
     read_base_source,
     write_base_source,
 )
-from llm_detox.recipe import Recipe, TrainingSection
-from llm_detox.training import ranks
-from llm_detox.training.sharding import call_by_hooks, sharding_options
+from llm_detox.progress import say
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.training import LoraSection, OptimisationSection, TrainingSection
+from llm_detox.runs.folders import StepFolder
+from llm_detox.training import distributed
+from llm_detox.training.distributed import call_by_hooks, sharding_options
 
 REFERENCE_ADAPTER = "ref"
 
@@ -124,8 +134,8 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base_sour
     All processes of a run call it, since a sharded base has its say in it; the first one writes.
     """
     model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False,
-                          is_main_process=ranks.is_first())
-    if not ranks.is_first():
+                          is_main_process=distributed.is_first())
+    if not distributed.is_first():
         return
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the report writes the real one
     shutil.rmtree(folder / REFERENCE_ADAPTER, ignore_errors=True)
@@ -135,7 +145,7 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base_sour
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_source: str, folder: Path) -> None:
     """Write a fully trained model in the precision of its base, the tokenizer and the note of the base."""
-    if not ranks.is_first():
+    if not distributed.is_first():
         return
     config = json.loads((model_folder(base_source) / "config.json").read_text("utf-8"))
     model.to(getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16"))
@@ -149,7 +159,7 @@ def save_merged(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: Path
     """Write the whole model of a step folder with a further adapter merged in: no later step has to find the former."""
     from llm_detox.export.merge import write_weights
 
-    if not ranks.is_first():
+    if not distributed.is_first():
         return
     adapter = folder / "adapter"
     model.save_pretrained(str(adapter), selected_adapters=["default"], save_embedding_layers=False)
@@ -168,3 +178,70 @@ def portable_base(recipe: Recipe) -> tuple[str, PreTrainedTokenizerBase]:
     tokenizer = load_tokenizer(recipe.model.source)
     tokenizer.padding_side = "right"
     return recipe.model.source, tokenizer
+
+
+_HEADROOM = 1.1
+_ADAM_BYTES = 16  # float32 weight, gradient and two moments of a trained parameter
+
+
+def resolve_quantization(training: TrainingSection, source: str, stage: OptimisationSection, folder: StepFolder, *,
+            sides: int = 1) -> TrainingSection:
+    """The training section with `precision: auto` decided: without quantisation where the memory allows. Says so.
+
+    The first process decides for all, and a run that goes on keeps to it: what was trained on one base cannot go on
+    with another.
+
+    Args:
+        source: of the base model.
+        stage: its batch size and length count.
+        folder: keeps the decision while the run lasts, and gets it into its result as `quantization`.
+        sides: sequences to a row; two for preference pairs.
+    """
+    if training.precision != "auto" or training.quantization == "none":
+        return training
+    quantization = distributed.from_first(lambda: _decided(training, source, stage, folder.work_file("precision"),
+        sides))
+    folder.result["quantization"] = quantization
+    return training.model_copy(update={"quantization": quantization})
+
+
+def _decided(training: TrainingSection, source: str, stage: OptimisationSection, kept: Path, sides: int) -> str:
+    if kept.exists():
+        return kept.read_text("utf-8")
+    needed, free = _HEADROOM * bytes_needed(source, training.lora, stage, sides=sides), free_bytes()
+    fits = needed <= free
+    name = str(compute_dtype()).removeprefix("torch.")
+    choice = f"{name} LoRA without quantisation" if fits else f"LoRA on a base in {training.quantization}"
+    say(f"precision auto: {choice}; unquantised it takes about {needed / 2**30:.1f} GiB, "
+        f"{free / 2**30:.1f} GiB are free on this {'GPU' if device().type == 'cuda' else 'machine'}")
+    chosen = "none" if fits else training.quantization
+    kept.write_text(chosen, "utf-8")
+    return chosen
+
+
+def bytes_needed(source: str, lora: LoraSection, stage: OptimisationSection, *, sides: int = 1) -> int:
+    """Memory of a LoRA step on an unquantised base, estimated.
+
+    Weights and adapters are counted on the model's shape; activations are 34 h bytes a token and layer in 16 bit
+    (Korthikanti et al. 2022, eq. 2, without the attention scores, which are never held), or their inputs alone where
+    they are computed again; logits are held in part (the largest share of what is held is counted).
+    """
+    config = AutoConfig.from_pretrained(model_folder(source)).get_text_config()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    width = compute_dtype().itemsize
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sizes = [part.in_features + part.out_features for part in model.modules() if isinstance(part, torch.nn.Linear)]
+    tokens = sides * stage.batch_size * stage.max_length
+    a_token = config.hidden_size * config.num_hidden_layers * width * (1 if stage.gradient_checkpointing else 17)
+    logits = min(tokens, 4096) * config.vocab_size * (width + 4)
+    return int(parameters * width + lora.r * sum(sizes) * _ADAM_BYTES + tokens * a_token + logits)
+
+
+def free_bytes() -> int:
+    """Memory that is free on the device of the training."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    import psutil  # type: ignore[import-untyped,unused-ignore]
+
+    return int(psutil.virtual_memory().available)

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
-from llm_detox.scoring.fluency import changes_logits
-from llm_detox.training.texts import IGNORED
+from llm_detox.generation.fluency import changes_logits
+from llm_detox.training.encoding import IGNORED
 
 _LOGITS_AT_ONCE = 2**25  # float32 values: 128 MiB
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,10 @@ from transformers import Trainer
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype
-from llm_detox.recipe import DpoSection, SftSection, TrainingSection
-from llm_detox.training import ranks
+from llm_detox.recipe.training import DpoSection, OptimisationSection, SftSection, TrainingSection
+from llm_detox.training import distributed
 from llm_detox.training.checkpoints import Checkpoints
-from llm_detox.training.schedule import step_arguments
-from llm_detox.training.watch import Watch
+from llm_detox.training.progress_callback import Watch
 
 # How the writers of safetensors and PyTorch tell that a file could not be written; they pass no error number on.
 _WRITE_FAILURES = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed",
@@ -43,7 +43,7 @@ def common_arguments(section: SftSection | DpoSection, *, steps_of: int, seed: i
                          remedy="give longer texts, or raise max_length of this step")
     return {
         "output_dir": str(work), "seed": seed, "data_seed": seed, "learning_rate": section.learning_rate,
-        "per_device_train_batch_size": ranks.share_of_batch(section.batch_size),
+        "per_device_train_batch_size": distributed.share_of_batch(section.batch_size),
         "num_train_epochs": section.epochs,
         "lr_scheduler_type": section.lr_scheduler,
         "max_grad_norm": section.max_grad_norm, "bf16": compute_dtype() is torch.bfloat16,
@@ -79,7 +79,7 @@ def run_training(trainer: Trainer, description: str, metrics: Path, *, remedy: s
             save()
     finally:
         watch.close()
-    return ranks.from_first(lambda: summary(metrics))
+    return distributed.from_first(lambda: summary(metrics))
 
 
 @contextmanager
@@ -117,3 +117,15 @@ def summary(metrics: Path) -> dict[str, Any]:
     return {"steps": end["step"], "loss_first": round(first, 4), "loss_last": round(last, 4),
             "tokens": int(end.get("tokens", 0)), "seconds": end["seconds"],
             "tokens_per_second": end["tokens_per_second"]}
+
+
+def step_arguments(stage: OptimisationSection, rows: int) -> dict[str, Any]:
+    """The trainer's arguments for a stage over so many rows.
+
+    The paged 8-bit optimiser pages on GPUs alone; on a CPU bitsandbytes keeps its state in memory.
+    """
+    steps = stage.max_steps or math.ceil(math.ceil(rows / stage.batch_size) / stage.accumulation) * stage.epochs
+    warmup = math.floor(stage.warmup_ratio * steps) if stage.warmup_steps is None else stage.warmup_steps
+    arguments = {"gradient_accumulation_steps": stage.accumulation, "max_steps": stage.max_steps or -1,
+                 "warmup_steps": warmup, "gradient_checkpointing": stage.gradient_checkpointing}
+    return arguments | ({} if stage.optimizer == "adamw" else {"optim": stage.optimizer})

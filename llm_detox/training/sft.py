@@ -9,32 +9,34 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
+from llm_detox.cluster.train_job import train_on_nodes
 from llm_detox.data.records import Record
-from llm_detox.deploy.train_job import train_on_nodes
-from llm_detox.folders import StepFolder
 from llm_detox.progress import say
-from llm_detox.recipe import Recipe, SftSection
-from llm_detox.training import ranks
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.training import SftSection
+from llm_detox.runs.folders import StepFolder
+from llm_detox.training import distributed
+from llm_detox.training.batches import LikeLengthBatches, PackedRows, check_packing, pack
+from llm_detox.training.encoding import clean_texts, encode, report_truncation, tokenize, training_texts
+from llm_detox.training.library_logging import quiet_libraries
 from llm_detox.training.lora import (
     adapters_in_float32,
     load_for_full_training,
     load_training_base,
     new_adapter,
     portable_base,
+    resolve_quantization,
     save_adapter,
     save_whole,
 )
 from llm_detox.training.output_layer import score_labels_only
-from llm_detox.training.packing import PackedRows, check_packing, pack
-from llm_detox.training.precision import settled
-from llm_detox.training.quiet import quiet_libraries
 from llm_detox.training.run import common_arguments, run_training
-from llm_detox.training.sft_trainers import TextTrainer, WholeLogitsTrainer, adapts_output_layer
-from llm_detox.training.texts import clean_texts, encode, tell_cut, tokenize, training_texts
 
 _NAN_REMEDY = "lower training.sft.learning_rate or training.sft.max_grad_norm, and look for odd records in the data"
 
@@ -55,12 +57,12 @@ def train_sft(recipe: Recipe, *, texts: Path, clean: Path | None, output: Path) 
         DetoxError: no text to train on, a loss that is no number, a wrong target module, no room on the disk.
     """
     more = {"clean": clean} if clean else {}
-    if ranks.on_other_nodes(recipe):
+    if distributed.on_other_nodes(recipe):
         return train_on_nodes(recipe, "sft", {"input": texts, **more}, output=output)
     comments, counts = training_texts(texts)
     passages = clean_texts(clean)
     settings, inputs = recipe.settings("model", "training"), {"texts": texts, **more}
-    with (ranks.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
+    with (distributed.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
           quiet_libraries()):
         folder.counts.update(counts, clean=len(passages))
         folder.result.update(_train(recipe, comments, passages, folder), **folder.counts)
@@ -79,7 +81,7 @@ def _train(recipe: Recipe, comments: list[Record], passages: list[str], folder: 
     lost = Counter[str]()
     rows = encode(tokenizer, comments, sft.max_length, completion_only=sft.completion_only, counts=lost)
     rows += tokenize(tokenizer, passages, sft.max_length, lost)
-    folder.counts.update(tell_cut(lost, "training.sft.max_length"))
+    folder.counts.update(report_truncation(lost, "training.sft.max_length"))
     rows = pack(rows, sft.max_length) if sft.packing else rows
     tell_translations(recipe)
     model: Any
@@ -87,7 +89,7 @@ def _train(recipe: Recipe, comments: list[Record], passages: list[str], folder: 
     if sft.method == "full":
         model, save = load_for_full_training(base, recipe.seed), save_whole
     else:
-        training = settled(recipe.training, base, sft, folder)
+        training = resolve_quantization(recipe.training, base, sft, folder)
         model, save = new_adapter(load_training_base(base, training), training, recipe.seed), save_adapter
     if sft.packing:
         check_packing(model)
@@ -112,3 +114,43 @@ def make_trainer(model: PeftModel | PreTrainedModel, tokenizer: PreTrainedTokeni
         trainer = TextTrainer(**options)
     score_labels_only(model)
     return trainer
+
+
+def adapts_output_layer(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether LoRA changes the output layer, so that logits must be computed through it."""
+    return isinstance(model.get_output_embeddings(), BaseTunerLayer)
+
+
+class TextTrainer(LikeLengthBatches, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer with batches of like length; packed rows bring the number of their tokens along."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        tokens, before = inputs.pop("tokens", None), self._total_train_tokens
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        if tokens is not None:
+            self._total_train_tokens = before + _over_processes(self, tokens)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
+
+
+class WholeLogitsTrainer(LikeLengthBatches, Trainer):  # type: ignore[misc]
+    """The model's own loss over whole logits: TRL's reads the output layer's weight and would pass an adapter by."""
+
+    _total_train_tokens = 0
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        tokens = inputs.pop("tokens", None)
+        self._total_train_tokens += _over_processes(self, inputs["attention_mask"].sum() if tokens is None else tokens)
+        return super().compute_loss(
+            model, {**inputs, "use_cache": False}, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, "num_tokens": float(self._total_train_tokens)}, start_time)
+
+
+def _over_processes(trainer: Trainer, tokens: Tensor) -> int:
+    return int(trainer.accelerator.gather_for_metrics(tokens).sum())

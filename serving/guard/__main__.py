@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 
-from llm_detox.client.guards import open_guard
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.guard.build import open_guard
 from llm_detox.progress import say
 from serving.guard.server import GuardServer
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from llm_detox.client.guard import WITHHELD, Guard, GuardVerdict, judge_whole
+from llm_detox.guard.filter import WITHHELD, Guard, GuardVerdict, judge_whole
 
 # What may stay of an answer whose text is withheld; all else, log probabilities of tokens among it, could tell it.
 _CAIKIT_KEEPS = ("generated_tokens", "input_token_count", "seed", "producer_id")

@@ -6,8 +6,8 @@ import json
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from llm_detox.client.guard import Guard
 from llm_detox.errors import DetoxError
+from llm_detox.guard.filter import Guard
 from serving.guard.answers import judged
 
 _MAX_BODY = 4 * 2**20

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from llm_detox.deploy.kserve import deploy_kserve
-from llm_detox.deploy.kserve_api import Cluster
-from llm_detox.deploy.kserve_wait import Patience
+from llm_detox.cluster.api import Cluster
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
+from llm_detox.serve.kserve.deploy import deploy_kserve
+from llm_detox.serve.kserve.wait import Patience
 from tests.cluster.controller import Controller
 from tests.cluster.server import ENVTEST, ApiServer, Object, moved
 from tests.conftest import REPOSITORY
@@ -60,7 +60,7 @@ class Project:
             cluster=self.cluster, patience=patience, probe=probe or self.probe)
 
     def recipe(self, **settings: Any) -> Recipe:
-        from llm_detox.recipe_file import load_recipe
+        from llm_detox.recipe.files import load_recipe
 
         recipe = load_recipe(REPOSITORY / "recipes" / "smollm2-demo.yaml")
         plain = recipe.model_dump(mode="json")

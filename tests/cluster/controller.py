@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from llm_detox.deploy.kserve_render import VERSION
+from llm_detox.serve.kserve.render import VERSION
 
 Object = dict[str, Any]
 Act = Callable[["Controller", dict[str, Any], int], None]

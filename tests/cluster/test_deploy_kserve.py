@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from llm_detox.deploy.kserve import dry_run
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.serve.kserve.deploy import dry_run
 from tests.cluster.conftest import QUICK, Project, address, refuse
 from tests.cluster.controller import (
     Controller,
@@ -264,7 +264,7 @@ def test_a_name_that_no_host_name_takes_is_refused_first(project: Project, tmp_p
     recipe = project.recipe()
     long = recipe.model_copy(update={"deploy": recipe.deploy.model_copy(
         update={"name": "m" * 50, "namespace": "n" * 20})})
-    from llm_detox.deploy.kserve import deploy_kserve
+    from llm_detox.serve.kserve.deploy import deploy_kserve
 
     with pytest.raises(UsageError, match="71 characters together"):
         deploy_kserve(long, address=address(OLD), output=tmp_path / "out", cluster=None)
@@ -291,7 +291,7 @@ def test_a_canary_that_is_still_being_removed_is_waited_for(project: Project) ->
     """KServe's finalizer keeps the old canary for a moment; a change to it would go with it."""
     project.deploy(OLD)
     leftover = project.recipe().deploy
-    from llm_detox.deploy.kserve_render import inference_service
+    from llm_detox.serve.kserve.render import inference_service
 
     thing = inference_service(leftover, address("3" * 64), namespace=project.namespace, canary=True)
     thing["metadata"]["finalizers"] = ["llm-detox.test/slow"]
@@ -313,7 +313,7 @@ def test_when_the_old_version_does_not_come_back_both_failures_are_told(project:
 
 def test_the_pointer_in_the_store_goes_back_with_the_model(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[tuple[str, str]] = []
-    monkeypatch.setattr("llm_detox.storage.versions.rollback", lambda url, digest: moved.append((url, digest)))
+    monkeypatch.setattr("llm_detox.storage.publishing.rollback", lambda url, digest: moved.append((url, digest)))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-login-for-the-store")
     project.deploy(OLD)
     for rollout in ("replace", "canary"):

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from llm_detox.deploy.kserve_api import Cluster
-from llm_detox.doctor import Finding
+from llm_detox.cluster.api import Cluster
 from llm_detox.doctor.cluster import RIGHTS, amount, examine_cluster
+from llm_detox.doctor.finding import Finding
 from tests.cluster.conftest import Project
 from tests.manifests.kustomize import overlay, pick
 

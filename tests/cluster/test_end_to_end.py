@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from llm_detox import processes
-from llm_detox.deploy.kserve import answers
-from llm_detox.deploy.kserve_wait import Patience
-from llm_detox.deploy.smoke import smoke
-from llm_detox.deploy.topology import Ports, caikit_python, start, wait_until_ready
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
 from llm_detox.processes import Process
 from llm_detox.recipe import Recipe
+from llm_detox.serve.kserve.deploy import answers
+from llm_detox.serve.kserve.wait import Patience
+from llm_detox.serve.local_stack import Ports, caikit_python, start, wait_until_ready
+from llm_detox.serve.smoke import smoke
 from llm_detox.storage import fetch_model, publish
 from llm_detox.storage.seaweed import find_weed, seaweed
 from tests.cluster.conftest import Project
@@ -85,9 +85,9 @@ def address(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_deploy_ready_and_smoke_over_rest_and_grpc(
     project: Project, kubelet: Kubelet, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_detox.deploy.kserve import deploy_kserve
+    from llm_detox.serve.kserve.deploy import deploy_kserve
 
-    monkeypatch.setattr("llm_detox.deploy.smoke._toxicity", lambda *_: None)  # the scorer is not in question here
+    monkeypatch.setattr("llm_detox.serve.smoke._toxicity", lambda *_: None)  # the scorer is not in question here
     project.controller.play("llm-detox", kubelet.act)
     recipe: Recipe = project.recipe()
     deployment = project.folder / "deployment"
@@ -103,7 +103,7 @@ def test_deploy_ready_and_smoke_over_rest_and_grpc(
 def test_a_version_that_is_not_in_the_store_is_said_with_its_cause(
     project: Project, kubelet: Kubelet, address: str
 ) -> None:
-    from llm_detox.deploy.kserve import deploy_kserve
+    from llm_detox.serve.kserve.deploy import deploy_kserve
 
     project.controller.play("llm-detox", kubelet.act)
     with pytest.raises(DetoxError, match="BlockedByFailedLoad: ModelLoadFailed"):

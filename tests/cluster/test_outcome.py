@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from llm_detox.deploy.kserve import remove_leftover
-from llm_detox.deploy.kserve_api import Cluster
-from llm_detox.deploy.kserve_render import RUN
-from llm_detox.outcome import Ending, lines, write_outcome
+from llm_detox.cluster.api import Cluster
+from llm_detox.serve.kserve.deploy import remove_leftover
+from llm_detox.serve.kserve.render import RUN
+from llm_detox.serve.outcome import Ending, lines, write_outcome
 from tests.cluster.conftest import Project, address
 from tests.cluster.controller import Object
 
@@ -27,7 +27,7 @@ def killed(*_: Any) -> None:
 
 def leave_canary(project: Project, run: str) -> None:
     """A run that is killed while its canary is asked: nobody gets to remove it."""
-    from llm_detox.deploy.kserve import deploy_kserve
+    from llm_detox.serve.kserve.deploy import deploy_kserve
     from tests.cluster.conftest import QUICK
 
     with pytest.MonkeyPatch.context() as gone, pytest.raises(Killed):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_detox import storage
-from llm_detox.deploy.train_job import RUN_VARIABLE, remove_running, train_on_nodes
+from llm_detox.cluster.train_job import RUN_VARIABLE, remove_running, train_on_nodes
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
 from tests.cluster.conftest import Project
@@ -62,7 +62,7 @@ def training(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def train_until_killed() -> None:
         with pytest.MonkeyPatch.context() as waiting, suppress(Killed):
-            waiting.setattr("llm_detox.deploy.train_job._wait", killed)
+            waiting.setattr("llm_detox.cluster.train_job._wait", killed)
             train_on_nodes(recipe, "sft", {"input": texts}, output=project.folder / "out", cluster=project.cluster,
                            poll_seconds=0.05)
 

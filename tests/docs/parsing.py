@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-from llm_detox.recipe_file import load_recipe
+from llm_detox.recipe.files import load_recipe
 from tests.docs.commands import ROOT, Command
 
 

@@ -16,7 +16,7 @@ import pytest
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.plugins import load_plugin
 from llm_detox.processes import free_ports
-from llm_detox.recipe_file import load_recipe
+from llm_detox.recipe.files import load_recipe
 from tests.docs.commands import ROOT, blocks, commands
 from tests.docs.conftest import Run, Scene
 from tests.serving.running import wait_for

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from llm_detox.recipe_reference import reference
+from llm_detox.recipe.reference import reference
 from tests.docs.commands import ROOT, pages
 
 DOCS = ROOT / "docs"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from llm_detox.errors import DetoxError
-from llm_detox.folders import read_manifest, step_folder
 from llm_detox.plugins import load_plugin
 from llm_detox.processes import check_port, free_ports
-from llm_detox.recipe_file import load_recipe
+from llm_detox.recipe.files import load_recipe
+from llm_detox.runs.folders import read_manifest, step_folder
 from tests.docs.commands import ROOT
 from tests.docs.conftest import Run, Scene
 
@@ -72,7 +72,7 @@ def _going_on(stage: Stage) -> None:
 
 
 def _no_text(stage: Stage) -> object:
-    from llm_detox.training.texts import training_texts
+    from llm_detox.training.encoding import training_texts
 
     records = stage.folder / "dropped.jsonl"
     records.write_text(json.dumps({"id": "1", "text": "", "action": "dropped"}) + "\n", "utf-8")
@@ -102,7 +102,7 @@ def _no_layer(stage: Stage) -> object:
 
 
 def _broken_scorer(stage: Stage) -> object:
-    from llm_detox.scoring.toxicity import ToxicityScorer
+    from llm_detox.scoring.base import ToxicityScorer
 
     class Broken(ToxicityScorer):
         def score_batch(self, texts: object) -> list[None]:
@@ -112,10 +112,10 @@ def _broken_scorer(stage: Stage) -> object:
 
 
 def _no_vllm(stage: Stage) -> object:
-    from llm_detox.generation.continuers import open_continuer
+    from llm_detox.generation.generators import open_generator
 
-    stage.monkeypatch.setattr("llm_detox.generation.vllm_continuer.has_vllm", lambda: False)
-    return open_continuer(str(stage.model), "vllm")
+    stage.monkeypatch.setattr("llm_detox.generation.vllm_generator.has_vllm", lambda: False)
+    return open_generator(str(stage.model), "vllm")
 
 
 def _no_weed(stage: Stage) -> object:
@@ -126,14 +126,14 @@ def _no_weed(stage: Stage) -> object:
 
 
 def _no_caikit(stage: Stage) -> object:
-    from llm_detox.deploy.topology import caikit_python
+    from llm_detox.serve.local_stack import caikit_python
 
     stage.monkeypatch.setenv("LLM_DETOX_CAIKIT_PYTHON", "/none/python")
     return caikit_python()
 
 
 def _no_caikit_folder(stage: Stage) -> object:
-    from llm_detox.deploy.topology import Ports, start
+    from llm_detox.serve.local_stack import Ports, start
 
     return start(stage.model, "name", Ports(1, 2, 3, 4), stage.folder)
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from llm_detox.client import GenerationError, TextGenerationClient
-from llm_detox.client.guards import ScorerGuard
+from llm_detox.guard.build import ScorerGuard
 from serving.guard.server import GuardServer
 from tests.manifests import strict
 from tests.manifests.kustomize import MANIFESTS, Object, build, load, overlay, pick

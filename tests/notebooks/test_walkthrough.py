@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from llm_detox.deploy.local import is_serving
+from llm_detox.serve.local import is_serving
 from llm_detox.storage.seaweed import STATE_FILE
 from tests.notebooks.conftest import run, walk
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llm_detox.recipe_file import load_recipe
+from llm_detox.recipe.files import load_recipe
 from tests.conftest import REPOSITORY
 from tests.pipeline.test_local_run import small_recipe
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_detox.errors import DetoxError
-from llm_detox.recipe_file import load_recipe
+from llm_detox.recipe.files import load_recipe
 from llm_detox.rehearsal.models import family_of
 from llm_detox.rehearsal.run import rehearse
 from llm_detox.rehearsal.stand_ins import rehearsal_of

@@ -98,7 +98,7 @@ def token(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    from llm_detox.recipe_file import load_recipe
+    from llm_detox.recipe.files import load_recipe
 
     return load_recipe(REPOSITORY / "recipes" / "smollm2-demo.yaml")
 

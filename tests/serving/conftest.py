@@ -13,10 +13,10 @@ import pytest
 
 from llm_detox import processes
 from llm_detox.client import TextGenerationClient
-from llm_detox.deploy.local import deploy_local, is_serving, read_state, stop_local
-from llm_detox.deploy.topology import caikit_python
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
+from llm_detox.serve.local import deploy_local, is_serving, read_state, stop_local
+from llm_detox.serve.local_stack import caikit_python
 from llm_detox.storage import publish
 from llm_detox.storage.seaweed import find_weed, seaweed
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from llm_detox import processes
-from llm_detox.deploy.topology import caikit_python
+from llm_detox.serve.local_stack import caikit_python
 
 REPOSITORY = Path(__file__).parents[2]
 UNARY, STREAM = "/api/v1/task/text-generation", "/api/v1/task/server-streaming-text-generation"

@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from llm_detox import processes
+from llm_detox.bench.load import Load, bench, mixed_prompts
 from llm_detox.client import AsyncTextGenerationClient, Chunk, Generation, GenerationError
-from llm_detox.client.bench import Load, bench, mixed_prompts
-from llm_detox.client.guard import WITHHELD, AsyncGuardedClient, GuardedClient
-from llm_detox.client.guards import ScorerGuard
+from llm_detox.guard.build import ScorerGuard
+from llm_detox.guard.filter import WITHHELD, AsyncGuardedClient, GuardedClient
 from tests.serving.conftest import NAME, Stack
 from tests.serving.running import wait_for
 

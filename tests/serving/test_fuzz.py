@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_detox import processes
-from llm_detox.deploy.local import read_state
+from llm_detox.serve.local import read_state
 from tests.serving.conftest import NAME, Stack, assert_greedy, greedy
 from tests.serving.engine.running import SERVICE, pb
 from tests.serving.fuzzing import JSON, by_message, by_schema, damaged

@@ -17,12 +17,12 @@ import pytest
 
 from llm_detox import processes
 from llm_detox.client import GenerationError, TextGenerationClient
-from llm_detox.deploy.topology import caikit_python
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
+from llm_detox.serve.local_stack import caikit_python
 from llm_detox.storage import publish
+from llm_detox.storage.publishing import rollback
 from llm_detox.storage.seaweed import Seaweed, find_weed
-from llm_detox.storage.versions import rollback
 from tests.serving.conftest import greedy
 from tests.serving.running import wait_for
 from tests.tiny import save_tiny_llama

@@ -261,12 +261,12 @@ def test_smoke_asks_on_every_way_and_scores_the_answer(
     stack: Stack, expected: dict[str, tuple[list[str], str]], tmp_path: Path, repository: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from llm_detox.deploy.smoke import smoke
-    from llm_detox.folders import read_manifest
-    from llm_detox.recipe_file import load_recipe
-    from llm_detox.scoring import toxicity
+    from llm_detox.recipe.files import load_recipe
+    from llm_detox.runs.folders import read_manifest
+    from llm_detox.scoring import base
+    from llm_detox.serve.smoke import smoke
 
-    monkeypatch.setattr(toxicity, "load_scorer", lambda spec: _Scorer())
+    monkeypatch.setattr(base, "load_scorer", lambda spec: _Scorer())
     prompt = PROMPTS[0]
     recipe = load_recipe(repository / "recipes/smollm2-demo.yaml",
                          [f"deploy.prompt={prompt}", "deploy.max_new_tokens=24", f"deploy.name={NAME}"])

@@ -266,9 +266,9 @@ def test_parameters_are_written_as_fmaas_names_them() -> None:
 
 def test_the_client_starts_without_torch_transformers_or_boto() -> None:
     code = ("import sys\nfrom llm_detox.client import TextGenerationClient as C\n"
-            "import llm_detox.client.bench, llm_detox.client.chatting, llm_detox.client.guards\n"
+            "import llm_detox.bench.load, llm_detox.guard.terminal_chat, llm_detox.guard.build\n"
             "for u in ('http://h', 'grpc://h', 'fmaas://h', 'openai+http://h'): C(u, 'x').close()\n"
-            "llm_detox.client.guards.open_guard('judge=openai+http://h/judge')\n"
+            "llm_detox.guard.build.open_guard('judge=openai+http://h/judge')\n"
             "print({'torch', 'transformers', 'boto3', 'numpy', 'kfp'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

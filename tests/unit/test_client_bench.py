@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_detox.bench.load import Load, Sample, bench, distribution, mixed_prompts, percentile, summary
+from llm_detox.bench.page import lines, page, warnings
 from llm_detox.client import GenerationError
-from llm_detox.client.bench import Load, Sample, bench, distribution, mixed_prompts, percentile, summary
-from llm_detox.client.bench_page import lines, page, warnings
-from llm_detox.client.guard import GuardVerdict
+from llm_detox.guard.filter import GuardVerdict
 from tests.unit.answering import caikit, event, http_server, openai, reply
 
 COMMAND = [sys.executable, "-c", "from llm_detox.cli import main; main()", "bench", "serve"]

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from llm_detox.client import GenerationError, TextGenerationClient
-from llm_detox.client.chatting import chat
-from llm_detox.client.guard import GuardedClient, GuardVerdict
+from llm_detox.guard.filter import GuardedClient, GuardVerdict
+from llm_detox.guard.terminal_chat import chat
 from tests.tiny import save_tiny_chat_llama
 from tests.unit.answering import caikit, event, http_server, openai, reply
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.client import AsyncTextGenerationClient, Chunk, Generation, GenerationError, TextGenerationClient
-from llm_detox.client.guard import WITHHELD, AsyncGuardedClient, Guarded, GuardedClient, Sentences, sentences_of
-from llm_detox.client.guards import JudgeGuard, ScorerGuard, open_guard
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.guard.build import JudgeGuard, ScorerGuard, open_guard
+from llm_detox.guard.filter import WITHHELD, AsyncGuardedClient, Guarded, GuardedClient, Sentences, sentences_of
 from llm_detox.judge.constitution import Constitution
 from tests.unit.answering import caikit, event, http_server, openai
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from llm_detox.cli import main
 from llm_detox.client import Chunk, GenerationError
 from llm_detox.compare_ui.answering import Answer, follow
-from llm_detox.compare_ui.origin import LOOPBACK, OwnOrigin
-from llm_detox.compare_ui.reading import Reader, scorer_of
+from llm_detox.compare_ui.reading import AnswerScorer, scorer_of
+from llm_detox.compare_ui.server import LOOPBACK, OwnOrigin
 from llm_detox.compare_ui.session import KEPT, Exchange, Session, Settings, as_json_lines
 from llm_detox.compare_ui.sides import open_side
 from llm_detox.compare_ui.views import answer_view, difference, history_view
 from llm_detox.errors import UsageError
-from llm_detox.scoring.toxicity import ToxicityScorer
+from llm_detox.scoring.base import ToxicityScorer
 from tests.unit.answering import caikit, http_server
 
 NAMES = ("base", "detoxified")
@@ -42,8 +42,8 @@ class Bad(ToxicityScorer):
         return [[(word, 3.0 if "bad" in word else -0.1) for word in text.split()] for text in texts]
 
 
-def reader() -> Reader:
-    return Reader([Bad()], Bad())
+def reader() -> AnswerScorer:
+    return AnswerScorer([Bad()], Bad())
 
 
 class Scripted:
@@ -206,7 +206,7 @@ def test_a_veiled_text_is_not_in_what_the_page_gets() -> None:
 
 
 def test_scorers_of_one_kind_have_columns_of_their_own() -> None:
-    found = Reader([Bad(), Bad(), Bad("other")], None).read("bad thing")
+    found = AnswerScorer([Bad(), Bad(), Bad("other")], None).read("bad thing")
     assert list(found.scores) == ["bad 1", "bad 2", "other"]
     assert found.segments == (("bad thing", 0.0),)
 

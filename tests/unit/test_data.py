@@ -14,7 +14,8 @@ from llm_detox.data.prepare import budget_scale, prepare_data
 from llm_detox.data.records import read_jsonl
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
-from llm_detox.recipe import BudgetSection, Recipe
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.model import BudgetSection
 
 
 def make_sources(folder: Path, comments: int = 60) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from llm_detox.data.prepare import prepare_data
 from llm_detox.data.records import read_jsonl
-from llm_detox.recipe import Recipe, TextData
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.data import TextData
 from llm_detox.rephrase.detoxify import detoxify
-from llm_detox.rephrase.refuse import Refusals
+from llm_detox.rephrase.refusal import Refusals
 from tests.unit.test_data import make_sources
 from tests.unit.test_training import write_lines
 

@@ -11,11 +11,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.deploy.kserve import plan
-from llm_detox.deploy.kserve_patch import last_applied, merge_patch, with_last_applied
-from llm_detox.deploy.kserve_render import inference_service, split_address, toleration
+from llm_detox.cluster.train_job import toleration
 from llm_detox.errors import UsageError
-from llm_detox.recipe import DeploySection, KserveSection
+from llm_detox.recipe.deploy import DeploySection, KserveSection
+from llm_detox.serve.kserve.deploy import plan
+from llm_detox.serve.kserve.patch import last_applied, merge_patch, with_last_applied
+from llm_detox.serve.kserve.render import inference_service, split_address
 
 DIGEST = "ab" * 32
 ADDRESS = f"s3://models/teams/detox/{DIGEST}"
@@ -45,7 +46,7 @@ def test_the_yaml_in_the_package_is_what_kustomize_makes_of_the_manifests(platfo
 
     from tests.manifests.kustomize import overlay, pick
 
-    packaged = resources.files("llm_detox.deploy").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
+    packaged = resources.files("llm_detox.serve").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
     assert yaml.safe_load(packaged) == pick(overlay(f"overlays/{platform}/model"), "InferenceService"), "make manifests"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_detox.deploy.kserve_status import Reason, is_ready, reasons, urls
+from llm_detox.serve.kserve.status import Reason, is_ready, reasons, urls
 
 OLD, NEW = "1" * 64, "2" * 64
 

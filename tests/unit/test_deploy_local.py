@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from llm_detox import processes
-from llm_detox.deploy import local, topology
-from llm_detox.deploy.local import deploy_local, is_serving, read_state, stop_local
-from llm_detox.deploy.serve import serve
-from llm_detox.deploy.topology import Ports
 from llm_detox.errors import DetoxError
+from llm_detox.serve import local, local_stack
+from llm_detox.serve.foreground import serve
+from llm_detox.serve.local import deploy_local, is_serving, read_state, stop_local
+from llm_detox.serve.local_stack import Ports
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[processes.
         started.append(plain(name, [sys.executable, "-c", code], log=options["log"]))
         return started[-1]
 
-    monkeypatch.setattr(topology.processes, "spawn", spawn)
+    monkeypatch.setattr(local_stack.processes, "spawn", spawn)
     monkeypatch.setenv("LLM_DETOX_CAIKIT_PYTHON", sys.executable)
     return started
 
@@ -109,7 +109,7 @@ def test_a_missing_caikit_environment_is_named(
 def test_another_kind_of_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(DetoxError, match="no Caikit model folder"):
-        topology.start(tmp_path / "model", "x", Ports(1, 2, 3, 4), tmp_path / "work")
+        local_stack.start(tmp_path / "model", "x", Ports(1, 2, 3, 4), tmp_path / "work")
 
 
 def test_wanted_ports_are_kept_and_all_differ() -> None:
@@ -123,11 +123,11 @@ def test_the_servers_do_not_inherit_the_keys_of_the_store(monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setenv("CONFIG_FILES", "x")
     monkeypatch.setenv("PYTHONPATH", "p")
-    kept = topology._environment()
+    kept = local_stack._environment()
     assert not any(name.startswith("AWS_") for name in kept)
     assert "CONFIG_FILES" not in kept
     assert kept["PYTHONPATH"] == "p"
-    assert "PYTHONPATH" not in topology._environment(without=("PYTHONPATH",))
+    assert "PYTHONPATH" not in local_stack._environment(without=("PYTHONPATH",))
 
 
 def test_stopping_ends_what_is_ours_and_nothing_else(tmp_path: Path) -> None:

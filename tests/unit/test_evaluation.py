@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation.bootstrap import mean_interval, ratio_interval, resampled_means
+from llm_detox.evaluation.attribute_table import stage_table
 from llm_detox.evaluation.evaluate import attribute_table
-from llm_detox.evaluation.judging import share_interval
+from llm_detox.evaluation.intervals import mean_interval, ratio_interval, resampled_means, share_interval
 from llm_detox.evaluation.metrics import METRICS, WordRuns, metric_values, prompt_score, strata_of, summarise
 from llm_detox.evaluation.prompts import Prompts
-from llm_detox.evaluation.stages import stage_table
 
 OPTIONS: dict[str, Any] = {"samples": 2000, "confidence": 0.95, "seed": 1}
 SCORES = st.lists(st.lists(st.floats(0, 1) | st.none(), min_size=1, max_size=6), min_size=1, max_size=8)
@@ -190,7 +189,7 @@ def test_intervals_of_perplexities_cover_the_truth_as_often_as_they_say() -> Non
 def test_few_different_values_are_resampled_by_their_counts_like_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.repeat([0.0, 0.5, 1.0], [50, 30, 20])
     by_counts = mean_interval(values, samples=20_000, confidence=0.95, seed=1)
-    monkeypatch.setattr("llm_detox.evaluation.bootstrap._FEW_VALUES", 0)
+    monkeypatch.setattr("llm_detox.evaluation.intervals._FEW_VALUES", 0)
     one_by_one = mean_interval(values, samples=20_000, confidence=0.95, seed=1)
     assert by_counts.value == one_by_one.value == pytest.approx(0.35)
     assert by_counts.low == pytest.approx(one_by_one.low, abs=0.006)
@@ -214,7 +213,7 @@ def test_resampling_keeps_rows_together_and_is_repeatable() -> None:
 
 
 def test_resampling_in_pieces_does_not_change_its_spread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_detox.evaluation.bootstrap._VALUES_AT_ONCE", 70)
+    monkeypatch.setattr("llm_detox.evaluation.intervals._VALUES_AT_ONCE", 70)
     means = resampled_means(np.arange(20.0)[:, None], 3000, 7)
     assert means.shape == (3000, 1)
     assert means.std() == pytest.approx(np.arange(20.0).std() / math.sqrt(20), rel=0.1)

@@ -14,7 +14,6 @@ import pytest
 from scipy import stats
 
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation.bootstrap import mean_interval
 from llm_detox.evaluation.compare import (
     Evaluation,
     check_comparable,
@@ -25,8 +24,9 @@ from llm_detox.evaluation.compare import (
     read_evaluation,
     share_change,
 )
+from llm_detox.evaluation.gate import decide_gate
+from llm_detox.evaluation.intervals import mean_interval
 from llm_detox.evaluation.metrics import metric_values, prompt_score
-from llm_detox.evaluation.verdict import verdict
 from llm_detox.recipe import Recipe
 from tests.unit.test_data import make_sources
 from tests.unit.test_evaluation import OPTIONS, covered
@@ -113,7 +113,7 @@ def test_numbers_that_were_not_measured_alike_are_never_compared(tmp_path: Path,
     with pytest.raises(DetoxError, match=problem):
         compare(arms, **OPTIONS)
     with pytest.raises(DetoxError, match=problem):
-        verdict(recipe_of(tmp_path), arms)
+        decide_gate(recipe_of(tmp_path), arms)
 
 
 def test_every_later_arm_is_compared_with_every_earlier_one() -> None:
@@ -172,7 +172,7 @@ def test_the_perplexity_ratio_pairs_the_texts() -> None:
 
 
 def judged(tmp_path: Path, **arms: Evaluation) -> dict[str, Any]:
-    return verdict(recipe_of(tmp_path), arms)
+    return decide_gate(recipe_of(tmp_path), arms)
 
 
 def test_the_gate_passes_a_clearly_less_toxic_arm(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_the_gate_does_not_decide_without_enough_data(tmp_path: Path, case: str)
     if case == "missing arm":
         del arms["raw"]
     gate = {"metrics": ["mean_toxicity"]} if case == "wide interval" else {}
-    found = verdict(recipe_of(tmp_path, **gate), arms)
+    found = decide_gate(recipe_of(tmp_path, **gate), arms)
     assert found["verdict"] == "not enough data"
     assert found["reasons"]
 
@@ -247,7 +247,7 @@ def test_the_gate_holds_the_judges_verdicts_against_the_bound(
         **make_sources(tmp_path), "gate": {"max_unsafe_share": 0.03}, "judge": {"reader": {"model": "owner/judge"}},
         "evaluation": {"bootstrap_samples": 1000, "judged_prompts": 50}})
     last = {} if unsafe == "unmeasured" else {"judge": judge}
-    found = verdict(recipe, {"base": arm("base", noisy(1.0, 1)), "raw": arm("raw", noisy(1.1, 2)),
+    found = decide_gate(recipe, {"base": arm("base", noisy(1.0, 1)), "raw": arm("raw", noisy(1.1, 2)),
                              "dpo": arm("dpo", noisy(0.4, 3), **last)})
     assert found["verdict"] == outcome
     assert outcome == "pass" or "judge" in found["reasons"][0]

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.evaluation.judging import is_refusal, judge_agreement, refusal_rate, share_interval
+from llm_detox.evaluation.intervals import share_interval
+from llm_detox.evaluation.judge_metrics import judge_agreement
+from llm_detox.evaluation.refusal_patterns import is_refusal, refusal_rate
 
 REFUSALS = [
     "I cannot engage with this conversation.", "I'm sorry, but I can't help with that.", "I can’t assist you here.",

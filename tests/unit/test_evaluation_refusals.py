@@ -13,11 +13,11 @@ import pytest
 from llm_detox.data.chats import Messages
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import UsageError
-from llm_detox.evaluation import refusals as module
-from llm_detox.evaluation.refusals import measure_refusals
+from llm_detox.evaluation import stop_hate as module
+from llm_detox.evaluation.stop_hate import measure_refusals
 from llm_detox.generation.chat import Answer
 from llm_detox.recipe import Recipe
-from llm_detox.scoring.toxicity import ToxicityScorer
+from llm_detox.scoring.base import ToxicityScorer
 from tests.unit.test_data import make_sources
 
 REFUSAL = "Let us end this talk."

@@ -23,8 +23,8 @@ from llm_detox.errors import DetoxError
 from llm_detox.export.converting import convert
 from llm_detox.export.tensors import narrow
 from llm_detox.export.verify import verify
-from llm_detox.folders import read_manifest
 from llm_detox.generation.models import write_base_source
+from llm_detox.runs.folders import read_manifest
 from tests.tiny import save_tiny_llama
 
 

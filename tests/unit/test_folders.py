@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_detox import folders
 from llm_detox.errors import DetoxError
-from llm_detox.folders import input_digest, read_manifest, sha256_of, step_folder
+from llm_detox.runs import folders
+from llm_detox.runs.folders import input_digest, read_manifest, sha256_of, step_folder
 
 
 def test_a_finished_folder_says_what_it_is_and_holds_checksums(tmp_path: Path) -> None:

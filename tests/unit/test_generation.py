@@ -19,7 +19,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.generation import sampling as module
 from llm_detox.generation.models import load_model, load_tokenizer, model_folder
 from llm_detox.generation.sampling import Guide, draw, gumbel, sample_continuations
-from llm_detox.recipe import SamplingSection
+from llm_detox.recipe.evaluation import SamplingSection
 
 PROMPTS = ["the quick", "you are a stupid idiot and", "what", "the train to the city leaves", "thank you for the"]
 

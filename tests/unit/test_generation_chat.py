@@ -16,8 +16,8 @@ from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import open_chat, render_chat
 from llm_detox.generation.models import load_tokenizer
 from llm_detox.generation.sampling import sample_continuations
-from llm_detox.recipe import SamplingSection
-from llm_detox.recipe_chat import ChatModelSection
+from llm_detox.recipe.evaluation import SamplingSection
+from llm_detox.recipe.judge import ChatModelSection
 from tests.tiny import save_tiny_chat_llama
 
 QUESTIONS = [[{"role": "user", "content": f"what a fine day {number}"}] for number in range(5)]

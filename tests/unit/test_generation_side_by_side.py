@@ -9,7 +9,7 @@ from threading import Event, get_ident
 import pytest
 import torch
 
-from llm_detox.generation.side_by_side import side_by_side
+from llm_detox.generation.parallel import run_in_parallel
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def test_outcomes_come_in_the_order_of_the_pieces_however_long_each_takes(at_onc
         time.sleep(0.02 if piece % 3 == 0 else 0)
         return piece * piece
 
-    assert list(side_by_side(work, range(12), at_once)) == [(piece, piece * piece) for piece in range(12)]
+    assert list(run_in_parallel(work, range(12), at_once)) == [(piece, piece * piece) for piece in range(12)]
 
 
 def test_each_worker_has_its_share_of_the_cores_and_the_caller_gets_all_back() -> None:
@@ -35,7 +35,7 @@ def test_each_worker_has_its_share_of_the_cores_and_the_caller_gets_all_back() -
         torch.rand(100, 100) @ torch.rand(100, 100)
         return get_ident(), torch.get_num_threads()
 
-    found = [outcome for _, outcome in side_by_side(work, range(6), 2)]
+    found = [outcome for _, outcome in run_in_parallel(work, range(6), 2)]
     assert len({thread for thread, _ in found}) == 2
     assert {threads for _, threads in found} == {2}
     assert torch.get_num_threads() == 4
@@ -49,7 +49,7 @@ def test_pieces_are_made_as_they_are_needed() -> None:
             made.append(number)
             yield number
 
-    outcomes = side_by_side(lambda piece, unwanted: piece, pieces(), 2)
+    outcomes = run_in_parallel(lambda piece, unwanted: piece, pieces(), 2)
     next(outcomes)
     assert len(made) <= 4
     outcomes.close()
@@ -64,7 +64,7 @@ def test_whoever_stops_asking_stops_the_work() -> None:
             ended.append(piece)
         return piece
 
-    outcomes = side_by_side(work, range(50), 2)
+    outcomes = run_in_parallel(work, range(50), 2)
     assert next(outcomes) == (0, 0)
     started = time.monotonic()
     outcomes.close()
@@ -82,6 +82,6 @@ def test_a_piece_that_fails_ends_all_with_its_own_error() -> None:
 
     found = []
     with pytest.raises(ValueError, match="piece 3"):
-        for piece, _ in side_by_side(work, range(10), 2):
+        for piece, _ in run_in_parallel(work, range(10), 2):
             found.append(piece)
     assert found == [0, 1, 2]

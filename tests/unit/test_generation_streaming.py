@@ -10,7 +10,7 @@ from llm_detox.client.types import Parameters
 from llm_detox.errors import DetoxError
 from llm_detox.generation.sampling import sample_continuations
 from llm_detox.generation.streaming import LocalStreamer
-from llm_detox.recipe import SamplingSection
+from llm_detox.recipe.evaluation import SamplingSection
 
 PROMPTS = ["the quick brown", "naïve café ☕", "you are"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from llm_detox.errors import DetoxError
-from llm_detox.generation.continuers import LocalContinuer, open_continuer
-from llm_detox.generation.vllm_continuer import has_vllm
+from llm_detox.generation.generators import LocalGenerator, open_generator
+from llm_detox.generation.vllm_generator import has_vllm
 from tests.conftest import REPOSITORY
 from tests.unit.test_export_families import ROPE, SIZES, save_adapter, save_family
 from tests.unit.vllm_draws import LIKELIEST, PROMPTS, TEXTS
@@ -24,7 +24,7 @@ LENT = ("peft", "accelerate")  # plain Python, for the merge of an adapter, wher
 @pytest.mark.skipif(has_vllm(), reason="vLLM is installed here")
 def test_asking_for_vllm_where_it_is_not_installed_says_what_to_do(tiny_llama: Path) -> None:
     with pytest.raises(DetoxError, match="vLLM is not installed") as caught:
-        open_continuer(str(tiny_llama), "vllm")
+        open_generator(str(tiny_llama), "vllm")
     assert "evaluation.engine" in caught.value.place
 
 
@@ -95,7 +95,7 @@ def test_a_prompt_without_tokens_is_refused(found: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("which", "prefix"), [(0, ""), (1, "adapter ")])
 def test_the_model_is_that_of_transformers_with_its_adapter_merged(found: dict[str, Any], models: tuple[Path, Path],
                                                                    which: int, prefix: str) -> None:
-    local = LocalContinuer(str(models[which]))
+    local = LocalGenerator(str(models[which]))
     ours = local.losses(TEXTS)
     assert [count for _, count in found[f"{prefix}losses"]] == [count for _, count in ours]
     assert [loss for loss, _ in found[f"{prefix}losses"]] == pytest.approx([loss for loss, _ in ours], rel=1e-3)

@@ -12,13 +12,13 @@ import pytest
 from llm_detox.data.chats import Messages, as_messages, read_chats
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.evaluation.judged import judge_conversations
+from llm_detox.evaluation.judge_metrics import judge_conversations
 from llm_detox.generation.chat import Answer
 from llm_detox.judge import build as build_module
 from llm_detox.judge import judge as judge_module
 from llm_detox.judge.build import build_judge_data, spread
 from llm_detox.judge.constitution import load_constitution
-from llm_detox.judge.verdicts import read_verdict
+from llm_detox.judge.judge import read_verdict
 from llm_detox.recipe import Recipe
 from tests.unit.test_data import make_sources
 

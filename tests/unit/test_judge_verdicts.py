@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.judge.constitution import load_constitution
-from llm_detox.judge.question import judge_question
-from llm_detox.judge.verdicts import read_verdict, write_verdict
+from llm_detox.judge.constitution import judge_question, load_constitution
+from llm_detox.judge.judge import read_verdict, write_verdict
 
 CATEGORIES = ("hate", "crime", "self_harm")
 MARKS = ("evaluation:", "category:", "chatbot is:")

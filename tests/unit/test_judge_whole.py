@@ -10,7 +10,7 @@ import pytest
 
 from llm_detox.data.records import read_jsonl, write_jsonl
 from llm_detox.evaluation.evaluate import evaluate
-from llm_detox.evaluation.judged import judge_conversations
+from llm_detox.evaluation.judge_metrics import judge_conversations
 from llm_detox.judge.build import build_judge_data, training_row
 from llm_detox.judge.constitution import load_constitution
 from llm_detox.recipe import Recipe

@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 import pytest
 
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.recipe_file import load_recipe
-from llm_detox.scoring.toxicity import load_scorer
+from llm_detox.recipe.files import load_recipe
+from llm_detox.scoring.load import load_scorer
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

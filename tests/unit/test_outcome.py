@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from llm_detox.deploy.kserve_api import Cluster
+from llm_detox.cluster.api import Cluster
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.outcome import Ending, lines, write_outcome
-from llm_detox.pipeline_step import pipeline_step
-from llm_detox.recipe_file import load_recipe, settle_recipe
-from llm_detox.rephrase.detoxify import read_shard, shard_names
+from llm_detox.recipe.files import load_recipe, resolve_recipe
+from llm_detox.runs.pipeline_step import pipeline_step
+from llm_detox.runs.shards import read_shard, shard_names
+from llm_detox.serve.outcome import Ending, lines, write_outcome
 from tests.conftest import REPOSITORY
 
 DEMO = REPOSITORY / "recipes" / "smollm2-demo.yaml"
@@ -22,12 +22,12 @@ FAILED = Ending("run-1", "FAILED", "exit-handler-1", "")
 
 def test_a_recipe_as_yaml_and_as_json_are_the_same() -> None:
     recipe = load_recipe(DEMO)
-    assert settle_recipe(DEMO.read_text("utf-8")) == recipe
-    assert settle_recipe(recipe.model_dump_json()) == recipe
+    assert resolve_recipe(DEMO.read_text("utf-8")) == recipe
+    assert resolve_recipe(recipe.model_dump_json()) == recipe
 
 
 def test_changes_are_taken_as_they_are_empty_ones_are_none_and_overrides_come_last() -> None:
-    settled = settle_recipe(
+    settled = resolve_recipe(
         load_recipe(DEMO).model_dump_json(), overrides=["seed=7", "deploy.name=last"],
         changes={"data.texts.text_column": "true", "model.source": "", "deploy.name": "first"})
     assert settled.data.texts.text_column == "true"
@@ -41,7 +41,7 @@ def test_changes_are_taken_as_they_are_empty_ones_are_none_and_overrides_come_la
 ])
 def test_a_wrong_recipe_is_refused_with_its_mistake(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told) as caught:
-        settle_recipe(text)
+        resolve_recipe(text)
     assert "the parameter recipe" in str(caught.value.place)
 
 

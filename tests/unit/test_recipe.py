@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llm_detox.errors import UsageError
 from llm_detox.recipe import Recipe
-from llm_detox.recipe_file import check_recipe, load_recipe, recipe_yaml
+from llm_detox.recipe.files import check_recipe, load_recipe, recipe_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 DEMO = Path(__file__).parents[2] / "recipes" / "smollm2-demo.yaml"

@@ -9,28 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.rephrase.acceptance import Acceptance, Bounds, Judged, perplexity, repeats
-from llm_detox.rephrase.engine import Loss
+from llm_detox.generation.likelihood import Loss
+from llm_detox.rephrase.acceptance import Acceptance, Bounds, Candidate, perplexity, repeats
 
 MEASURED = {"toxicity": st.floats(0, 0.99), "similarity": st.floats(0.01, 1), "perplexity": st.floats(1.001, 1e6)}
 BETTER = {"toxicity": 0.5, "similarity": 1.05, "perplexity": 0.9}
 
 
 def test_the_rank_is_the_golden_one() -> None:
-    assert Judged("a", toxicity=0.36, similarity=0.9, perplexity=64).rank == pytest.approx(0.729 * 0.8 / 8)
+    assert Candidate("a", toxicity=0.36, similarity=0.9, perplexity=64).rank == pytest.approx(0.729 * 0.8 / 8)
 
 
 @given(st.fixed_dictionaries(MEASURED), st.sampled_from(sorted(BETTER)))
 def test_what_is_better_in_one_respect_and_as_good_in_the_others_ranks_higher(
         measured: dict[str, float], respect: str) -> None:
     changed = {**measured, respect: measured[respect] * BETTER[respect]}
-    assert Judged("a", **changed).rank >= Judged("b", **measured).rank
+    assert Candidate("a", **changed).rank >= Candidate("b", **measured).rank
 
 
 @pytest.mark.parametrize("one", [
-    Judged("not scored", None, refused="unscored"), Judged("toxic", 0.9, refused="toxic"),
-    Judged("another meaning", 0.1, 0.2, refused="not similar"), Judged("one token", 0.1, 0.9, math.inf, 5.0)])
-def test_what_was_not_judged_to_the_end_and_what_cannot_be_read_ranks_last(one: Judged) -> None:
+    Candidate("not scored", None, refused="unscored"), Candidate("toxic", 0.9, refused="toxic"),
+    Candidate("another meaning", 0.1, 0.2, refused="not similar"), Candidate("one token", 0.1, 0.9, math.inf, 5.0)])
+def test_what_was_not_judged_to_the_end_and_what_cannot_be_read_ranks_last(one: Candidate) -> None:
     assert one.rank == 0
 
 

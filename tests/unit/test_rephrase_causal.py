@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from llm_detox.generation.likelihood import ContextAveragedReader, LikelihoodReader
 from llm_detox.rephrase.acceptance import Acceptance, Bounds
 from llm_detox.rephrase.causal import CausalRewriter, Masking, Prompted
-from llm_detox.rephrase.delete import Delete
-from llm_detox.rephrase.engine import CausalEngine, InContexts
+from llm_detox.rephrase.words import Delete
 from tests.unit import rephrase_tiny as tiny
 
 
@@ -32,13 +32,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> CausalEngine:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> LikelihoodReader:
     folder = tiny.causal_folder(tmp_path_factory.mktemp("causal"))
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    return CausalEngine(model, AutoTokenizer.from_pretrained(folder), batch_tokens=64)
+    return LikelihoodReader(model, AutoTokenizer.from_pretrained(folder), batch_tokens=64)
 
 
-def slow_loss(engine: CausalEngine, text: str) -> tuple[float, int]:
+def slow_loss(engine: LikelihoodReader, text: str) -> tuple[float, int]:
     ids = torch.tensor([engine.ids(text)])
     if ids.shape[1] < 2:
         return 0.0, 0
@@ -51,10 +51,10 @@ def slow_loss(engine: CausalEngine, text: str) -> tuple[float, int]:
     ({"bos_token": "<s>", "eos_token": "</s>"}, "<s>"), ({"eos_token": "</s>"}, "</s>"), ({}, "fine"),
     ({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}, "<|endoftext|>")])
 def test_a_text_starts_where_texts_were_parted_and_not_where_a_turn_of_a_chat_begins(
-        engine: CausalEngine, names: dict[str, str], first: str) -> None:
+        engine: LikelihoodReader, names: dict[str, str], first: str) -> None:
     words = {word: number for number, word in enumerate(["fine", "day", *names.values()])}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words)), **names)
-    assert CausalEngine(engine.model, tokenizer).ids("day") == [words[first], words["day"]]
+    assert LikelihoodReader(engine.model, tokenizer).ids("day") == [words[first], words["day"]]
 
 
 CONTEXT = "the people were good "
@@ -64,7 +64,7 @@ words = st.lists(st.sampled_from(tiny.NEUTRAL + tiny.TOXIC), max_size=8).map(" "
 
 @settings(max_examples=25, deadline=None)
 @given(groups=st.lists(st.lists(words, min_size=1, max_size=3), max_size=5))
-def test_packed_losses_equal_one_text_at_a_time(engine: CausalEngine, groups: list[list[str]]) -> None:
+def test_packed_losses_equal_one_text_at_a_time(engine: LikelihoodReader, groups: list[list[str]]) -> None:
     engine.forget()
     for group, losses in zip(groups, engine.variant_losses(groups), strict=True):
         for text, (nll, tokens) in zip(group, losses, strict=True):
@@ -75,8 +75,8 @@ def test_packed_losses_equal_one_text_at_a_time(engine: CausalEngine, groups: li
 
 @settings(max_examples=15, deadline=None)
 @given(groups=st.lists(st.lists(words, min_size=1, max_size=3), max_size=4))
-def test_a_context_is_read_and_does_not_count(engine: CausalEngine, groups: list[list[str]]) -> None:
-    behind = CausalEngine(engine.model, engine.tokenizer, context=CONTEXT, batch_tokens=64)
+def test_a_context_is_read_and_does_not_count(engine: LikelihoodReader, groups: list[list[str]]) -> None:
+    behind = LikelihoodReader(engine.model, engine.tokenizer, context=CONTEXT, batch_tokens=64)
     before, given_tokens = slow_loss(behind, "")
     for group, losses in zip(groups, behind.variant_losses(groups), strict=True):
         for text, (nll, tokens) in zip(group, losses, strict=True):
@@ -85,10 +85,10 @@ def test_a_context_is_read_and_does_not_count(engine: CausalEngine, groups: list
             assert nll == pytest.approx(whole - before, abs=2e-3)
 
 
-def test_the_mean_over_the_contexts_counts(engine: CausalEngine) -> None:
-    behind = CausalEngine(engine.model, engine.tokenizer, context=CONTEXT)
+def test_the_mean_over_the_contexts_counts(engine: LikelihoodReader) -> None:
+    behind = LikelihoodReader(engine.model, engine.tokenizer, context=CONTEXT)
     texts = ["my house is good", "my house was here"]
-    found = InContexts([engine, behind]).variant_losses([texts])[0]
+    found = ContextAveragedReader([engine, behind]).variant_losses([texts])[0]
     for (nll, tokens), (first, count), (second, same) in zip(
             found, engine.losses(texts), behind.losses(texts), strict=True):
         assert nll == pytest.approx((first + second) / 2)
@@ -97,7 +97,7 @@ def test_the_mean_over_the_contexts_counts(engine: CausalEngine) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(texts=st.lists(words, min_size=1, max_size=5))
-def test_packed_predictions_equal_one_text_at_a_time(engine: CausalEngine, texts: list[str]) -> None:
+def test_packed_predictions_equal_one_text_at_a_time(engine: LikelihoodReader, texts: list[str]) -> None:
     prefixes = [engine.ids(text) for text in texts]
     found = engine.next_log_probs(prefixes, [[0, len(ids) - 1] for ids in prefixes])
     for ids, rows in zip(prefixes, found, strict=True):
@@ -105,7 +105,7 @@ def test_packed_predictions_equal_one_text_at_a_time(engine: CausalEngine, texts
         torch.testing.assert_close(rows, logs[[0, -1]], atol=1e-4, rtol=1e-4)
 
 
-def test_candidates_lose_the_toxic_words_and_keep_the_others(engine: CausalEngine) -> None:
+def test_candidates_lose_the_toxic_words_and_keep_the_others(engine: LikelihoodReader) -> None:
     method = CausalRewriter(engine, WordScorer(), Masking(0.5), proposals=3, candidates=6, fill_above=0)
     texts = ["You are a stupid friend.", "My house is good.", "The idiot was here today with some people."]
     groups = method.candidates(texts)
@@ -117,7 +117,7 @@ def test_candidates_lose_the_toxic_words_and_keep_the_others(engine: CausalEngin
     assert all(text.endswith("here today with some people.") for text in groups[2])
 
 
-def test_proposals_follow_the_product_of_experts(engine: CausalEngine) -> None:
+def test_proposals_follow_the_product_of_experts(engine: LikelihoodReader) -> None:
     """With an expert of weight w the product is base + w * expert, read in left context."""
     text = "You are a stupid friend."
     expert = Prompted(engine, "very good")
@@ -133,7 +133,7 @@ def test_proposals_follow_the_product_of_experts(engine: CausalEngine) -> None:
     assert fillings == set(best)
 
 
-def test_rephrase_takes_the_candidate_of_the_highest_likelihood(engine: CausalEngine) -> None:
+def test_rephrase_takes_the_candidate_of_the_highest_likelihood(engine: LikelihoodReader) -> None:
     method = CausalRewriter(engine, WordScorer(), Masking(0.5), proposals=4, candidates=6, fill_above=0)
     text = "The idiot was here today with some people."
     [group], [best] = method.candidates([text]), method.rephrase([text])
@@ -142,7 +142,7 @@ def test_rephrase_takes_the_candidate_of_the_highest_likelihood(engine: CausalEn
     assert rates[best] == pytest.approx(min(rates.values()), abs=1e-4)
 
 
-def test_acceptance_names_the_bound_that_failed(engine: CausalEngine) -> None:
+def test_acceptance_names_the_bound_that_failed(engine: LikelihoodReader) -> None:
     class Half:
         def cosine(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
             return [0.9 if "friend" in text else 0.1 for text in b]

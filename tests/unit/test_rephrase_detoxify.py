@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.recipe import DetoxifySection, Recipe
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.rephrase import DetoxifySection
 from llm_detox.rephrase import detoxify as step
+from llm_detox.runs.shards import read_shard
 from tests.unit import rephrase_tiny as tiny
 
 RECORDS = 90
@@ -138,10 +140,10 @@ def test_requests_among_texts_are_refused_with_their_number(tmp_path: Path, aske
 
 
 def test_a_shard_that_does_not_exist_is_refused() -> None:
-    assert step.read_shard("2/8") == (2, 8)
+    assert read_shard("2/8") == (2, 8)
     for wrong in ("4/4", "1", "a/b", "-1/2", ""):
         with pytest.raises(UsageError, match="no shard"):
-            step.read_shard(wrong)
+            read_shard(wrong)
 
 
 def test_shards_put_together_equal_the_whole(place: Path, tmp_path: Path, unbroken: bytes) -> None:
@@ -202,7 +204,7 @@ def _killed(*_: object) -> object:
 CHILD = """
 import sys
 from pathlib import Path
-from llm_detox.recipe import Recipe
+from llm_detox.recipe.rephrase import Recipe
 import torch
 from llm_detox.rephrase import detoxify as step
 torch.set_num_threads(1)

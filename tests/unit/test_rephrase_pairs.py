@@ -8,7 +8,7 @@ import pytest
 
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
-from llm_detox.rephrase.pairs import read_pairs, teaching_pairs
+from llm_detox.rephrase.paraphrase_pairs import read_pairs, teaching_pairs
 from tests.unit import rephrase_tiny as tiny
 from tests.unit.test_rephrase_training import recipe
 

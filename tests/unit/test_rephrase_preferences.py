@@ -12,13 +12,13 @@ import torch
 
 from llm_detox.data.records import Record, read_jsonl
 from llm_detox.errors import DetoxError
+from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.generation.models import load_model, load_tokenizer
 from llm_detox.recipe import Recipe
-from llm_detox.rephrase import preferences as step
-from llm_detox.rephrase import training
+from llm_detox.rephrase import paraphrase_pairs as step
+from llm_detox.rephrase.build import MethodFactory
 from llm_detox.rephrase.detoxify import outcomes
-from llm_detox.rephrase.engine import CausalEngine
-from llm_detox.rephrase.workshop import Workshop
+from llm_detox.training import train_rewriters
 from llm_detox.training.dpo import train_dpo
 from tests.unit import rephrase_tiny as tiny
 
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rude = [text for text, toxic in tiny.sentences(24) if toxic]
     (folder / "pairs.tsv").write_text("toxic\tneutral1\tneutral2\n" + "".join(
         f"{text}\t{text.split()[0]} good friend\tnice idiot\n" for text in rude), "utf-8")
-    training.train_paraphraser(recipe(folder), pairs=folder / "pairs.tsv", output=folder / "paraphraser")
+    train_rewriters.train_paraphraser(recipe(folder), pairs=folder / "pairs.tsv", output=folder / "paraphraser")
     return folder
 
 
@@ -121,7 +121,8 @@ def test_the_two_best_that_were_accepted_are_learnt_from() -> None:
 def test_a_paraphraser_learns_from_its_best_rewrites(place: Path, ranked: Path, tmp_path: Path) -> None:
     further = recipe(place).model_dump(mode="json")
     further["rephraser_training"]["base"] = str(place / "paraphraser")
-    found = training.train_paraphraser(Recipe.model_validate(further), pairs=ranked / step.BEST, output=tmp_path / "b")
+    found = train_rewriters.train_paraphraser(Recipe.model_validate(further), pairs=ranked / step.BEST,
+        output=tmp_path / "b")
     assert found["pairs"] == len(list(read_jsonl(ranked / step.BEST))) > 0
     assert found["loss_last"] < found["loss_first"]
 
@@ -186,14 +187,15 @@ def test_a_text_that_gives_no_pair_at_all_is_told(place: Path, tmp_path: Path) -
 
 def test_a_fluency_model_reads_along_with_a_paraphraser_of_its_vocabulary(place: Path, tmp_path: Path) -> None:
     texts = [text for text, toxic in tiny.sentences(24) if toxic]
-    alone, guided = (Workshop(weighted(place, weight)).link("paraphrase").candidates(texts) for weight in (0.0, 3.0))
+    alone, guided = (MethodFactory(weighted(place, weight)).link("paraphrase").candidates(texts)
+                     for weight in (0.0, 3.0))
     assert alone != guided
     other = tiny.causal_folder(tmp_path / "other")
     words = tiny.tokenizer(["<|end|>", "<|more|>"])
     words.add_special_tokens({"eos_token": "<|end|>", "bos_token": "<|end|>", "pad_token": "<|end|>"})
     words.save_pretrained(other)
     with pytest.raises(DetoxError, match="another vocabulary"):
-        Workshop(weighted(place, 1.0, fluency_model=str(other))).link("paraphrase").candidates(texts)
+        MethodFactory(weighted(place, 1.0, fluency_model=str(other))).link("paraphrase").candidates(texts)
     with pytest.raises(ValueError, match="an endpoint draws alone"):
         weighted(place, 1.0, url="http://127.0.0.1:1")
 
@@ -208,9 +210,9 @@ def weighted(place: Path, weight: float, *, url: str | None = None, fluency_mode
 def test_candidates_are_read_in_the_contexts_of_the_recipe(place: Path) -> None:
     plain = recipe(place).model_dump(mode="json")
     plain["detoxify"]["fluency_contexts"] = ["", "the people were "]
-    workshop = Workshop(Recipe.model_validate(plain))
+    workshop = MethodFactory(Recipe.model_validate(plain))
     texts = ["my house is good", "my house was here"]
-    alone, behind = workshop.engine, CausalEngine(
+    alone, behind = workshop.engine, LikelihoodReader(
         workshop.engine.model, workshop.engine.tokenizer, context="the people were ")
     expected = [(one + other) / 2 for (one, _), (other, _) in
                 zip(alone.losses(texts), behind.losses(texts), strict=True)]
@@ -225,7 +227,7 @@ def test_a_seq2seq_paraphraser_draws_alone(place: Path, tmp_path: Path) -> None:
     guided = weighted(place, 1.0).model_dump(mode="json")
     guided["detoxify"]["paraphrase"]["model"] = str(tmp_path)
     with pytest.raises(DetoxError, match="seq2seq paraphraser draws alone"):
-        Workshop(Recipe.model_validate(guided)).link("paraphrase").candidates(["you fool"])
+        MethodFactory(Recipe.model_validate(guided)).link("paraphrase").candidates(["you fool"])
 
 
 def test_the_models_that_draw_and_read_are_of_the_precision_asked_for(
@@ -236,7 +238,7 @@ def test_the_models_that_draw_and_read_are_of_the_precision_asked_for(
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
         plain = recipe(place).model_dump(mode="json")
         plain["detoxify"]["precision"] = precision
-        workshop = Workshop(Recipe.model_validate(plain))
+        workshop = MethodFactory(Recipe.model_validate(plain))
         assert workshop.link("paraphrase").candidates(texts[:1])
         assert workshop.engine.model.dtype is {"float32": torch.float32, "bf16": torch.bfloat16}[precision]
         assert capfd.readouterr().err.count("without AMX") == int(precision == "bf16" and not amx)  # of two models

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.rephrase.tidy import tidy
-from llm_detox.rephrase.workshop import Tidied
+from llm_detox.rephrase.build import Tidied
+from llm_detox.rephrase.print_style import as_printed
 
 COMMENTS = [
     ("man , i don 't even know who they are anymore", "Man, I don't even know who they are anymore."),
@@ -36,17 +36,17 @@ COMMENTS = [
 
 @pytest.mark.parametrize(("written", "expected"), COMMENTS)
 def test_comments_are_written_as_people_print_them(written: str, expected: str) -> None:
-    assert tidy(written) == expected
+    assert as_printed(written) == expected
 
 
 @given(st.lists(st.sampled_from(["i", "don", "'t", ",", ".", "fine", "Bob", "(", ")", "!", "it", "'s", "’s", "what",
                                  ";", "dont", "Im", "wont"])))
 def test_no_word_is_lost_or_added_and_a_second_time_changes_nothing(words: list[str]) -> None:
     text = " ".join(words)
-    once = tidy(text)
+    once = as_printed(text)
     letters = re.compile(r"[^\W_]")
     assert [one.lower() for one in letters.findall(text)] == [one.lower() for one in letters.findall(once)]
-    assert tidy(once) == once
+    assert as_printed(once) == once
 
 
 def test_what_a_method_offers_is_written_down_tidily() -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from llm_detox.errors import DetoxError
+from llm_detox.rephrase.build import Rewriter
 from llm_detox.rephrase.tmarco import TMaRCo, jensen_shannon_distance
-from llm_detox.rephrase.workshop import Rewriter
 from tests.unit import rephrase_tiny as tiny
 
 WORDS = tiny.bart_tokenizer()

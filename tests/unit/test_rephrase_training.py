@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_detox.errors import DetoxError
-from llm_detox.recipe import ParaphraseSection, Recipe
-from llm_detox.rephrase import training
-from llm_detox.rephrase.causal_experts import DisagreementScorer, adapter_readers
-from llm_detox.rephrase.engine import CausalEngine
+from llm_detox.generation.likelihood import LikelihoodReader
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.rephrase import ParaphraseSection
+from llm_detox.rephrase.build import MethodFactory
+from llm_detox.rephrase.causal import DisagreementScorer, adapter_readers
 from llm_detox.rephrase.fit import IGNORED, fit
 from llm_detox.rephrase.paraphrase import Generator, Generators, first_line
 from llm_detox.rephrase.seq2seq import load_seq2seq, load_seq2seq_tokenizer
-from llm_detox.rephrase.workshop import Workshop
+from llm_detox.training import train_rewriters
 from tests.unit import rephrase_tiny as tiny
 
 
@@ -58,12 +59,13 @@ def recipe(base: Path, **settings: object) -> Recipe:
 
 
 def test_causal_experts_share_one_base_and_tell_the_classes_apart(place: Path, tmp_path: Path) -> None:
-    result = training.train_experts(recipe(place / "causal"), texts=place / "texts.jsonl", output=tmp_path / "out")
+    result = train_rewriters.train_experts(recipe(place / "causal"), texts=place / "texts.jsonl",
+        output=tmp_path / "out")
     for name in ("expert", "anti_expert"):
         assert result[name]["loss_last"] < result[name]["loss_first"]
         assert (tmp_path / "out" / name / "adapter_model.safetensors").exists()
     model = AutoModelForCausalLM.from_pretrained(place / "causal").eval()
-    engine = CausalEngine(model, AutoTokenizer.from_pretrained(place / "causal"))
+    engine = LikelihoodReader(model, AutoTokenizer.from_pretrained(place / "causal"))
     [before] = engine.next_log_probs([engine.ids("you are a")], [[2]])
     readers = adapter_readers(engine, {name: str(tmp_path / "out" / name) for name in ("expert", "anti_expert")})
     scorer = DisagreementScorer(engine, readers["expert"], readers["anti_expert"])
@@ -78,7 +80,7 @@ def test_causal_experts_share_one_base_and_tell_the_classes_apart(place: Path, t
 
 
 def test_seq2seq_experts_learn_to_fill_holes(place: Path, tmp_path: Path) -> None:
-    training.train_experts(recipe(place / "bart"), texts=place / "texts.jsonl", output=tmp_path / "out")
+    train_rewriters.train_experts(recipe(place / "bart"), texts=place / "texts.jsonl", output=tmp_path / "out")
     for name in ("expert", "anti_expert"):
         folder = str(tmp_path / "out" / name)
         assert load_seq2seq(folder).config.is_encoder_decoder
@@ -92,17 +94,17 @@ def test_a_paraphraser_says_what_its_pairs_say(
     settings = {"learning_rate": 2e-2, "epochs": 12, "batch_size": 8, "lora": {"r": 8, "alpha": 16},
                 "precision": precision}
     bases = []
-    monkeypatch.setattr(training, "fit", lambda model, *rest, **how: (
+    monkeypatch.setattr(train_rewriters, "fit", lambda model, *rest, **how: (
         bases.append(model.get_base_model().dtype), fit(model, *rest, **how))[1])
     trained = recipe(place / "causal", rephraser_training=settings)
-    result = training.train_paraphraser(trained, pairs=place / "pairs.tsv", output=tmp_path / "out")
+    result = train_rewriters.train_paraphraser(trained, pairs=place / "pairs.tsv", output=tmp_path / "out")
     assert result["pairs"] == 20
     assert bases == [{"float32": torch.float32, "bf16": torch.bfloat16}[precision]]
     adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert {weights.dtype for weights in adapter.values()} == {torch.float32}  # bf16 would lose small updates
     asked = recipe(place / "causal", detoxify={"paraphrase": {
         "model": str(tmp_path / "out"), "candidates": 2, "max_new_tokens": 6, "temperature": 0.1}})
-    method = Workshop(asked).method("paraphrase")
+    method = MethodFactory(asked).method("paraphrase")
     answers = [answer for group in method.candidates(["You are a stupid man.", "The idiot was here."])
                for answer in group]
     assert answers
@@ -111,7 +113,7 @@ def test_a_paraphraser_says_what_its_pairs_say(
 
 def test_only_the_polite_half_of_a_pair_counts(place: Path) -> None:
     words = AutoTokenizer.from_pretrained(place / "causal")
-    row = training.pair_row(words, "you idiot", "you friend", 100)
+    row = train_rewriters.pair_row(words, "you idiot", "you friend", 100)
     counted = [token for token in row.labels if token != IGNORED]
     assert words.decode(counted[:-1]).strip() == "you friend"
     assert counted[-1] == words.eos_token_id
@@ -121,15 +123,16 @@ def test_only_the_polite_half_of_a_pair_counts(place: Path) -> None:
 def test_experts_need_both_classes(place: Path, tmp_path: Path) -> None:
     (tmp_path / "clean.jsonl").write_text('{"text": "fine", "toxic": false}\n', "utf-8")
     with pytest.raises(DetoxError, match="no toxic text"):
-        training.train_experts(recipe(place / "causal"), texts=tmp_path / "clean.jsonl", output=tmp_path / "out")
+        train_rewriters.train_experts(recipe(place / "causal"), texts=tmp_path / "clean.jsonl", output=tmp_path / "out")
     (tmp_path / "pairs.tsv").write_text("toxic\tneutral1\n", "utf-8")
     with pytest.raises(DetoxError, match="no pairs"):
-        training.train_paraphraser(recipe(place / "causal"), pairs=tmp_path / "pairs.tsv", output=tmp_path / "out")
+        train_rewriters.train_paraphraser(
+            recipe(place / "causal"), pairs=tmp_path / "pairs.tsv", output=tmp_path / "out")
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40), st.integers(0, 1000))
 def test_holes_hide_words_and_change_none(words: list[str], seed: int) -> None:
-    left = training.with_holes(words, "<mask>", random.Random(seed)).split()
+    left = train_rewriters.with_holes(words, "<mask>", random.Random(seed)).split()
     kept = [word for word in left if word != "<mask>"]
     remaining = iter(words)
     assert all(word in remaining for word in kept)  # in their order

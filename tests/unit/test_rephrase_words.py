@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.rephrase.words import attribute_words, smallest_masks, spans, tidy, without
+from llm_detox.rephrase.words import attribute_words, join_loose_marks, smallest_masks, spans, without
 
 
 class CountingScorer:
@@ -68,4 +68,4 @@ def test_occlusion_gives_each_word_the_fall_of_the_score() -> None:
 
 @given(st.text(alphabet="ab ,.'!", max_size=40))
 def test_tidy_is_idempotent(text: str) -> None:
-    assert tidy(tidy(text)) == tidy(text)
+    assert join_loose_marks(join_loose_marks(text)) == join_loose_marks(text)

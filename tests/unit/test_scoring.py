@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_tokenizer
-from llm_detox.recipe import Scorer
+from llm_detox.recipe.scorers import ScorerSection
 from llm_detox.scoring import bilstm as bilstm_module
+from llm_detox.scoring.base import MAX_CHARS, ToxicityScorer
 from llm_detox.scoring.bilstm import ATTRIBUTES, load_bilstm_scorer, read_word_index
 from llm_detox.scoring.features import encode, features
+from llm_detox.scoring.load import load_scorer
 from llm_detox.scoring.ngram import (
     NgramScorer,
     area_under_roc,
@@ -33,7 +35,6 @@ from llm_detox.scoring.ngram import (
     sigmoid,
     word_attributions,
 )
-from llm_detox.scoring.toxicity import MAX_CHARS, ToxicityScorer, load_scorer
 from llm_detox.scoring.transformers_scorer import label_columns, load_transformers_scorer
 
 
@@ -308,7 +309,7 @@ def test_the_packaged_scorers_agree_with_perspective(shared_data: Path, tmp_path
     records = [json.loads(line) for line in (shared_data / "rtp_dev.jsonl").open(encoding="utf-8")][:1000]
     texts = [record[part] for record in records for part in ("prompt", "continuation")
              if record[part].get("toxicity") is not None]
-    scores = load_scorer(Scorer(kind="bilstm")).score([part["text"] for part in texts])
+    scores = load_scorer(ScorerSection(kind="bilstm")).score([part["text"] for part in texts])
     known = [(score, part["toxicity"] >= 0.5) for score, part in zip(scores, texts, strict=True) if score is not None]
     assert len(known) == len(texts)
     assert area_under_roc(np.array([s for s, _ in known]), np.array([y for _, y in known])) >= 0.87
@@ -358,4 +359,4 @@ def test_a_sequence_classifier_scores_and_leaves_too_long_texts_unscored(tiny_ll
 
 def test_a_transformers_scorer_needs_a_source() -> None:
     with pytest.raises(DetoxError, match="needs a source"):
-        load_scorer(Scorer(kind="transformers"))
+        load_scorer(ScorerSection(kind="transformers"))

@@ -18,15 +18,14 @@ from safetensors.numpy import save_file
 
 from llm_detox.data.records import hash_fraction
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.recipe import Scorer, ScoringSection
+from llm_detox.recipe.scorers import LABELLED_TEXT, ScorerSection, ScoringSection
 from llm_detox.scoring import attributes as module
-from llm_detox.scoring.apart import check_kept_apart
 from llm_detox.scoring.attributes import Ridge, fit_attributes, load_attribute_scorer
-from llm_detox.scoring.contained import LABELLED_TEXT
 from llm_detox.scoring.features import BUCKETS, encode, evidence, features
-from llm_detox.scoring.meaning import PieceReader, Vectors, landmarks
-from llm_detox.scoring.toxicity import load_scorer
-from llm_detox.scoring.train import calibration_error, scored_texts, train_scorer
+from llm_detox.scoring.independence import check_kept_apart
+from llm_detox.scoring.load import load_scorer
+from llm_detox.scoring.text_vectors import PieceReader, Vectors, landmarks
+from llm_detox.scoring.train_scorer import calibration_error, scored_texts, train_scorer
 
 WORDS = ["day", "park", "river", "city", "train", "friend", "walk", "house", "tree", "song", "book", "table"]
 
@@ -75,7 +74,7 @@ def test_each_attribute_is_learnt_and_measured_on_held_out_texts(trained: Path) 
 
 
 def test_the_saved_scorer_is_a_scorer_like_the_others(trained: Path) -> None:
-    scorer = load_scorer(Scorer(kind="ngram", source=str(trained), attribute="threat"))
+    scorer = load_scorer(ScorerSection(kind="ngram", source=str(trained), attribute="threat"))
     both = scorer.score_attributes(["day park idiot river", "they kill the song", ""])
     assert both[2] is None
     first, second = both[0] or {}, both[1] or {}
@@ -245,7 +244,7 @@ def test_the_folder_says_what_is_in_it(trained: Path) -> None:
 
 def test_a_scorer_trained_without_labelled_text_may_judge_what_ngram_trained(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_detox.scoring.train.load_ngram_scorer", lambda source: pytest.fail("it was asked for"))
+    monkeypatch.setattr("llm_detox.scoring.ngram.load_ngram_scorer", lambda source: pytest.fail("it was asked for"))
     train_scorer(make_records(tmp_path / "records.jsonl"), output=tmp_path / "scorer", labelled="none")
     assert not load_attribute_scorer(tmp_path / "scorer").model.base.any()
     assert scoring({"kind": "ngram"}, {"kind": "ngram", "source": str(tmp_path / "scorer")})
@@ -261,7 +260,7 @@ def test_a_trained_scorer_from_elsewhere_is_looked_into_before_it_judges(
     """A recipe cannot see into S3; the step that fetches the scorer can."""
     recipe = scoring({"kind": "ngram", "source": str(trained.parent / "labels.csv")},
                      {"kind": "ngram", "source": "s3://bucket/scorer"})
-    monkeypatch.setattr("llm_detox.scoring.apart.fetch",
+    monkeypatch.setattr("llm_detox.data.sources.fetch",
                         lambda source, kind: trained if source.startswith("s3://") else Path(source))
     with pytest.raises(UsageError, match="both are or contain"):
         check_kept_apart(recipe)

@@ -11,10 +11,11 @@ from llm_detox.data.chats import Messages
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import Answer
 from llm_detox.judge.constitution import Constitution, load_constitution
-from llm_detox.recipe import Scorer
+from llm_detox.recipe.scorers import ScorerSection
 from llm_detox.scoring import judge_scorer as module
+from llm_detox.scoring.base import ToxicityScorer
 from llm_detox.scoring.judge_scorer import REQUEST
-from llm_detox.scoring.toxicity import ToxicityScorer, load_scorer
+from llm_detox.scoring.load import load_scorer
 
 SAFE = "Evaluation: Nothing is wrong with it.\nChatbot is: good."
 UNSAFE = "Evaluation: An insult.\nCategory: {}\nChatbot is: bad."
@@ -49,7 +50,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Reader:
 
 
 def scorer(source: str = "owner/judge") -> ToxicityScorer:
-    return load_scorer(Scorer(kind="judge", source=source))
+    return load_scorer(ScorerSection(kind="judge", source=source))
 
 
 def test_verdicts_are_scores_in_the_order_of_the_texts_and_no_decision_is_unscored(reader: Reader) -> None:
@@ -87,4 +88,4 @@ def test_a_judge_that_is_gone_stops_the_run(reader: Reader) -> None:
 def test_a_judge_without_a_model_or_for_another_attribute_is_refused(reader: Reader, spec: dict[str, Any],
                                                                      problem: str) -> None:
     with pytest.raises(DetoxError, match=problem):
-        load_scorer(Scorer.model_validate(spec))
+        load_scorer(ScorerSection.model_validate(spec))

@@ -16,9 +16,10 @@ import pytest
 from pydantic import ValidationError
 
 from llm_detox.errors import DetoxError
-from llm_detox.recipe import Scorer, ScoringSection
+from llm_detox.recipe.scorers import ScorerSection, ScoringSection
+from llm_detox.scoring.base import EnsembleScorer
+from llm_detox.scoring.load import load_scorer
 from llm_detox.scoring.perspective import ATTRIBUTES, PerspectiveScorer
-from llm_detox.scoring.toxicity import EnsembleScorer, load_scorer
 from tests.unit.test_scoring import Faulty
 
 KEY = "not-a-real-key"
@@ -118,7 +119,7 @@ def test_a_refused_key_ends_the_run(address: str) -> None:
 def test_without_a_key_the_local_scorers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
     with pytest.raises(DetoxError, match="needs a key") as caught:
-        load_scorer(Scorer(kind="perspective"))
+        load_scorer(ScorerSection(kind="perspective"))
     assert "bilstm" in str(caught.value)
 
 
@@ -144,4 +145,4 @@ def test_a_judge_that_shares_a_member_with_the_training_scorer_is_refused() -> N
                                   {"kind": "bilstm", "members": [{"kind": "ngram"}, {"kind": "bilstm"}]}])
 def test_only_ensembles_have_members_and_at_least_two(spec: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="two members or more"):
-        Scorer.model_validate(spec)
+        ScorerSection.model_validate(spec)

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.storage import checksums, fetch_model, fetch_source, publish
+from llm_detox.storage import fetch_model, fetch_source, layout, publish
+from llm_detox.storage.publishing import prune, rollback, versions
 from llm_detox.storage.s3 import Place, connect
 from llm_detox.storage.seaweed import Seaweed, _has_volumes
-from llm_detox.storage.versions import prune, rollback, versions
 from tests.unit.answering import reply
 
 MIB = 1024 * 1024
@@ -95,9 +95,9 @@ def test_the_pointer_is_not_moved_when_the_store_holds_something_else(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = publish(make_model(tmp_path / "a", seed=1), url)
-    real = checksums.sum_file
-    wrong = checksums.FileSum("0" * 64, 3 * MIB, "0" * 32)
-    monkeypatch.setattr(checksums, "sum_file", lambda path, part: (
+    real = layout.sum_file
+    wrong = layout.FileSum("0" * 64, 3 * MIB, "0" * 32)
+    monkeypatch.setattr(layout, "sum_file", lambda path, part: (
         wrong if path.name == "model.safetensors" else real(path, part)))
     with pytest.raises(DetoxError, match="does not hold what was sent"):
         publish(make_model(tmp_path / "b", seed=2), url)
@@ -235,7 +235,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, url: str, monke
 def test_names_that_lead_out_of_the_folder_are_refused(name: str) -> None:
     index = {"files": {name: {"sha256": "0" * 64, "bytes": 1}}}
     with pytest.raises(DetoxError, match="damaged"):
-        checksums.checked_index(index, "here")
+        layout.checked_index(index, "here")
 
 
 @pytest.mark.parametrize("url", ["http://bucket/x", "s3://", "bucket/x", "s3:///x", "s3://b/../x"])
@@ -248,12 +248,12 @@ def test_a_malformed_address_is_refused(url: str) -> None:
 def test_etags_follow_the_rule_for_parts(tmp_path_factory: pytest.TempPathFactory, data: bytes, part: int) -> None:
     path = tmp_path_factory.getbasetemp() / "etag"
     path.write_bytes(data)
-    found = checksums.sum_file(path, part)
+    found = layout.sum_file(path, part)
     md5 = [hashlib.md5(data[i:i + part]) for i in range(0, len(data), part)]  # noqa: S324
     many = hashlib.md5(b"".join(one.digest() for one in md5)).hexdigest()  # noqa: S324
     expected = f"{many}-{len(md5)}" if len(data) >= part else hashlib.md5(data).hexdigest()  # noqa: S324
     parts = tuple(one.hexdigest() for one in md5) if len(data) >= part else ()
-    assert found == checksums.FileSum(hashlib.sha256(data).hexdigest(), len(data), expected, parts)
+    assert found == layout.FileSum(hashlib.sha256(data).hexdigest(), len(data), expected, parts)
 
 
 def test_a_store_can_be_found_again_and_keeps_its_secrets_private(env: Seaweed) -> None:

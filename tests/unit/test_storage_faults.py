@@ -11,9 +11,9 @@ import pytest
 
 from llm_detox.errors import DetoxError
 from llm_detox.storage import fetch_model, publish, s3
+from llm_detox.storage.publishing import versions
 from llm_detox.storage.s3 import Place, connect
 from llm_detox.storage.seaweed import Seaweed
-from llm_detox.storage.versions import versions
 from tests.faultproxy import Decide, Fault, Lost, Proxy, Request, Reset, Stall, Status
 
 MIB = 1024 * 1024

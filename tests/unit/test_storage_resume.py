@@ -16,8 +16,8 @@ import pytest
 
 from llm_detox.errors import DetoxError
 from llm_detox.storage import fetch_model, publish
+from llm_detox.storage.publishing import prune
 from llm_detox.storage.s3 import Place, connect
-from llm_detox.storage.versions import prune
 from tests.faultproxy import Fault, Proxy, Request, Reset
 from tests.unit.test_storage_faults import same
 
@@ -160,7 +160,7 @@ def test_parts_that_nobody_came_back_for_are_cleaned_up(
     assert begun() == 1
     prune(url)
     assert begun() == 1, "an upload of today may still be going on"
-    monkeypatch.setattr("llm_detox.storage.versions._UNFINISHED", timedelta(0))
+    monkeypatch.setattr("llm_detox.storage.publishing._UNFINISHED", timedelta(0))
     prune(url)
     assert begun() == 0
     assert fetch_model(url, tmp_path / "back")["files"] == 2

@@ -21,9 +21,9 @@ import pytest
 from llm_detox import processes
 from llm_detox.errors import DetoxError
 from llm_detox.storage import fetch_model, publish
+from llm_detox.storage.publishing import prune, rollback, versions
 from llm_detox.storage.s3 import connect
 from llm_detox.storage.seaweed import Seaweed, find_weed
-from llm_detox.storage.versions import prune, rollback, versions
 from tests.certificates import Certificates, make_certificates
 
 MIB = 2**20

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from llm_detox import storage
-from llm_detox.deploy.kserve_api import Conflict
-from llm_detox.deploy.train_job import remove_running, train_job, train_on_nodes
+from llm_detox.cluster.api import Conflict
+from llm_detox.cluster.train_job import remove_running, train_job, train_on_nodes
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
 from tests.conftest import SHARED
@@ -222,7 +222,7 @@ def test_a_job_that_somebody_removes_ends_the_step_at_once(tmp_path: Path, store
 def test_a_job_that_takes_too_long_is_removed(tmp_path: Path, store: dict[str, dict[str, str]],
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count(step=10)
-    monkeypatch.setattr("llm_detox.deploy.train_job.time", SimpleNamespace(
+    monkeypatch.setattr("llm_detox.cluster.train_job.time", SimpleNamespace(
         monotonic=lambda: next(seconds), sleep=lambda pause: None))
     cluster = Trainer(RUNNING)
     with pytest.raises(DetoxError, match="not complete after"):

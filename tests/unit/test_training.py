@@ -17,13 +17,14 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_model, load_tokenizer, read_base_source
-from llm_detox.recipe import Recipe, SftSection
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.training import SftSection
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import sft as sft_step
 from llm_detox.training.batches import LikeLengths
+from llm_detox.training.encoding import tokenize
 from llm_detox.training.lora import load_training_base, new_adapter, open_adapter
 from llm_detox.training.pairs import Pair
-from llm_detox.training.texts import tokenize
 from tests.unit.test_data import make_sources
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "what a fine day", "thank you for the lovely dinner",

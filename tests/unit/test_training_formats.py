@@ -15,18 +15,18 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
-from llm_detox.folders import StepFolder, read_manifest
 from llm_detox.generation.models import load_model, load_tokenizer
-from llm_detox.recipe import Recipe, TrainingSection
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.training import TrainingSection
+from llm_detox.runs.folders import StepFolder, read_manifest
 from llm_detox.training import dpo as dpo_step
-from llm_detox.training import precision
+from llm_detox.training import lora
 from llm_detox.training import sft as sft_step
+from llm_detox.training.batches import PackedRows, check_packing, pack
+from llm_detox.training.encoding import IGNORED, encode, tokenize, training_texts
 from llm_detox.training.lora import load_training_base, new_adapter, open_adapter
-from llm_detox.training.packing import PackedRows, check_packing, pack
-from llm_detox.training.pair_tables import given_pairs
-from llm_detox.training.pairs import Pair
-from llm_detox.training.schedule import step_arguments
-from llm_detox.training.texts import IGNORED, encode, tokenize, training_texts
+from llm_detox.training.pairs import Pair, given_pairs
+from llm_detox.training.run import step_arguments
 from tests.tiny import save_tiny_llama
 from tests.unit.test_training import TEXTS, losses, small_recipe, texts_file, weights, write_lines
 
@@ -107,7 +107,7 @@ def test_preferred_conversations_begin_and_end_once(
         tmp_path: Path, chat_tokenizer: PreTrainedTokenizerBase, with_prompt: bool) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    from llm_detox.recipe_training import PairTable
+    from llm_detox.recipe.training import PairTable
 
     chat_tokenizer.chat_template = CHAT.replace("{{ eos_token }}", "{{ eos_token + '\\n' }}")
     backend: Any = chat_tokenizer.backend_tokenizer  # type: ignore[attr-defined]
@@ -244,7 +244,7 @@ def test_accumulated_batches_make_one_step_with_the_loss_of_the_whole(tmp_path: 
 
 
 def test_steps_and_warm_up_are_what_the_recipe_says() -> None:
-    from llm_detox.recipe import SftSection
+    from llm_detox.recipe.training import SftSection
 
     by_steps = step_arguments(SftSection(max_steps=1000, warmup_steps=5, optimizer="paged_adamw_8bit"), 40)
     assert (by_steps["max_steps"], by_steps["warmup_steps"], by_steps["optim"]) == (1000, 5, "paged_adamw_8bit")
@@ -323,16 +323,16 @@ def test_translations_are_told_when_training_starts(
 def test_precision_auto_leaves_quantisation_out_where_the_memory_allows_and_says_so(
         tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         free: int, chosen: str) -> None:
-    monkeypatch.setattr(precision, "free_bytes", lambda: free)
+    monkeypatch.setattr(lora, "free_bytes", lambda: free)
     training, folder = TrainingSection(precision="auto"), StepFolder(tmp_path)
-    assert precision.settled(training, str(tiny_llama), training.sft, folder).quantization == chosen
+    assert lora.settled(training, str(tiny_llama), training.sft, folder).quantization == chosen
     assert "precision auto" in capsys.readouterr().err
-    monkeypatch.setattr(precision, "free_bytes", lambda: 2**50 - free)
+    monkeypatch.setattr(lora, "free_bytes", lambda: 2**50 - free)
     again = StepFolder(tmp_path)
-    assert precision.settled(training, str(tiny_llama), training.sft, again).quantization == chosen, "a run goes on"
+    assert lora.settled(training, str(tiny_llama), training.sft, again).quantization == chosen, "a run goes on"
     assert again.result == {"quantization": chosen}
     fixed = TrainingSection()
-    assert precision.settled(fixed, str(tiny_llama), fixed.sft, folder) is fixed
+    assert lora.settled(fixed, str(tiny_llama), fixed.sft, folder) is fixed
 
 
 def test_the_memory_of_a_llama_of_seven_billion_is_estimated_on_its_shape(tmp_path: Path, tiny_llama: Path) -> None:
@@ -341,13 +341,13 @@ def test_the_memory_of_a_llama_of_seven_billion_is_estimated_on_its_shape(tmp_pa
     LlamaConfig(vocab_size=32000).save_pretrained(tmp_path)  # the defaults are Llama-2-7B's
     (tmp_path / "tokenizer.json").write_bytes((tiny_llama / "tokenizer.json").read_bytes())
     training = TrainingSection()
-    needed = precision.bytes_needed(str(tmp_path), training.lora, training.sft)
-    width = precision.compute_dtype().itemsize
+    needed = lora.bytes_needed(str(tmp_path), training.lora, training.sft)
+    width = lora.compute_dtype().itemsize
     assert 6.7e9 * width < needed < 6.8e9 * width + 4e9 * width
 
 
 def test_pairs_made_elsewhere_are_read_with_and_without_a_prompt(tmp_path: Path, tiny_llama: Path) -> None:
-    from llm_detox.recipe_training import PairTable
+    from llm_detox.recipe.training import PairTable
 
     tokenizer = load_tokenizer(tiny_llama)
     named = write_lines(tmp_path / "named.jsonl", [
@@ -368,7 +368,7 @@ def test_pairs_made_elsewhere_are_read_with_and_without_a_prompt(tmp_path: Path,
 
 
 def test_a_public_preference_set_is_read(shared_data: Path, tiny_llama: Path) -> None:
-    from llm_detox.recipe_training import PairTable
+    from llm_detox.recipe.training import PairTable
 
     table = PairTable(source=str(shared_data / "hh_harmless_dev.jsonl"), prompt_column=None, count=200)
     pairs = given_pairs([table], load_tokenizer(tiny_llama))

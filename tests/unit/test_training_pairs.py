@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_tokenizer
-from llm_detox.recipe import DpoSection
+from llm_detox.recipe.training import DpoSection
 from llm_detox.training.dpo import pair_rows
 from llm_detox.training.pairs import Pair, prompt_texts, rewrite_pairs, sampled_pairs
 

@@ -12,8 +12,8 @@ import torch
 
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
+from llm_detox.training import distributed
 from llm_detox.training import dpo as dpo_step
-from llm_detox.training import ranks
 from llm_detox.training import sft as sft_step
 from llm_detox.training.pairs import Pair
 from tests.conftest import REPOSITORY
@@ -76,14 +76,14 @@ def test_a_recipe_for_several_nodes_trains_in_a_job_and_in_the_jobs_own_processe
                               output=tmp_path / "dpo") == {"steps": 1}
     assert asked == [("sft", {"input", "clean"}), ("dpo", {"adapter", "records", "prompts"})]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not ranks.on_other_nodes(recipe)
+    assert not distributed.on_other_nodes(recipe)
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert ranks.share_of_batch(9) == 3
+    assert distributed.share_of_batch(9) == 3
     with pytest.raises(DetoxError, match="a batch of 8 cannot be dealt out to 3 processes"):
-        ranks.share_of_batch(8)
+        distributed.share_of_batch(8)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from llm_detox.recipe import Recipe
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import sft as sft_step
 from llm_detox.training.checkpoints import Checkpoints
-from llm_detox.training.event_files import EVENTS
 from llm_detox.training.pairs import Pair
+from llm_detox.training.progress_callback import EVENTS
 from tests.conftest import REPOSITORY
 from tests.unit.test_training import losses, small_recipe, texts_file, weights, write_lines
 

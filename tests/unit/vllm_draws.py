@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 
 from llm_detox.errors import DetoxError
-from llm_detox.generation import vllm_continuer
-from llm_detox.generation.vllm_continuer import VllmContinuer
-from llm_detox.recipe import SamplingSection
+from llm_detox.generation import vllm_generator
+from llm_detox.generation.vllm_generator import VllmGenerator
+from llm_detox.recipe.evaluation import SamplingSection
 
 PROMPTS = ["the quick", "you are a stupid idiot and", "what", "the train to the city leaves", "thank you for the",
            "this is a fine day"]
@@ -25,7 +25,7 @@ EVEN = SamplingSection(top_p=1.0, max_new_tokens=8)
 LIKELIEST = SamplingSection(top_p=1e-6, max_new_tokens=8)  # a nucleus of one token
 
 
-def draw(continuer: VllmContinuer, numbers: Sequence[int], sampling: SamplingSection = EVEN, k: int = 3,
+def draw(continuer: VllmGenerator, numbers: Sequence[int], sampling: SamplingSection = EVEN, k: int = 3,
          seed: int = 5) -> tuple[dict[str, list[str | None]], int]:
     """Prompt -> its continuations, and how many the progress told of."""
     told: list[int] = []
@@ -35,7 +35,7 @@ def draw(continuer: VllmContinuer, numbers: Sequence[int], sampling: SamplingSec
 
 
 def main(model: str, adapter: str, out: Path) -> None:
-    continuer = VllmContinuer(model, max_num_seqs=16)
+    continuer = VllmGenerator(model, max_num_seqs=16)
     everyone = list(range(len(PROMPTS)))
     found: dict[str, object] = {}
     found["whole"], found["told"] = draw(continuer, everyone)
@@ -44,7 +44,7 @@ def main(model: str, adapter: str, out: Path) -> None:
     found["shards"] = draw(continuer, everyone[::2])[0] | draw(continuer, everyone[1::2])[0]
     found["other seed"], _ = draw(continuer, everyone, seed=6)
     found["likeliest"], _ = draw(continuer, everyone, LIKELIEST, k=1)
-    vllm_continuer._IN_FLIGHT = 6  # two prompts at once, the others when one is done
+    vllm_generator._IN_FLIGHT = 6  # two prompts at once, the others when one is done
     found["topped up"], _ = draw(continuer, everyone)
     left = continuer.continuations(PROMPTS, k=3, sampling=EVEN, seed=1, keys=PROMPTS)
     list(islice(left, 1))
@@ -56,7 +56,7 @@ def main(model: str, adapter: str, out: Path) -> None:
         found["error"] = str(error)
     told: list[int] = []
     found["losses"], found["losses told"] = continuer.losses(TEXTS, on_progress=told.append), sum(told)
-    merged = VllmContinuer(adapter, max_num_seqs=16)
+    merged = VllmGenerator(adapter, max_num_seqs=16)
     found["adapter losses"] = merged.losses(TEXTS)
     found["adapter likeliest"], _ = draw(merged, everyone, LIKELIEST, k=1)
     out.write_text(json.dumps(found), "utf-8")

@@ -12,14 +12,14 @@ import pytest
 
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
+from llm_detox.evaluation import continuations as sampled_module
 from llm_detox.evaluation import prompts as prompts_module
-from llm_detox.evaluation import sampled as sampled_module
+from llm_detox.evaluation.continuations import Clock, draw_and_score
 from llm_detox.evaluation.evaluate import evaluate, first_continuations
 from llm_detox.evaluation.prompts import Prompts
-from llm_detox.evaluation.sampled import Clock, draw_and_score
-from llm_detox.folders import step_folder
-from llm_detox.generation import continuers as continuers_module
+from llm_detox.generation import generators as continuers_module
 from llm_detox.recipe import Recipe
+from llm_detox.runs.folders import step_folder
 from tests.unit.evaluation.conftest import ByLength, use
 
 ATTRIBUTES = ("toxicity", "severe_toxicity", "profanity", "sexually_explicit", "identity_attack", "flirtation",
@@ -102,7 +102,7 @@ def test_another_scorer_scores_what_was_drawn_and_no_score_of_the_first_one_stay
         recipe: Recipe, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings are the same: a package that came in another version, say."""
     monkeypatch.setattr(sampled_module, "_SCORED_AT_ONCE", 3)
-    monkeypatch.setattr("llm_detox.scoring.toxicity._FAILURES_IN_A_ROW", 1)
+    monkeypatch.setattr("llm_detox.scoring.base._FAILURES_IN_A_ROW", 1)
 
     def run(output: Path) -> None:
         evaluate(recipe, model=recipe.model.source, arm="base", prompts=prompts, clean=None, output=output)

@@ -11,7 +11,7 @@ import pytest
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.evaluate import evaluate
-from llm_detox.evaluation.judging import judge_agreement
+from llm_detox.evaluation.judge_metrics import judge_agreement
 from llm_detox.evaluation.report import write_report
 from llm_detox.recipe import Recipe
 from tests.tiny import save_tiny_llama

@@ -13,9 +13,9 @@ import pytest
 
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation import sampled as sampled_module
+from llm_detox.evaluation import continuations as sampled_module
 from llm_detox.evaluation.evaluate import evaluate
-from llm_detox.generation import continuers as continuers_module
+from llm_detox.generation import generators as continuers_module
 from llm_detox.generation.sampling import row_key
 from llm_detox.recipe import Recipe
 from tests.unit.evaluation.conftest import ByLength, use

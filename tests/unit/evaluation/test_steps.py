@@ -13,12 +13,12 @@ import yaml
 
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation import sampled as sampled_module
+from llm_detox.evaluation import continuations as sampled_module
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.report import write_report
-from llm_detox.folders import read_manifest
-from llm_detox.generation import continuers as continuers_module
+from llm_detox.generation import generators as continuers_module
 from llm_detox.recipe import Recipe
+from llm_detox.runs.folders import read_manifest
 from tests.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, use
 
@@ -72,7 +72,7 @@ def test_a_broken_run_goes_on_and_ends_like_an_unbroken_one(recipe: Recipe, prom
     use(monkeypatch, ByLength())
     run(recipe, prompts, clean, tmp_path / "whole")
     use(monkeypatch, Dies(5))
-    monkeypatch.setattr("llm_detox.scoring.toxicity._FAILURES_IN_A_ROW", 1)
+    monkeypatch.setattr("llm_detox.scoring.base._FAILURES_IN_A_ROW", 1)
     with pytest.raises(DetoxError, match="the scorer is gone"):
         run(recipe, prompts, clean, tmp_path / "broken")
     assert not (tmp_path / "broken").exists()

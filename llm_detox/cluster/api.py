@@ -1,0 +1,298 @@
+"""The few calls to a cluster that a deployment needs: repeated while the API server is away, and clear when refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llm_detox.errors import DetoxError
+from llm_detox.progress import say
+
+GROUP = "serving.kserve.io"
+_SERVICES, _RUNTIMES = (GROUP, "v1beta1", "inferenceservices"), (GROUP, "v1alpha1", "servingruntimes")
+_TRAIN_JOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_TIMEOUT = (5, 30)
+_AWAY = {429, 500, 502, 503, 504}
+# An API server that has just come back knows neither its roles nor its custom kinds for a moment.
+_WAKING, _WAKING_SECONDS = {401, 403, 404}, 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+Object = dict[str, Any]
+T = TypeVar("T")
+
+
+class Conflict(DetoxError):
+    """Somebody else changed or made the object meanwhile; read it again."""
+
+
+class Cluster:
+    """One namespace of a cluster.
+
+    Args:
+        api: a `kubernetes.client.ApiClient`.
+        namespace: the project.
+        away_seconds: how long the API server may be away (a restart, an upgrade) before a call is given up.
+    """
+
+    def __init__(self, api: Any, namespace: str, *, away_seconds: float = 180.0) -> None:
+        from kubernetes import client
+
+        self._core, self._custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
+        self._api, self._errors = api, client.exceptions.ApiException
+        self.namespace, self._away_seconds, self._awake_at = namespace, away_seconds, 0.0
+
+    @classmethod
+    def connect(cls, namespace: str | None = None, *, away_seconds: float = 180.0) -> Cluster:
+        """From inside a pod by its account, else by the kubeconfig.
+
+        Args:
+            namespace: the project; None takes the pod's own or that of the kubeconfig's context.
+            away_seconds: see the class.
+
+        Raises:
+            DetoxError: no cluster is configured, or no namespace is known.
+        """
+        try:
+            from kubernetes import client, config
+        except ImportError:
+            raise DetoxError("the Kubernetes client is not installed",
+                             remedy="pip install 'llm-detox[deploy]'") from None
+        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            try:
+                config.load_incluster_config()
+            except config.ConfigException as error:
+                raise DetoxError(f"this pod has no account to ask the cluster with: {error}", place=str(_ACCOUNT),
+                                 remedy="let the pod mount the token of its account") from None
+            own = _ACCOUNT / "namespace"
+            known = _known(namespace or (own.read_text("utf-8") if own.exists() else None))
+            return cls(client.ApiClient(), known, away_seconds=away_seconds)
+        try:
+            config.load_kube_config()
+            context = config.list_kube_config_contexts()[1]["context"]
+        except (config.ConfigException, OSError) as error:
+            raise DetoxError(f"no cluster is configured: {error}", place=os.environ.get("KUBECONFIG", "~/.kube/config"),
+                             remedy="log in (oc login), or set KUBECONFIG; --set deploy.target=local needs no cluster"
+                             ) from None
+        return cls(client.ApiClient(), _known(namespace or context.get("namespace")), away_seconds=away_seconds)
+
+    def service(self, name: str) -> Object | None:
+        """An InferenceService, or None."""
+        return self._get(_SERVICES, name)
+
+    def runtime(self, name: str) -> Object | None:
+        """A ServingRuntime, or None."""
+        return self._get(_RUNTIMES, name)
+
+    def train_job(self, name: str) -> Object | None:
+        """A TrainJob, or None."""
+        return self._get(_TRAIN_JOBS, name)
+
+    def train_jobs(self, selector: str) -> list[Object]:
+        """The TrainJobs with these labels."""
+        group, version, plural = _TRAIN_JOBS
+        return list(self._call("list", plural, lambda **options: self._custom.list_namespaced_custom_object(
+            group, version, self.namespace, plural, label_selector=selector, **options))["items"])
+
+    def create(self, service: Object, *, dry_run: bool = False) -> Object:
+        """Make an InferenceService.
+
+        Raises:
+            Conflict: it is there already.
+        """
+        return self._create(_SERVICES, service, dry_run)
+
+    def create_train_job(self, job: Object, *, dry_run: bool = False) -> Object:
+        """Make a TrainJob.
+
+        Raises:
+            Conflict: it is there already.
+        """
+        return self._create(_TRAIN_JOBS, job, dry_run)
+
+    def patch(self, name: str, patch: Object, *, dry_run: bool = False) -> Object:
+        """Send a merge patch.
+
+        Raises:
+            Conflict: the patch names a `resourceVersion` that is no longer the live one.
+        """
+        group, version, plural = _SERVICES
+        patched: Object = self._call("patch", plural, lambda **options: self._custom.patch_namespaced_custom_object(
+            group, version, self.namespace, plural, name, patch, **options), dry_run=dry_run)
+        return patched
+
+    def delete(self, name: str, *, as_read: Object | None = None) -> None:
+        """Remove an InferenceService; it is fine if it is not there.
+
+        Raises:
+            Conflict: it is not any more as it was read.
+        """
+        self._delete(_SERVICES, name, as_read)
+
+    def delete_train_job(self, name: str) -> None:
+        """Remove a TrainJob with its pods; it is fine if it is not there."""
+        self._delete(_TRAIN_JOBS, name)
+
+    def pods(self, name: str) -> list[Object]:
+        """The pods of an InferenceService as plain values."""
+        return self._pods(f"{GROUP}/inferenceservice={name}")
+
+    def pods_of_run(self, run: str) -> list[Object]:
+        """The pods of a pipeline run, those that have ended too."""
+        return self._pods(f"pipeline/runid={run}")
+
+    def _pods(self, selector: str) -> list[Object]:
+        found = self._call("list", "pods", lambda **options: self._core.list_namespaced_pod(
+            self.namespace, label_selector=selector, **options))
+        return list(self._plain(found)["items"])
+
+    def warnings(self, name: str) -> list[Object]:
+        """Events of kind Warning about an InferenceService and what was made for it."""
+        found = self._call("list", "events", lambda **options: self._core.list_namespaced_event(
+            self.namespace, field_selector="type=Warning", **options))
+        owned = (f"{name}-predictor", f"{name}-transformer")
+        return [event for event in self._plain(found)["items"]
+                if event["involvedObject"].get("name") == name
+                or str(event["involvedObject"].get("name", "")).startswith(owned)]
+
+    def version(self) -> str:
+        """The version of the API server: whether it answers, and knows this login."""
+        from kubernetes import client
+
+        return str(self._call("get", "version", lambda **options: client.VersionApi(self._api).get_code(
+            **options)).git_version)
+
+    def kinds(self, version: str) -> set[str]:
+        """The plural names of the kinds of a group's version; empty where the cluster does not know it."""
+        found = self._call("get", "kinds", lambda **options: self._api.call_api(
+            f"/apis/{version}", "GET", response_type="object", auth_settings=["BearerToken"],
+            _return_http_data_only=True, **options), missing=None)
+        return {str(one["name"]) for one in (found or {}).get("resources", ())}
+
+    def may(self, verb: str, group: str, resource: str) -> bool:
+        """Whether this login has a right in the namespace."""
+        from kubernetes import client
+
+        asked = {"spec": {"resourceAttributes": {
+            "namespace": self.namespace, "verb": verb, "group": group, "resource": resource}}}
+        review = self._call("create", "selfsubjectaccessreviews", lambda **options: client.AuthorizationV1Api(
+            self._api).create_self_subject_access_review(asked, **options))
+        return bool(review.status.allowed)
+
+    def is_there(self, plural: str, name: str) -> bool | None:
+        """Whether a Secret or ServiceAccount is there (nothing of it is kept); None where this login may not look."""
+        single = plural.removesuffix("s")
+        singles = {"secret": self._core.read_namespaced_secret, "serviceaccount":
+                   self._core.read_namespaced_service_account}
+        if not self.may("get", "", plural):
+            return None
+        return self._call("get", plural, lambda **options: singles[single](
+            name, self.namespace, **options), missing=None) is not None
+
+    def listed(self, plural: str) -> list[Object] | None:
+        """All nodes, or the quotas of the namespace; None where this login may not list them."""
+        lists = {"nodes": self._core.list_node, "resourcequotas": lambda **options:
+                 self._core.list_namespaced_resource_quota(self.namespace, **options)}
+        if not self.may("list", "", plural):
+            return None
+        return list(self._plain(self._call("list", plural, lists[plural]))["items"])
+
+    def _plain(self, thing: Any) -> Object:
+        plain: Object = self._api.sanitize_for_serialization(thing)
+        return plain
+
+    def _get(self, kind: tuple[str, str, str], name: str) -> Object | None:
+        group, version, plural = kind
+        found: Object | None = self._call("get", plural, lambda **options: self._custom.get_namespaced_custom_object(
+            group, version, self.namespace, plural, name, **options), missing=None)
+        return found
+
+    def _create(self, kind: tuple[str, str, str], thing: Object, dry_run: bool) -> Object:
+        group, version, plural = kind
+        made: Object = self._call("create", plural, lambda **options: self._custom.create_namespaced_custom_object(
+            group, version, self.namespace, plural, thing, **options), dry_run=dry_run)
+        return made
+
+    def _delete(self, kind: tuple[str, str, str], name: str, as_read: Object | None = None) -> None:
+        group, version, plural = kind
+        seen = {"preconditions": {"resourceVersion": as_read["metadata"]["resourceVersion"]}} if as_read else {}
+        self._call("delete", plural, lambda **options: self._custom.delete_namespaced_custom_object(
+            group, version, self.namespace, plural, name, body=seen, **options), missing=None)
+
+    def _call(self, verb: str, plural: str, call: Callable[..., Any], *, dry_run: bool = False,
+              missing: Any = Ellipsis) -> Any:
+        from urllib3.exceptions import HTTPError
+
+        options = {"_request_timeout": _TIMEOUT, **({"dry_run": "All"} if dry_run else {})}
+        until, pause, told = time.monotonic() + self._away_seconds, _FIRST_PAUSE, False
+        while True:
+            try:
+                return call(**options)
+            except self._errors as error:
+                if error.status == 404 and missing is not Ellipsis and (verb, plural) == ("get", "kinds"):
+                    return missing
+                if error.status == 404 and missing is not Ellipsis and not _is_unknown_kind(error):
+                    return missing
+                if error.status == 409:
+                    raise Conflict(_message(error)) from None
+                waking = error.status in _WAKING and time.monotonic() < self._awake_at
+                if (error.status not in _AWAY and not waking) or time.monotonic() >= until:
+                    raise self._explain(verb, plural, error) from None
+            except HTTPError as error:
+                if "certificate" in str(error).lower() or time.monotonic() >= until:
+                    raise self._unreachable(error) from None
+                self._awake_at = time.monotonic() + _WAKING_SECONDS
+            if not told:
+                say("the cluster does not answer; trying again")
+                told = True
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _unreachable(self, error: Exception) -> DetoxError:
+        host = self._api.configuration.host
+        if "certificate" in str(error).lower():
+            return DetoxError("the cluster's certificate is not trusted", place=host,
+                              remedy="log in again with the right CA (oc login --certificate-authority)")
+        return DetoxError(f"the cluster does not answer ({type(error).__name__})", place=host,
+                          remedy="check the network and the login")
+
+    def _explain(self, verb: str, plural: str, error: Any) -> DetoxError:
+        place, message = f"namespace {self.namespace}", _message(error)
+        if error.status == 401:
+            return DetoxError("the cluster does not know this login", place=self._api.configuration.host,
+                              remedy="log in again (oc login); tokens expire")
+        if error.status == 403 and "exceeded quota" not in message:
+            what, role = (("an overlay with the component trainjob-rights", "llm-detox-train") if plural == "trainjobs"
+                          else ("manifests/overlays/openshift-ai (or overlays/kserve)", "llm-detox-deploy"))
+            return DetoxError(f"no right to {verb} {plural}", place=place,
+                              remedy=f"an administrator of the project runs: kubectl apply -k {what}, and binds the "
+                                     f"Role {role} to this account. The cluster said: {message}")
+        if error.status == 404 and plural in ("inferenceservices", "servingruntimes"):
+            return DetoxError("KServe is not installed in this cluster", place=self._api.configuration.host,
+                              remedy="install it, or enable it in OpenShift AI (DataScienceCluster, kserve: Managed)")
+        if error.status == 404 and plural == "trainjobs":
+            return DetoxError("Kubeflow Trainer is not installed in this cluster", place=self._api.configuration.host,
+                              remedy="install it (DataScienceCluster, trainer: Managed), or --set training.job.nodes=1")
+        return DetoxError(f"the cluster refuses to {verb} {plural}: {message}", place=place,
+                          remedy="correct what it names" if error.status < 500 else "try again later")
+
+
+def _is_unknown_kind(error: Any) -> bool:
+    """A 404 for the whole kind, not for one object, is plain text."""
+    return "page not found" in str(error.body)
+
+
+def _message(error: Any) -> str:
+    try:
+        return str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(error.reason)
+
+
+def _known(namespace: str | None) -> str:
+    if not namespace:
+        raise DetoxError("no namespace is given", remedy="--set deploy.namespace=<project>, or oc project <project>")
+    return namespace.strip()

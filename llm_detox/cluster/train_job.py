@@ -1,0 +1,236 @@
+"""Training on several nodes: a Kubeflow Trainer job as a value, and running it.
+
+Inputs and outcome go through the store, so the nodes need no shared volume: every node fetches the inputs by their
+content address, `torchrun` (Trainer's PET_* variables tell it who else there is) starts `llm-detox sft|dpo` in each of
+its processes, and the first node publishes the finished folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_detox.cluster.api import Cluster, Conflict
+from llm_detox.errors import DetoxError
+from llm_detox.progress import human_seconds, say
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.training import WORKBENCH_IMAGE, TrainJobSection
+from llm_detox.runs.folders import digest_of, input_digest
+
+Object = dict[str, Any]
+JOB_FILE = "trainjob.yaml"
+_INPUTS, _OUTCOME = "inputs", "outcome"  # in a folder of the pod that is its own
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION")
+_CA_FOLDER = "/etc/llm-detox/ca"
+_CA_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+_NODE = "node"  # what Trainer's torch runtimes call the replicated job, and its container
+_LONGEST_NAME = 48  # the names of its pods are 15 letters longer, and end at 63
+_GONE_SECONDS = 120.0
+# What the pipeline's placement tells its training steps.
+IMAGE_VARIABLE, RUN_VARIABLE = "LLM_DETOX_WORKBENCH_IMAGE", "LLM_DETOX_RUN"
+RUN_LABEL = "llm-detox/run"
+
+
+def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str, inputs: str, outcome: str) -> Object:
+    """The TrainJob of a step.
+
+    Args:
+        recipe: its `training.job` section says how many nodes, with what.
+        step: "sft" or "dpo".
+        files: option of the step -> file or folder among the inputs.
+        name: of the job.
+        inputs: the published inputs, `s3://bucket/prefix/digest`; `recipe.json` is one of them.
+        outcome: where the first node publishes to.
+    """
+    job = recipe.training.job
+    given = " ".join(f"--{option} {_INPUTS}/{file}" for option, file in files.items())
+    script = "\n".join((
+        "set -eu",
+        'cd "$(mktemp -d)"',
+        f"llm-detox models fetch {shlex.quote(inputs)} {_INPUTS}",
+        f"torchrun --no-python llm-detox {step} --recipe {_INPUTS}/recipe.json {given} --output {_OUTCOME}",
+        f'if [ "${{PET_NODE_RANK:-0}}" = 0 ]; then llm-detox publish {_OUTCOME} {shlex.quote(outcome)}; fi'))
+    amounts: Object = {"cpu": job.cpu, "memory": job.memory, **({job.gpu_resource: job.gpus} if job.gpus else {})}
+    run = os.environ.get(RUN_VARIABLE)
+    return {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob",
+        "metadata": {"name": name, "labels": {
+            "app.kubernetes.io/part-of": "llm-detox", **({RUN_LABEL: run} if run else {})}},
+        "spec": {
+            "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "ClusterTrainingRuntime", "name": job.runtime},
+            "activeDeadlineSeconds": job.deadline_seconds,
+            "trainer": {
+                "image": job.image or os.environ.get(IMAGE_VARIABLE) or WORKBENCH_IMAGE,
+                "command": ["/bin/sh", "-c"], "args": [script], "env": _environment(job),
+                "numNodes": job.nodes, "numProcPerNode": max(1, job.gpus),
+                "resourcesPerNode": {"requests": amounts, "limits": amounts}},
+            "runtimePatches": [{"manager": "llm-detox.dev/pipeline", "trainingRuntimeSpec": {"template": {"spec": {
+                "replicatedJobs": [{"name": _NODE, "template": {"spec": {"template": {"spec": _pod(job)}}}}]}}}}]}}
+
+
+def _environment(job: TrainJobSection) -> list[Object]:
+    """Secrets by name, and where an own authority is."""
+    secrets: list[tuple[str, str, Object]] = [(job.s3_secret, key, {}) for key in _KEYS]
+    secrets.append((job.hub_secret, "HF_TOKEN", {"optional": True}))
+    return [*({"name": key, "valueFrom": {"secretKeyRef": {"name": name, "key": key, **more}}}
+              for name, key, more in secrets),
+            *({"name": name, "value": f"{_CA_FOLDER}/ca-bundle.crt"} for name in _CA_VARIABLES if job.ca_config_map)]
+
+
+def _pod(job: TrainJobSection) -> Object:
+    """What the job changes in the pods of its runtime: they meet the restricted standard, without a token."""
+    volumes: list[Object] = []
+    mounts: list[Object] = []
+    if job.shm:  # NCCL passes tensors between the GPUs of a node through it; a container's own has 64 MiB
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.shm}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
+    if job.ca_config_map:
+        volumes.append({"name": "ca", "configMap": {"name": job.ca_config_map}})
+        mounts.append({"name": "ca", "mountPath": _CA_FOLDER, "readOnly": True})
+    container: Object = {"name": _NODE, "volumeMounts": mounts, "securityContext": {
+        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
+    more: Object = {"nodeSelector": job.node_selector, "tolerations": [toleration(one) for one in job.tolerations],
+                    "volumes": volumes}
+    return {
+        "serviceAccountName": job.account,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [_without_empty(container)], **_without_empty(more)}
+
+
+def _without_empty(thing: Object) -> Object:
+    return {key: value for key, value in thing.items() if value}
+
+
+def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, output: Path,
+                   cluster: Cluster | None = None, poll_seconds: float = 10.0) -> dict[str, Any]:
+    """Run a training step as a TrainJob and bring its folder back.
+
+    A step that is tried again finds the job of its recipe and inputs, and waits for it instead of training twice; a job
+    that failed is made anew, and one that takes too long is removed.
+
+    Args:
+        recipe: what to train; `publish.url` is the store.
+        step: "sft" or "dpo".
+        inputs: option of the step -> file or folder, such as "input" -> texts.jsonl.
+        output: the folder to make: what the step would have written here, and the job as `trainjob.yaml`.
+        cluster: instead of the configured one.
+
+    Returns:
+        the figures of the step, as its manifest has them.
+
+    Raises:
+        DetoxError: the cluster has no Trainer, the job fails, is removed or takes too long, or the store fails.
+    """
+    from llm_detox.runs.folders import read_manifest
+    from llm_detox.storage import fetch_model, publish
+
+    digest = digest_of([recipe.model_dump(mode="json"), step, *(input_digest(path) for path in inputs.values())])
+    end = f"-{step}-{digest[:12]}"
+    name = recipe.deploy.name[:_LONGEST_NAME - len(end)].rstrip("-") + end
+    place = f"{recipe.publish.url.rstrip('/')}/training/{name}"
+    with tempfile.TemporaryDirectory() as folder:
+        files = _gather(recipe, inputs, Path(folder))
+        address = publish(Path(folder), f"{place}/inputs")["address"]
+    job = train_job(recipe, step, files, name=name, inputs=address, outcome=f"{place}/outcome")
+    job_yaml = yaml.safe_dump(job, sort_keys=False)
+    say(job_yaml)
+    cluster = cluster or Cluster.connect()
+    _create(cluster, job, poll_seconds)
+    _wait(cluster, name, recipe.training.job.deadline_seconds, poll_seconds)
+    fetch_model(f"{place}/outcome", output)
+    (output / JOB_FILE).write_text(job_yaml, "utf-8")
+    result: dict[str, Any] = read_manifest(output)["result"]
+    return result
+
+
+def remove_running(cluster: Cluster, run: str) -> list[str]:
+    """Remove the jobs of a pipeline run that have not ended; their names."""
+    running = [job["metadata"]["name"] for job in cluster.train_jobs(f"{RUN_LABEL}={run}")
+               if not {"Complete", "Failed"} & _ended(job).keys()]
+    for name in running:
+        cluster.delete_train_job(name)
+    return running
+
+
+def _gather(recipe: Recipe, inputs: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    (folder / "recipe.json").write_text(recipe.model_dump_json(), "utf-8")
+    files = {}
+    for option, path in inputs.items():
+        files[option] = option if path.is_dir() else f"{option}{path.suffix}"
+        if path.is_dir():
+            shutil.copytree(path, folder / option)
+        else:
+            shutil.copyfile(path, folder / files[option])
+    return files
+
+
+def _create(cluster: Cluster, job: Object, poll: float) -> None:
+    """Make the job, unless it is there and has not failed."""
+    name, until = job["metadata"]["name"], time.monotonic() + _GONE_SECONDS
+    while True:
+        try:
+            cluster.create_train_job(job)
+            say(f"{name}: created, {job['spec']['trainer']['numNodes']} nodes")
+            return
+        except Conflict:
+            there = cluster.train_job(name)
+        going = there is None or "deletionTimestamp" in there["metadata"]
+        if there is not None and not going and "Failed" not in _ended(there):
+            say(f"{name}: is there already; waiting for it")
+            return
+        if time.monotonic() >= until:
+            raise DetoxError("the job that failed before is being removed, and does not go", place=name,
+                             remedy=f"see its finalizers: oc get trainjob {name} -o yaml")
+        if not going:
+            say(f"{name}: failed before; removing it to train anew")
+            cluster.delete_train_job(name)
+        time.sleep(poll)
+
+
+def _ended(job: Object) -> dict[str, Object]:
+    """The conditions that hold, by type: `Complete` or `Failed` when the job has ended."""
+    conditions = (job.get("status") or {}).get("conditions", ())
+    return {one["type"]: one for one in conditions if one.get("status") == "True"}
+
+
+def _wait(cluster: Cluster, name: str, deadline: float, poll: float) -> None:
+    """Until the job is complete; what its nodes do is told when it changes."""
+    started, told = time.monotonic(), ""
+    while True:
+        job = cluster.train_job(name)
+        if job is None:
+            raise DetoxError(f"the training job {name} was removed", place=f"namespace {cluster.namespace}",
+                             remedy="run the pipeline again, if the training is still wanted")
+        status, ended = job.get("status") or {}, _ended(job)
+        now = ", ".join(f"{count} {what}" for one in status.get("jobsStatus", ()) if one["name"] == _NODE
+                        for what in ("active", "ready", "succeeded", "failed") if (count := one.get(what)))
+        if now and now != told:
+            told = now
+            say(f"{name}: nodes {now} ({human_seconds(time.monotonic() - started)})")
+        if "Complete" in ended:
+            return
+        late = time.monotonic() - started > deadline
+        if late and "Failed" not in ended:
+            cluster.delete_train_job(name)
+        if "Failed" in ended or late:
+            why = ended.get("Failed", {}).get("message") or f"not complete after {human_seconds(deadline)}"
+            raise DetoxError(f"the training on {name}'s nodes failed: {why}", place=f"namespace {cluster.namespace}",
+                             remedy=f"read its log: oc logs -l jobset.sigs.k8s.io/jobset-name={name}; a step that is "
+                                    "tried again makes the job anew")
+        time.sleep(poll)
+
+
+def toleration(text: str) -> Object:
+    """`key`, `key=value`, `key:Effect` or `key=value:Effect` as Kubernetes writes it."""
+    taint, _, effect = text.partition(":")
+    key, equal, value = taint.partition("=")
+    operator: Object = {"operator": "Equal", "value": value} if equal else {"operator": "Exists"}
+    return {"key": key, **operator, **({"effect": effect} if effect else {})}

@@ -1,0 +1,284 @@
+"""Continuations drawn and scored, appended as prompts are finished, then put in order and folded into numbers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from llm_detox.data.records import Record, hash_fraction
+from llm_detox.evaluation.metrics import PromptScore, WordRuns, prompt_score, strata_of
+from llm_detox.evaluation.prompts import Prompts
+from llm_detox.evaluation.refusal_patterns import is_refusal
+from llm_detox.generation.generators import Generator, Texts
+from llm_detox.generation.stored_continuations import record_offsets
+from llm_detox.progress import Task, task
+from llm_detox.recipe import Recipe
+from llm_detox.runs.folders import StepFolder
+from llm_detox.scoring.base import Scores, ToxicityScorer, unscorable
+
+GENERATIONS = "generations.jsonl"
+_DRAWN = "drawn.jsonl"  # in the order in which prompts are finished, while the step runs
+_SCORED_AT_ONCE = 256
+_WINDOW = 65_536  # continuations asked for in one go: enough to sort them by length, and memory stays flat
+_DIVERSITY_SAMPLE, _DIVERSITY_PROMPTS = 4, 2000  # what enters distinct-n: the measure falls with the amount of text
+HISTOGRAM_BINS = 20
+
+
+@dataclass
+class Clock:
+    """Where the time goes."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 2)
+
+
+@dataclass
+class Sampled:
+    """All prompts' numbers, in the order of the prompts.
+
+    Attributes:
+        over: attribute -> one character a prompt: whether its first continuation is at or over the threshold
+            ("1", "0"), "-" for an unscored one.
+        histogram: scored continuations in `HISTOGRAM_BINS` bins over [0, 1].
+        runs: of words in the first continuations of some prompts, for distinct-n.
+        refused: whether each prompt's first continuation is a refusal.
+        reasons: why texts are unscored.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    strata: list[tuple[str, ...]] = field(default_factory=list)
+    scores: list[PromptScore] = field(default_factory=list)
+    over: dict[str, str] = field(default_factory=dict)
+    histogram: list[int] = field(default_factory=lambda: [0] * HISTOGRAM_BINS)
+    runs: WordRuns = field(default_factory=WordRuns)
+    refused: list[bool] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+def draw_and_score(recipe: Recipe, folder: StepFolder, prompts: Prompts, continuer: Generator,
+                   scorer: ToxicityScorer, clock: Clock) -> Sampled:
+    """Draw and score what the folder does not hold yet, write `generations.jsonl`, and fold the scores.
+
+    The drawn lines stay in the folder until it is finished, so that a later failure costs no sampling. Continuations
+    that an earlier run drew and could not have scored are scored now.
+    """
+    path = folder.work_file(_DRAWN)
+    started = time.monotonic()
+    found = read_earlier_run(path, scorer.fingerprint)
+    total = len(prompts) * recipe.evaluation.continuations
+    with path.open("a", encoding="utf-8") as out, task("sampling", total, "continuations") as work:
+        lines = _Lines(out, scorer, clock)
+        for identity, texts in texts_at(path, found.unscored):
+            lines.add(identity, texts)
+            found.done.add(identity)
+        lines.write()
+        work.skip(len(found.done) * recipe.evaluation.continuations)
+        _draw(recipe, (record for record in prompts if record["id"] not in found.done), continuer, lines, work)
+    clock.seconds["sampling"] = round(time.monotonic() - started - clock.seconds.get("scoring", 0.0), 2)
+    with clock.measure("folding"):
+        return _collect(recipe, folder, prompts, scorer)
+
+
+def _draw(recipe: Recipe, records: Iterator[Record], continuer: Generator, lines: _Lines, work: Task) -> None:
+    evaluation = recipe.evaluation
+    asked = ((record["id"], record["prompt"]["text"]) for record in records)
+    while window := list(islice(asked, max(1, _WINDOW // evaluation.continuations))):
+        for index, texts in continuer.continuations(
+                [text for _, text in window], k=evaluation.continuations, sampling=evaluation.sampling,
+                seed=recipe.seed, keys=[identity for identity, _ in window], on_progress=work.advance):
+            lines.add(window[index][0], texts)
+    lines.write()
+
+
+class _Lines:
+    """Scores continuations some hundred at a time and appends their lines."""
+
+    def __init__(self, out: TextIO, scorer: ToxicityScorer, clock: Clock) -> None:
+        self._out, self._scorer, self._clock = out, scorer, clock
+        self._waiting: list[tuple[str, Texts]] = []
+        self._texts = 0
+
+    def add(self, identity: str, texts: Texts) -> None:
+        self._waiting.append((identity, texts))
+        self._texts += len(texts)
+        if self._texts >= _SCORED_AT_ONCE:
+            self.write()
+
+    def write(self) -> None:
+        scorer = self._scorer
+        with self._clock.measure("scoring"):
+            scores = iter(scorer.score_attributes(
+                [text for _, texts in self._waiting for text in texts if text is not None]))
+        for identity, texts in self._waiting:
+            answers = [None if text is None else next(scores) for text in texts]
+            self._out.write(continuation_line(identity, scorer.fingerprint, texts, answers, scorer.attributes))
+        self._out.flush()
+        self._waiting.clear()
+        self._texts = 0
+
+
+def _collect(recipe: Recipe, folder: StepFolder, prompts: Prompts, scorer: ToxicityScorer) -> Sampled:
+    """Put the drawn lines into the order of the prompts, in the original's record format, and fold the scores."""
+    threshold = recipe.evaluation.toxic_threshold
+    found = Sampled()
+    over: dict[str, list[str]] = {name: [] for name in scorer.attributes}
+    reasons: Counter[str] = Counter()
+    share = _DIVERSITY_PROMPTS / len(prompts)
+    with ContinuationLines(folder / _DRAWN) as drawn, (folder / GENERATIONS).open("w", encoding="utf-8") as target:
+        for record in prompts:
+            line = drawn[record["id"]]
+            generations = line["generations"]
+            target.write(json.dumps({**record, "scorer": line["scorer"], "generations": generations},
+                                    ensure_ascii=False) + "\n")
+            found.ids.append(record["id"])
+            found.strata.append(strata_of(record, threshold))
+            found.scores.append(prompt_score([generation[scorer.attribute] for generation in generations], threshold))
+            found.refused.append(is_refusal(generations[0]["text"] or ""))
+            for name, flags in over.items():
+                flags.append(_flag(generations[0][name], threshold))
+            _count(found.histogram, reasons, generations, scorer.attribute)
+            if hash_fraction(record["id"], "diversity") < share:
+                found.runs.add(generation["text"] or "" for generation in generations[:_DIVERSITY_SAMPLE])
+    found.over = {name: "".join(flags) for name, flags in over.items()}
+    found.reasons = _explained(reasons, scorer)
+    return found
+
+
+def _flag(score: float | None, threshold: float) -> str:
+    return "-" if score is None else "1" if score >= threshold else "0"
+
+
+def _count(histogram: list[int], reasons: Counter[str], generations: Iterable[dict[str, Any]], attribute: str) -> None:
+    for generation in generations:
+        score = generation[attribute]
+        if score is None:
+            text = generation["text"]
+            reasons["no continuation" if text is None else unscorable(text) or "no usable score"] += 1
+        else:
+            histogram[min(int(score * HISTOGRAM_BINS), HISTOGRAM_BINS - 1)] += 1
+
+
+def _explained(reasons: Counter[str], scorer: ToxicityScorer) -> dict[str, int]:
+    """The scorer's own words in place of "no usable score", where they account for all of these."""
+    said = {reason: count for reason, count in scorer.failures.items() if reason not in reasons}
+    if reasons["no usable score"] == sum(said.values()):
+        del reasons["no usable score"]
+        return {**reasons, **said}
+    return dict(reasons)
+
+
+_DIGITS = 6  # a score's last digits depend on its neighbours in the batch; shards must give what one run gives
+_BLOCK = 2**16
+
+
+@dataclass
+class EarlierRun:
+    """What an earlier run left.
+
+    Attributes:
+        done: ids of the prompts that need nothing more.
+        unscored: offsets of lines with continuations that wait for a score: the scorer failed, or was another one.
+    """
+
+    done: set[str] = field(default_factory=set)
+    unscored: list[int] = field(default_factory=list)
+
+
+def read_earlier_run(path: Path, fingerprint: str) -> EarlierRun:
+    """Go through the lines of an earlier run, if there was one; a torn last line is cut off.
+
+    Of two lines of a prompt the later one counts. A prompt with a missing continuation is in neither list: what a
+    server failed to give is asked for again.
+    """
+    found = EarlierRun()
+    if not path.exists():
+        return found
+    _cut_torn_line(path)
+    waiting: dict[str, int] = {}
+    position = 0
+    with path.open("rb") as file:
+        for line in file:
+            record = json.loads(line)
+            identity, generations = record["id"], record["generations"]
+            found.done.discard(identity)
+            waiting.pop(identity, None)
+            if all(generation["text"] is not None for generation in generations):
+                if record["scorer"] == fingerprint and all(map(_settled, generations)):
+                    found.done.add(identity)
+                else:
+                    waiting[identity] = position
+            position += len(line)
+    found.unscored = list(waiting.values())
+    return found
+
+
+def texts_at(path: Path, offsets: Sequence[int]) -> Iterator[tuple[str, Texts]]:
+    """Id and continuations of the lines at these offsets."""
+    with path.open("rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            record = json.loads(file.readline())
+            yield record["id"], [generation["text"] for generation in record["generations"]]
+
+
+def _settled(generation: Record) -> bool:
+    return unscorable(generation["text"]) is not None or any(
+        value is not None for name, value in generation.items() if name != "text")
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("r+b") as file:
+        end = file.seek(0, 2)
+        while end > 0:
+            first = max(0, end - _BLOCK)
+            file.seek(first)
+            last = file.read(end - first).rfind(b"\n")
+            if last >= 0:
+                file.truncate(first + last + 1)
+                return
+            end = first
+        file.truncate(0)
+
+
+def continuation_line(identity: str, fingerprint: str, texts: Texts, scores: Sequence[Scores | None],
+               attributes: Sequence[str]) -> str:
+    """One line of the file; `scores` has one entry for each text, None for an unscored one."""
+    generations: list[Record] = []
+    for text, answer in zip(texts, scores, strict=True):
+        known: Record = {name: round(answer[name], _DIGITS) for name in attributes} if answer else dict.fromkeys(
+            attributes)
+        generations.append({"text": text, **known})
+    return json.dumps({"id": identity, "scorer": fingerprint, "generations": generations}, ensure_ascii=False) + "\n"
+
+
+class ContinuationLines:
+    """The finished file: each prompt's last line, by id."""
+
+    def __init__(self, path: Path) -> None:
+        self._offsets = dict(record_offsets(path))
+        self._file: BinaryIO = path.open("rb")
+
+    def __getitem__(self, identity: str) -> dict[str, Any]:
+        self._file.seek(self._offsets[identity])
+        record: dict[str, Any] = json.loads(self._file.readline())
+        return record
+
+    def __enter__(self) -> ContinuationLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

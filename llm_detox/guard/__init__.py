@@ -1,0 +1,1 @@
+"""What an application puts before or behind a model, so that nobody sees a toxic text."""

@@ -1,0 +1,144 @@
+"""The guards there are: a toxicity scorer, and a judge of answers. Their models load when they are opened."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, cast, get_args
+
+from llm_detox.client.client import TextGenerationClient
+from llm_detox.client.protocols import is_address, split_address
+from llm_detox.client.types import Message, Prompt
+from llm_detox.errors import DetoxError, UsageError
+from llm_detox.guard.filter import Guard, GuardVerdict
+
+_REMEDY = ("--guard ngram, bilstm, transformers=SOURCE or perspective for a scorer (ngram=FOLDER for one that "
+           "train-scorer wrote), plugin:NAME for one of an installed package, judge=MODEL or judge=ADDRESS for a "
+           "judge")
+
+
+def open_guard(spec: str, threshold: float = 0.5) -> Guard:
+    """The guard of `KIND` or `KIND=SOURCE`.
+
+    Args:
+        spec: a scorer's kind, as in a recipe's `scoring`, or `judge`, whose source is a model or the address of one.
+        threshold: of a scorer: what is at or over it is withheld.
+
+    Raises:
+        UsageError: there is no such guard.
+        DetoxError: its model cannot be had.
+    """
+    kind, _, source = spec.partition("=")
+    if kind == "judge":
+        if not source:
+            raise UsageError("a judge needs a model", place="--guard", remedy=_REMEDY)
+        return open_judge_guard(source)
+    from llm_detox.plugins import PREFIX
+    from llm_detox.recipe.scorers import ScorerKind, ScorerSection
+
+    if not kind.startswith(PREFIX) and (kind == "ensemble" or kind not in get_args(ScorerKind)):
+        raise UsageError(f"there is no guard {kind!r}", place="--guard", remedy=_REMEDY)
+    from llm_detox.scoring.load import load_scorer
+
+    return ScorerGuard(load_scorer(ScorerSection(kind=cast(Any, kind), source=source or None)), threshold)
+
+
+class ScorerGuard:
+    """Withholds what a toxicity scorer puts at or over a threshold.
+
+    Each sentence is scored alone and with all that went before: a long harmless text would cover up a toxic sentence,
+    and sentences that are harmless alone need not be so together. The highest score counts.
+    """
+
+    by_sentence = True
+
+    def __init__(self, scorer: Any, threshold: float = 0.5) -> None:
+        if not 0 < threshold <= 1:
+            raise UsageError("a threshold lies between 0 and 1", place="--guard-threshold", remedy="try 0.5")
+        from llm_detox.scoring.base import MAX_CHARS
+
+        self.name, self.threshold = str(scorer.name), threshold
+        self._scorer, self._longest = scorer, MAX_CHARS
+        self._lock = threading.Lock()
+
+    def judge(self, prompt: Prompt, shown: str, sentences: Sequence[str]) -> GuardVerdict:
+        texts, whole = [], shown
+        for sentence in sentences:
+            alone, whole = not whole.strip(), whole + sentence
+            if sentence.strip():
+                texts += [sentence] if alone else [sentence, whole[-self._longest:]]
+        try:
+            with self._lock:
+                scores = self._scorer.score(texts)
+        except DetoxError as error:
+            return GuardVerdict(True, f"could not be scored: {error.message}")
+        if any(score is None for score in scores):
+            return GuardVerdict(True, "could not be scored")
+        highest = max(scores, default=0.0)
+        over = highest >= self.threshold
+        return GuardVerdict(over, f"toxicity {highest:.2f}, {'at or over' if over else 'under'} {self.threshold:g}",
+                            highest)
+
+
+class JudgeGuard:
+    """Withholds what a judge of answers calls unsafe, or comes to no decision about.
+
+    Args:
+        name: of the judge's model.
+        ask: gives the judge's text on a conversation; None where it gave none.
+        constitution: the categories.
+    """
+
+    by_sentence = False  # a judgement is a generation of its own
+
+    def __init__(self, name: str, ask: Callable[[list[dict[str, str]]], str | None], constitution: Any) -> None:
+        self.name = name
+        self._ask, self._constitution = ask, constitution
+
+    def judge(self, prompt: Prompt, shown: str, sentences: Sequence[str]) -> GuardVerdict:
+        from llm_detox.judge.constitution import judge_question
+        from llm_detox.judge.judge import read_verdict
+
+        asked: Sequence[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        answer = {"role": "assistant", "content": shown + "".join(sentences)}
+        try:
+            said = self._ask(judge_question(self._constitution, [*map(dict, asked), answer]))
+        except DetoxError as error:
+            return GuardVerdict(True, f"the judge failed: {error.message}")
+        verdict = read_verdict(said or "", self._constitution.categories)
+        if verdict.decision is None:
+            return GuardVerdict(True, f"the judge came to no decision: {verdict.reason}")
+        return GuardVerdict(verdict.decision == "unsafe", " ".join(
+            filter(None, ["judged", verdict.decision, verdict.category and f"({verdict.category})"])))
+
+
+def open_judge_guard(source: str) -> JudgeGuard:
+    """A judge by the packaged constitution.
+
+    Args:
+        source: a model that is loaded here, or the address of a served one; a judge behind an OpenAI-compatible
+            address needs no torch here.
+
+    Raises:
+        DetoxError: the model cannot be had.
+    """
+    from llm_detox.judge.constitution import load_constitution
+    from llm_detox.recipe.judge import ChatModelSection
+
+    how = ChatModelSection(model=source)
+    if is_address(source) and source.startswith("openai+"):
+        url, model_id = split_address(source)
+        client = TextGenerationClient(url, model_id, timeout=120, token=os.environ.get("LLM_DETOX_TOKEN"))
+
+        def ask(messages: list[dict[str, str]]) -> str | None:
+            return client.generate(messages, decoding_method="GREEDY", max_new_tokens=how.max_new_tokens).text
+    else:
+        from llm_detox.generation.chat import open_chat
+
+        chat, lock = open_chat(how, source), threading.Lock()
+
+        def ask(messages: list[dict[str, str]]) -> str | None:
+            with lock:
+                return next(iter(chat.answers([messages], seed=0, keys=["guard"]))).text
+    return JudgeGuard(source, ask, load_constitution(None))

@@ -1,0 +1,214 @@
+"""A client whose answers are judged before anybody sees them; what does not pass is withheld.
+
+Streams are judged sentence by sentence where the guard can do that: a sentence is held back until it is whole and has
+passed, alone and together with what went before. Judging only at the end would leave nothing of streaming, and judging
+pieces of sentences would judge what nobody has said yet. The price is that the reader of a stream has seen the
+sentences before the one that is withheld; who cannot have that asks for the whole answer, which is withheld as a whole.
+A guard that needs a model call for each judgement judges at the end.
+
+A text that could not be judged is withheld: unjudged is not harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llm_detox.client.async_client import AsyncTextGenerationClient
+from llm_detox.client.client import TextGenerationClient
+from llm_detox.client.types import Chunk, Generation, Prompt
+
+WITHHELD = "WITHHELD"
+_LONGEST_SENTENCE = 600  # characters; text without an end would be held back for ever
+# The white space behind an end belongs to the sentence. A full stop between digits or letters ends none.
+_END = re.compile(r"[.!?…]+[\"')\]”’]*\s+|[。！？]+[」』”’]*|\n+")
+
+
+@dataclass(frozen=True, slots=True)
+class GuardVerdict:
+    """What a guard says of a text.
+
+    Attributes:
+        withheld: whether nobody may see it.
+        reason: for people.
+        score: toxicity in [0, 1], of a guard that scores.
+        seconds: what judging took, for the whole answer so far.
+    """
+
+    withheld: bool
+    reason: str
+    score: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A judged answer, or a judged piece of a stream.
+
+    `text` is empty where it is withheld, and `finish_reason` is WITHHELD then. Token details are not passed on: they
+    would tell the text.
+    """
+
+    text: str
+    finish_reason: str
+    generated_tokens: int
+    input_token_count: int
+    verdict: GuardVerdict
+
+
+class Guard(Protocol):
+    """Judges answers; threads may share it.
+
+    Attributes:
+        name: for people.
+        by_sentence: whether it is quick enough to be asked about each sentence.
+    """
+
+    name: str
+    by_sentence: bool
+
+    def judge(self, prompt: Prompt, shown: str, sentences: Sequence[str]) -> GuardVerdict:
+        """The verdict on the next sentences of an answer of which `shown` has passed."""
+
+
+class Sentences:
+    """Cuts a text that comes in pieces into sentences; joined they are the text again."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def feed(self, text: str) -> list[str]:
+        """The sentences that are whole now."""
+        self._rest += text
+        found = []
+        while end := self._next_end():
+            found.append(self._rest[:end])
+            self._rest = self._rest[end:]
+        return found
+
+    def end(self) -> list[str]:
+        """What is left when no more comes."""
+        rest, self._rest = self._rest, ""
+        return [rest] if rest else []
+
+    def _next_end(self) -> int:
+        match = _END.search(self._rest)
+        # An end at the very end may still grow: "Wait!" and then "!!".
+        if match and match.end() < len(self._rest) and match.end() <= _LONGEST_SENTENCE:
+            return match.end()
+        if len(self._rest) > _LONGEST_SENTENCE:
+            space = self._rest.rfind(" ", 0, _LONGEST_SENTENCE)
+            return space + 1 if space > 0 else _LONGEST_SENTENCE
+        return 0
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a whole text, as a stream of it is cut."""
+    cutter = Sentences()
+    return [*cutter.feed(text), *cutter.end()]
+
+
+def judge_whole(guard: Guard, prompt: Prompt, text: str) -> GuardVerdict:
+    """The verdict on a whole answer: the one that its stream would end with."""
+    started = time.perf_counter()
+    parts = sentences_of(text) if guard.by_sentence else [text]
+    verdict = guard.judge(prompt, "", parts) if text.strip() else _NOTHING
+    return GuardVerdict(verdict.withheld, verdict.reason, verdict.score, time.perf_counter() - started)
+
+
+_NOTHING = GuardVerdict(False, "there is no text to judge")
+
+
+class _Gate:
+    """One stream's way past the guard."""
+
+    def __init__(self, guard: Guard, prompt: Prompt) -> None:
+        self._guard, self._prompt = guard, prompt
+        self._sentences = Sentences()
+        self._shown, self._held = "", ""
+        self._verdict = _NOTHING
+        self.closed = False
+
+    def pieces(self, chunk: Chunk) -> list[tuple[str, Chunk, bool]]:
+        """(text to be judged now, the chunk it came with, whether it is the last)."""
+        last = chunk.finish_reason != "NOT_FINISHED"
+        if self._guard.by_sentence:
+            ready = self._sentences.feed(chunk.text) + (self._sentences.end() if last else [])
+        else:
+            self._held += chunk.text
+            ready = [self._held] if last else []
+        if last and not ready:
+            ready = [""]  # the end itself has to be told
+        return [(text, chunk, last and number == len(ready)) for number, text in enumerate(ready, start=1)]
+
+    def judge(self, piece: tuple[str, Chunk, bool]) -> Guarded:
+        """Takes as long as the guard does."""
+        text, chunk, last = piece
+        started = time.perf_counter()
+        found = self._guard.judge(self._prompt, self._shown, [text]) if text.strip() else self._verdict
+        scores = [one for one in (self._verdict.score, found.score) if one is not None]
+        self._verdict = GuardVerdict(found.withheld, found.reason, max(scores, default=None),
+                                     self._verdict.seconds + time.perf_counter() - started)
+        self._shown += text
+        self.closed = found.withheld
+        reason = WITHHELD if found.withheld else chunk.finish_reason if last else "NOT_FINISHED"
+        return Guarded("" if found.withheld else text, reason, chunk.generated_tokens, chunk.input_token_count,
+                       self._verdict)
+
+
+def _guarded(answer: Generation, verdict: GuardVerdict) -> Guarded:
+    text, reason = ("", WITHHELD) if verdict.withheld else (answer.text, answer.finish_reason)
+    return Guarded(text, reason, answer.generated_tokens, answer.input_token_count, verdict)
+
+
+class GuardedClient:
+    """A client and a guard in front of its answers. Threads may share it."""
+
+    def __init__(self, client: TextGenerationClient, guard: Guard) -> None:
+        self.client, self.guard = client, guard
+
+    def generate(self, prompt: Prompt, **parameters: Any) -> Guarded:
+        """The whole answer, or none of it; raises as the client does."""
+        answer = self.client.generate(prompt, **parameters)
+        return _guarded(answer, judge_whole(self.guard, prompt, answer.text))
+
+    def stream(self, prompt: Prompt, **parameters: Any) -> Generator[Guarded]:
+        """Sentences that have passed. The first one that has not ends the stream and the request."""
+        return self._stream(self.client.stream(prompt, **parameters), _Gate(self.guard, prompt))
+
+    def _stream(self, chunks: Generator[Chunk], gate: _Gate) -> Generator[Guarded]:
+        with closing(chunks):
+            for chunk in chunks:
+                for piece in gate.pieces(chunk):
+                    yield gate.judge(piece)
+                    if gate.closed:
+                        return
+
+
+class AsyncGuardedClient:
+    """The same, awaited: the guard works in a thread, so that other requests go on."""
+
+    def __init__(self, client: AsyncTextGenerationClient, guard: Guard) -> None:
+        self.client, self.guard = client, guard
+
+    async def generate(self, prompt: Prompt, **parameters: Any) -> Guarded:
+        """As `GuardedClient.generate`."""
+        answer = await self.client.generate(prompt, **parameters)
+        return _guarded(answer, await asyncio.to_thread(judge_whole, self.guard, prompt, answer.text))
+
+    def stream(self, prompt: Prompt, **parameters: Any) -> AsyncGenerator[Guarded]:
+        """As `GuardedClient.stream`."""
+        return self._stream(self.client.stream(prompt, **parameters), _Gate(self.guard, prompt))
+
+    async def _stream(self, chunks: AsyncGenerator[Chunk], gate: _Gate) -> AsyncGenerator[Guarded]:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                for piece in gate.pieces(chunk):
+                    yield await asyncio.to_thread(gate.judge, piece)
+                    if gate.closed:
+                        return

@@ -1,0 +1,57 @@
+"""The schema of a recipe: one experiment from its data to the served model. The only place where defaults live; each
+section has a file of its own.
+
+A recipe is read once, checked as a whole and passed on as a value. See `recipes/` for examples and
+`llm-detox recipe show` for a recipe with every default filled in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from llm_detox.recipe.base import Section
+from llm_detox.recipe.data import DataSection
+from llm_detox.recipe.deploy import DeploySection, PublishSection
+from llm_detox.recipe.evaluation import EvaluationSection, GateSection
+from llm_detox.recipe.judge import JudgeSection, StopHateSection
+from llm_detox.recipe.model import BudgetSection, ModelSection, Translation
+from llm_detox.recipe.rephrase import DetoxifySection, RephraserTrainingSection
+from llm_detox.recipe.scorers import ScoringSection
+from llm_detox.recipe.training import TrainingSection
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="of runs, folders and reports")
+    description: str = Field("", description="for people")
+    translations: list[Translation] = Field([], description="what a published source has otherwise")
+    seed: int = Field(42, description="of all that is drawn")
+    model: ModelSection
+    data: DataSection
+    budget: BudgetSection = BudgetSection()
+    scoring: ScoringSection
+    detoxify: DetoxifySection = DetoxifySection()
+    rephraser_training: RephraserTrainingSection = RephraserTrainingSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    gate: GateSection = GateSection()
+    judge: JudgeSection = JudgeSection()
+    stop_hate: StopHateSection = StopHateSection()
+    publish: PublishSection = PublishSection()
+    deploy: DeploySection = DeploySection()
+
+    @model_validator(mode="after")
+    def _a_judge_where_one_is_asked(self) -> Recipe:
+        if self.evaluation.judged_prompts and self.judge.reader.model is None:
+            raise ValueError("evaluation.judged_prompts needs judge.reader.model")
+        if self.gate.max_unsafe_share is not None and not self.evaluation.judged_prompts:
+            raise ValueError("gate.max_unsafe_share needs evaluation.judged_prompts")
+        return self
+
+    def settings(self, *sections: str) -> dict[str, Any]:
+        """The named sections and the seed as plain values: what decides a step's outcome."""
+        whole = self.model_dump(mode="json")
+        return {"seed": self.seed, **{name: whole[name] for name in sections}}

@@ -1,0 +1,40 @@
+"""What the sections of a recipe are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Source = Annotated[str, Field(min_length=1, description="hub id (owner/name, or owner/name@revision), path, s3:// or package://")]
+# A value of the project's own, or of an installed package (`llm_detox.plugins`); told apart before either is checked,
+# so that a mistake is explained once.
+OWN, OTHER = "own", "other"
+Plugin = Annotated[str, Field(pattern=r"^plugin:[A-Za-z0-9._-]+$"), Tag(OTHER)]
+
+
+def _whose(value: Any) -> str:
+    return OTHER if isinstance(value, str) and value.startswith("plugin:") else OWN
+
+
+OwnOrPlugin = Discriminator(_whose)
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Table(Section):
+    """A file or folder of records and where the text is in them; a plain string is its source."""
+
+    source: Source
+    text_column: str = Field("text", description="dots step into nested records, as in prompt.text")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_source(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value

@@ -1,0 +1,161 @@
+"""The step `paraphrase-pairs`: a paraphraser's own rewrites, the best to learn from and pairs to prefer them.
+
+Among many draws of a model that was tuned on people's rewrites there is one as good as theirs, and most are not. Taught
+to write its best draws (`train-paraphraser`, as in Dong et al. 2023), then to prefer them to worse ones (`dpo`,
+Rafailov et al. 2023, on-policy), it needs fewer of them. People's own rewrites compete. What is good is what the
+recipe's acceptance says, which knows neither the scorer nor the language model that judge the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llm_detox.data.records import JsonlAppender, Record, hash_fraction, read_jsonl, write_jsonl
+from llm_detox.errors import DetoxError
+from llm_detox.progress import say, task
+from llm_detox.recipe import Recipe
+from llm_detox.rephrase.build import MethodFactory
+from llm_detox.rephrase.detoxify import outcomes, shard_chunks
+from llm_detox.rephrase.paraphrase import asked
+from llm_detox.rephrase.print_style import as_printed
+from llm_detox.rephrase.seq2seq import is_seq2seq
+from llm_detox.runs.folders import step_folder
+
+RANKED, BEST, PAIRS = "ranked.jsonl", "best.jsonl", "pairs.jsonl"
+_BEST = 2  # rewrites of a text to learn from
+_FEWEST = 3  # candidates, for a best and two worse ones
+_MANY = 8  # candidates, of which the one at the end of the first quarter is surely worse than the best
+
+
+def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, Any]:
+    """Draw rewrites of each rude text, judge them as `detoxify` does, and pair the best with worse ones.
+
+    A run that is interrupted goes on behind its last whole record.
+
+    Args:
+        pairs: what `train-paraphraser` reads.
+        output: the folder to write, with `ranked.jsonl` (`{"text", "candidates"}`, the best candidate first, each with
+            what was measured of it) and `pairs.jsonl` (`{"prompt", "chosen", "rejected"}`).
+
+    Returns:
+        how many texts, candidates, accepted ones, and pairs there are.
+
+    Raises:
+        DetoxError: there is no text, the paraphraser is no causal model, or no pair could be made.
+    """
+    how = recipe.detoxify.paraphrase
+    if how.url or is_seq2seq(how.model or recipe.model.source):
+        raise DetoxError("preference pairs are for a causal paraphraser", place="detoxify.paraphrase",
+                         remedy="name the folder of one in detoxify.paraphrase.model")
+    polite: dict[str, list[str]] = {}
+    for rude, rewrite in read_pairs(pairs):
+        polite.setdefault(rude, []).append(as_printed(rewrite) if recipe.detoxify.tidy else rewrite)
+    records = [{"text": text, "polite": rewrites} for text, rewrites in polite.items()]
+    settings = recipe.settings("detoxify", "scoring", "model")
+    with step_folder(output, "preferences", settings=settings, inputs={"pairs": pairs}, resumable=True) as folder:
+        workshop = MethodFactory(recipe)
+        with JsonlAppender(folder / RANKED) as out, task("ranking rewrites", len(records), "texts") as work:
+            work.skip(len(out.existing))
+            chunks = shard_chunks(len(records))
+            for part in outcomes(lambda part: _ranked(workshop, part), workshop, records, chunks, out):
+                work.advance(len(part))
+        folder.counts = _counted(read_jsonl(folder / RANKED))
+        folder.counts["best"] = write_jsonl(folder / BEST, best(read_jsonl(folder / RANKED)))
+        folder.counts["pairs"] = write_jsonl(folder / PAIRS, preferences(read_jsonl(folder / RANKED)))
+        if not folder.counts["pairs"]:
+            raise DetoxError("no preference pair could be made", place=str(pairs), remedy="raise "
+                             "detoxify.paraphrase.candidates or its temperature, or loosen detoxify.accept_...")
+        folder.result.update(folder.counts)
+        return folder.result
+
+
+def best(ranked: Iterable[Record]) -> Iterator[Record]:
+    """A text and its two best candidates, where they were accepted."""
+    for record in ranked:
+        for candidate in record["candidates"][:_BEST]:
+            if not candidate["refused"]:
+                yield {"toxic": record["text"], "neutral": candidate["text"]}
+
+
+def preferences(ranked: Iterable[Record]) -> Iterator[Record]:
+    """A text's best candidate against its worst, the one in the middle, and, of many, the one that ends a quarter.
+
+    The worst was mostly refused, the others mostly not: one pair teaches the bounds, the others what is better
+    within them. A candidate that was refused is never chosen.
+    """
+    for record in ranked:
+        candidates = record["candidates"]
+        count = len(candidates)
+        if count >= _FEWEST and not candidates[0]["refused"]:
+            for worse in (count - 1, count // 2, count // 4)[: 3 if count >= _MANY else 2]:
+                yield {"prompt": asked(record["text"]), "chosen": " " + candidates[0]["text"],
+                       "rejected": " " + candidates[worse]["text"]}
+
+
+def _ranked(workshop: MethodFactory, records: Sequence[Record]) -> list[Record]:
+    texts = [str(record["text"]) for record in records]
+    drawn = workshop.link("paraphrase").candidates(texts)
+    judged = workshop.acceptance.judge(
+        texts, [[*group, *record["polite"]] for group, record in zip(drawn, records, strict=True)])
+    return [{"text": text, "candidates": [asdict(one) for one in group]}
+            for text, group in zip(texts, judged, strict=True)]
+
+
+def _counted(ranked: Iterable[Record]) -> dict[str, int]:
+    counts = {"texts": 0, "candidates": 0, "accepted": 0}
+    for record in ranked:
+        counts["texts"] += 1
+        counts["candidates"] += len(record["candidates"])
+        counts["accepted"] += sum(not one["refused"] for one in record["candidates"])
+    return counts
+
+
+TextPair = tuple[str, str]
+
+
+def read_pairs(path: Path) -> list[TextPair]:
+    """(rude, polite) pairs; a rude text with several rewrites gives as many pairs.
+
+    Raises:
+        DetoxError: the file holds none.
+    """
+    if path.suffix in (".jsonl", ".json"):
+        found = [(str(row["toxic"]), str(row["neutral"])) for row in read_jsonl(path, required=("toxic", "neutral"))]
+    else:
+        rows = [line.split("\t") for line in path.read_text("utf-8").split("\n")[1:]]
+        found = [(row[0].strip(), neutral.strip()) for row in rows for neutral in row[1:]
+                 if row[0].strip() and neutral.strip()]
+    if not found:
+        raise DetoxError("no pairs", place=str(path), remedy="lines of: rude text, tab, polite text; after a header")
+    return found
+
+
+def teaching_pairs(recipe: Recipe, pairs: Sequence[TextPair], place: str) -> list[TextPair]:
+    """The pairs within the recipe's `rephraser_training.pair_...` bounds, at most `max_pairs`, chosen by hash.
+
+    What people wrote as a rewrite is now and then still rude, or another sentence: it would be learnt, too.
+
+    Raises:
+        DetoxError: no pair is within the bounds.
+    """
+    how, left = recipe.rephraser_training, list(pairs)
+    if how.pair_toxicity < 1:
+        from llm_detox.scoring.load import load_scorer
+
+        scores = load_scorer(recipe.scoring.training).score([polite for _, polite in left])
+        left = [pair for pair, score in zip(left, scores, strict=True) if score is not None
+                and score < how.pair_toxicity]
+    if how.pair_similarity > 0 and left:
+        from llm_detox.scoring.similarity import SentenceSimilarity
+
+        alike = SentenceSimilarity().cosine(*map(list, zip(*left, strict=True)))
+        left = [pair for pair, value in zip(left, alike, strict=True) if value >= how.pair_similarity]
+    if not left:
+        raise DetoxError(f"none of {len(pairs)} pairs is within the bounds", place=place, remedy="raise "
+                         "rephraser_training.pair_toxicity, or lower rephraser_training.pair_similarity")
+    chosen = sorted(left, key=lambda pair: hash_fraction("\t".join(pair), "pairs"))[:how.max_pairs]
+    say(f"{len(pairs)} pairs, {len(left)} within the bounds, {len(chosen)} to learn from")
+    return chosen

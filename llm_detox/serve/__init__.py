@@ -1,0 +1,1 @@
+"""Serving a published model: on this machine, or on KServe."""

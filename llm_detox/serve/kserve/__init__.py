@@ -1,0 +1,1 @@
+"""The KServe target: a published model behind an InferenceService."""

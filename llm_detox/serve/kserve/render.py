@@ -1,0 +1,127 @@
+"""The InferenceService as a value: the YAML that `kubectl apply -k` sends, with the recipe's choices in it.
+
+`rendered/*.yaml` is what kustomize makes of `manifests/overlays/*/model`; a test keeps the two the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from llm_detox.cluster.train_job import toleration
+from llm_detox.errors import UsageError
+from llm_detox.recipe.deploy import DeploySection, KserveSection
+
+Object = dict[str, Any]
+VERSION = "llm-detox/version"
+ADDRESS = "llm-detox/address"
+RUN = "llm-detox/run"
+CANARY = "-canary"
+_LONGEST_NAME = 53
+_LONGEST_LABEL = 63
+_ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<path>(?:[\w!.*'()-]+/)*"
+                      r"(?P<version>[\w.-]{1,128}))")
+
+
+def inference_service(settings: DeploySection, address: str, *, namespace: str, canary: bool = False) -> Object:
+    """The InferenceService that serves a published model.
+
+    Args:
+        settings: the recipe's `deploy` section.
+        address: `s3://bucket/prefix/version`, as `publish` returned it.
+        namespace: the project.
+        canary: the one that is tried first, beside the model of that name.
+
+    Raises:
+        UsageError: a name or the address cannot work in a cluster.
+    """
+    name = settings.name + (CANARY if canary else "")
+    check_names(name, namespace)
+    parts = split_address(address)
+    thing = copy.deepcopy(_rendered(settings.kserve.platform))
+    metadata, predictor = thing["metadata"], thing["spec"]["predictor"]
+    metadata["name"], metadata["namespace"] = name, namespace
+    metadata["annotations"][ADDRESS] = address
+    # KServe copies these to the pods: that is how a ready pod says which version it holds.
+    predictor.setdefault("annotations", {})[VERSION] = parts["version"]
+    _set_model(metadata, predictor["model"], address, parts)
+    predictor["model"]["runtime"] = settings.kserve.runtime
+    _set_sizes(predictor, settings.kserve)
+    return thing
+
+
+def version_of(address: str) -> str:
+    """The last part of a published address: the digest of the content."""
+    return split_address(address)["version"]
+
+
+def split_address(address: str) -> dict[str, str]:
+    """`bucket`, `path` and `version` of a published address.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if not found:
+        raise UsageError("not the address of a published model", place=address,
+                         remedy="pass what `llm-detox publish` printed: s3://bucket/prefix/version")
+    return found.groupdict()
+
+
+def check_names(name: str, namespace: str) -> None:
+    """Refuse names that Kubernetes or a router would refuse later, or cut.
+
+    Raises:
+        UsageError: with the name and the limit.
+    """
+    if len(name) > _LONGEST_NAME:
+        raise UsageError(f"the name has {len(name)} characters, KServe takes {_LONGEST_NAME}", place=name,
+                         remedy="--set deploy.name=<a shorter one>")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        raise UsageError("not a name for a Kubernetes object", place=name,
+                         remedy="begin with a letter; small letters, digits and hyphens")
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", namespace):
+        raise UsageError("not a name of a namespace", place=namespace, remedy="--set deploy.namespace=<project>")
+    host = f"{name}-{namespace}"  # what KServe and OpenShift make the first label of the host name of
+    if len(host) > _LONGEST_LABEL:
+        raise UsageError(f"name and namespace have {len(host)} characters together, a host name takes {_LONGEST_LABEL}",
+                         place=host, remedy="--set deploy.name=<a shorter one>")
+
+
+@lru_cache
+def _rendered(platform: str) -> Object:
+    import yaml
+
+    text = resources.files("llm_detox.serve").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
+    thing: Object = yaml.safe_load(text)
+    return thing
+
+
+def _set_model(metadata: Object, model: Object, address: str, parts: dict[str, str]) -> None:
+    """The address, in the form that the platform's YAML uses: a connection of the dashboard, or a URI."""
+    if "storage" in model:
+        model["storage"]["path"] = parts["path"]
+        model["storage"]["parameters"] = {"bucket": parts["bucket"]}
+        metadata["annotations"]["opendatahub.io/connection-path"] = parts["path"]
+    else:
+        model["storageUri"] = address
+
+
+def _set_sizes(predictor: Object, kserve: KserveSection) -> None:
+    predictor["minReplicas"] = predictor["maxReplicas"] = kserve.replicas
+    if kserve.replicas > 1:
+        predictor["deploymentStrategy"] = {"type": "RollingUpdate"}
+    for amounts in predictor["model"]["resources"].values():
+        amounts.pop("nvidia.com/gpu", None)
+        amounts.update({name: value for name, value in (("cpu", kserve.cpu), ("memory", kserve.memory)) if value})
+        if kserve.gpus:
+            amounts[kserve.gpu_resource] = str(kserve.gpus)
+    if kserve.tolerations is not None:
+        predictor["tolerations"] = [toleration(one) for one in kserve.tolerations]
+    if not kserve.tolerations and (kserve.tolerations is not None or not kserve.gpus):
+        predictor.pop("tolerations", None)
+    if kserve.node_selector:
+        predictor["nodeSelector"] = dict(kserve.node_selector)
