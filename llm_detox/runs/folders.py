@@ -10,17 +10,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
 from llm_detox import __version__
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
-import os
-from pathlib import Path
 
 MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, one_voice, say
 from llm_detox.recipe import Recipe

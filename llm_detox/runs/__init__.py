@@ -1,0 +1,1 @@
+"""What steps leave behind and hand on: folders with manifests, and the pipeline around a step."""
