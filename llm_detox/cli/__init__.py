@@ -1,4 +1,4 @@
-"""The command line: `llm-detox <step>`. Each subcommand is a file of its own that loads what it needs when called."""
+"""The command line: `llm-detox <step>`. A file a group of commands; each loads what it needs when called."""
 
 from __future__ import annotations
 
@@ -11,36 +11,7 @@ import typer
 import typer.core
 
 from llm_detox import __version__
-from llm_detox.cli import (
-    ask,
-    bench,
-    chat,
-    compare,
-    compare_ui,
-    convert,
-    data,
-    deploy,
-    detoxify,
-    doctor,
-    dpo,
-    evaluate,
-    export,
-    judge,
-    judge_data,
-    models,
-    paraphrase_pairs,
-    publish,
-    recipe,
-    report,
-    serve,
-    sft,
-    smoke,
-    stop,
-    stop_hate,
-    train_experts,
-    train_paraphraser,
-    train_scorer,
-)
+from llm_detox.cli import ask, bench, measure, models, recipe, serve, steps, train
 from llm_detox.errors import DetoxError
 from llm_detox.progress import one_voice
 
@@ -78,12 +49,15 @@ def _options(
 
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(models.app, name="models")
-app.add_typer(export.app, name="export")
+app.add_typer(models.exports, name="export")
 app.add_typer(bench.app, name="bench")
-for module in (data, detoxify, sft, dpo, evaluate, compare, compare_ui, report, convert, publish, deploy, smoke, stop,
-               serve, ask, chat, doctor, train_scorer, train_experts, train_paraphraser,
-               paraphrase_pairs, judge_data, judge, stop_hate):
-    app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
+for command in (
+    steps.data, steps.detoxify, steps.sft, steps.dpo, steps.evaluate, measure.compare, bench.compare_ui, steps.report,
+    steps.convert, steps.publish, steps.deploy, steps.smoke, serve.stop, serve.serve, ask.ask, ask.chat, serve.doctor,
+    train.train_scorer, train.train_experts, train.train_paraphraser, train.paraphrase_pairs, measure.judge_data,
+    measure.judge, measure.stop_hate,
+):
+    app.command(command.__name__.replace("_", "-"))(command)
 
 
 def main() -> None:

@@ -1,14 +1,19 @@
-"""What the subcommands share: the recipe options, and how an outcome is printed."""
+"""What the subcommands share: the recipe and the server options, and how an outcome is printed."""
 
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llm_detox.errors import UsageError
+
 if TYPE_CHECKING:
+    from llm_detox.guard.filter import Guard
     from llm_detox.recipe import Recipe
 
 RecipeFile = Annotated[Path, typer.Option("--recipe", help="The experiment's YAML file.", show_default=False)]
@@ -19,6 +24,26 @@ Overrides = Annotated[
 Output = Annotated[Path, typer.Option("--output", help="The folder to write; it must not exist.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object on stdout.")]
 
+Url = Annotated[str | None, typer.Option(help="Caikit REST, such as http://127.0.0.1:8080")]
+Grpc = Annotated[str | None, typer.Option(help="Caikit gRPC, host:port")]
+Fmaas = Annotated[str | None, typer.Option(help="TGIS gRPC, host:port")]
+OpenAi = Annotated[str | None, typer.Option(
+    "--openai", help="OpenAI-compatible server, such as http://127.0.0.1:8000 (vLLM)")]
+Model = Annotated[str, typer.Option("--model", help="The id under which the model is served.")]
+Ca = Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")]
+Cert = Annotated[Path | None, typer.Option(help="Client certificate.")]
+Key = Annotated[Path | None, typer.Option(help="Its key.")]
+Tls = Annotated[bool, typer.Option("--tls", help="TLS for --grpc and --fmaas (--ca implies it).")]
+Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")]
+Temperature = Annotated[float | None, typer.Option(help="With --sample.")]
+TopP = Annotated[float | None, typer.Option(help="With --sample.")]
+TopK = Annotated[int | None, typer.Option(help="With --sample.")]
+Seed = Annotated[int | None, typer.Option(help="With --sample.")]
+GuardKind = Annotated[str | None, typer.Option(
+    "--guard", metavar="KIND[=SOURCE]",
+    help="Withhold what a scorer (ngram, bilstm, ...) finds toxic, or a judge (judge=MODEL|ADDRESS) unsafe.")]
+Threshold = Annotated[float, typer.Option("--guard-threshold", help="Of a scorer: toxicity from which on is withheld.")]
+
 
 def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
     from llm_detox.recipe.files import load_recipe
@@ -28,8 +53,6 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
 
 def existing(path: Path, what: str) -> Path:
     """An input that must be there before any work starts."""
-    from llm_detox.errors import UsageError
-
     if not path.exists():
         raise UsageError(f"{what} does not exist", place=str(path),
                          remedy="check the path, or run the step that writes it")
@@ -46,3 +69,52 @@ def show_outcome(result: dict[str, Any], output: Path | None, as_json: bool) -> 
             print(f"{name}: {value}")
     if output:
         print(f"written to {output}")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A served model, as the options name it. The bearer token is read from LLM_DETOX_TOKEN."""
+
+    address: str
+    model: str
+    ca: Path | None
+    cert: Path | None
+    key: Path | None
+
+    def options(self, **more: Any) -> dict[str, Any]:
+        """For the clients."""
+        return {"url": self.address, "model_id": self.model, "ca_file": self.ca, "cert_file": self.cert,
+                "key_file": self.key, "token": os.environ.get("LLM_DETOX_TOKEN"), **more}
+
+
+def served(url: str | None, grpc: str | None, fmaas: str | None, openai: str | None, model: str, ca: Path | None,
+           cert: Path | None, key: Path | None, *, tls: bool) -> Served:
+    """The one address among the options.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    given = [one for one in (url, grpc, fmaas, openai) if one]
+    if len(given) != 1:
+        raise UsageError("give exactly one address", remedy="--url http://host:port, --grpc host:port, "
+                         "--fmaas host:port or --openai http://host:port")
+    address, secure = given[0], tls or ca is not None
+    if openai:
+        address = f"openai+{openai if '://' in openai else f'http://{openai}'}"
+    elif not url:
+        address = f"{'grpc' if grpc else 'fmaas'}{'s' if secure else ''}://{address.partition('://')[2] or address}"
+    return Served(address, model, ca, cert, key)
+
+
+def parameters(*, max_new_tokens: int, sample: bool, **given: Any) -> dict[str, Any]:
+    """Generation parameters of the options; what is None is left to the server."""
+    values = {"max_new_tokens": max_new_tokens, "decoding_method": "SAMPLING" if sample else "GREEDY", **given}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def opened_guard(kind: str | None, threshold: float) -> Guard | None:
+    if kind is None:
+        return None
+    from llm_detox.guard.build import open_guard
+
+    return open_guard(kind, threshold)

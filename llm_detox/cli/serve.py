@@ -1,4 +1,4 @@
-"""`llm-detox serve`."""
+"""This machine and the served model: serve, stop, doctor."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_detox.cli.common import AsJson
+from llm_detox.cli.common import AsJson, Overrides, RecipeFile, read_recipe
 from llm_detox.errors import UsageError
 
 
-def command(
+def serve(
     model: Annotated[str | None, typer.Argument(
         help="s3:// address, converted folder, or any model; else the model that the last local run deployed.")] = None,
     name: Annotated[str, typer.Option("--name", "--model-id", help="The id that requests give.")] = "llm-detox",
@@ -21,7 +21,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model on this machine until Ctrl-C. It answers behind the Caikit API."""
-    from llm_detox.serve.foreground import serve
+    from llm_detox.serve.foreground import serve as run
 
     def ready(state: dict[str, Any]) -> None:
         if as_json:
@@ -31,7 +31,7 @@ def command(
         print(f'llm-detox ask --url {state["urls"]["rest"]} --model {name} "The best thing about my neighbours is"')
         print(f'llm-detox ask --grpc {address} --model {name} "The best thing about my neighbours is"', flush=True)
 
-    serve(model or _last_deployed(), name=name, rest_port=rest_port, grpc_port=grpc_port, on_ready=ready)
+    run(model or _last_deployed(), name=name, rest_port=rest_port, grpc_port=grpc_port, on_ready=ready)
 
 
 def _last_deployed() -> str:
@@ -40,3 +40,27 @@ def _last_deployed() -> str:
         raise UsageError("no model is given, and no local run has deployed one", place="runs/",
                          remedy="llm-detox serve MODEL, or `make demo` first")
     return str(found[-1])
+
+
+def stop(
+    deployment: Annotated[Path, typer.Argument(help="The folder that `deploy` wrote.", show_default=False)],
+) -> None:
+    """End a local deployment."""
+    from llm_detox.serve.local import read_state, stop_local
+
+    read_state(deployment)
+    ended = stop_local(deployment)
+    print(f"ended: {', '.join(ended)}" if ended else "nothing of it was running")
+
+
+def doctor(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check, before a run, that all it needs is there. Exit code 1 where something is missing."""
+    settings = read_recipe(recipe, overrides)
+    from llm_detox.doctor import examine
+    from llm_detox.doctor.finding import summary
+
+    findings = examine(settings)
+    outcome = summary(findings)
+    print(json.dumps(outcome, ensure_ascii=False) if as_json else "\n".join(one.line() for one in findings))
+    if not outcome["ready"]:
+        raise typer.Exit(1)

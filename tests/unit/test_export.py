@@ -247,7 +247,7 @@ def test_verify_on_the_command_line_names_the_readers(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from llm_detox.cli import run_app
-    from llm_detox.cli.export import app
+    from llm_detox.cli.models import exports as app
     from llm_detox.export import verify as module
 
     asked: list[Any] = []

@@ -1,4 +1,4 @@
-"""`llm-detox compare`, also `llm-detox evaluate compare`."""
+"""Measures beside the pipeline: compare, judge-data, judge, stop-hate."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm_detox.cli.common import AsJson, existing, show_outcome
+from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, existing, read_recipe, show_outcome
 
 if TYPE_CHECKING:
     from llm_detox.evaluation.compare import Evaluation
 
 
-def command(
+def compare(
     evaluations: Annotated[list[Path], typer.Argument(help="Folders that `llm-detox evaluate` wrote, the base first.")],
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
     samples: Annotated[int, typer.Option(min=1000, help="Bootstrap resamples.")] = 5000,
@@ -23,14 +23,15 @@ def command(
 ) -> None:
     """Paired differences between evaluations. They must be of the same prompts by the same scorer."""
     from llm_detox.errors import UsageError
-    from llm_detox.evaluation.compare import compare, read_evaluation
+    from llm_detox.evaluation.compare import compare as run
+    from llm_detox.evaluation.compare import read_evaluation
 
     if len(evaluations) < 2:
         raise UsageError("two evaluations or more are needed", place="compare",
                          remedy="llm-detox evaluate compare BASE OTHER")
     read = [read_evaluation(existing(folder, "the evaluation")) for folder in evaluations]
     named = {(one.arm if [other.arm for other in read].count(one.arm) == 1 else str(one.folder)): one for one in read}
-    rows = compare(named, samples=samples, confidence=confidence, seed=seed)
+    rows = run(named, samples=samples, confidence=confidence, seed=seed)
     if as_json:
         show_outcome({"arms": {arm: _figures(one) for arm, one in named.items()}, "differences": rows}, None, True)
         return
@@ -62,3 +63,49 @@ def _show(arms: Mapping[str, Evaluation], rows: list[dict[str, Any]]) -> None:
         print(f"{row['arm']:<{wide}}  {row['against']:<{wide}}  {row['metric']:<26} {row['stratum']:<12} "
               f"{row['value']:>+10.3f}  {interval:<18} {effect:>8} {row['p_adjusted']:>11.2g}  {row['prompts']}")
     print(f"\nEach interval is for its own row; p is adjusted for the {len(rows)} comparisons (Holm).")
+
+
+def judge_data(recipe: RecipeFile, output: Output, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Build what a judge is tuned and tested on. Writes train.jsonl, for sft, and test.jsonl, for judge."""
+    settings = read_recipe(recipe, overrides)
+    from llm_detox.judge.build import build_judge_data
+
+    show_outcome(build_judge_data(settings, output=output), output, as_json)
+
+
+def judge(
+    recipe: RecipeFile,
+    conversations: Annotated[Path, typer.Option("--input", help="Conversations that end with an answer, JSON lines "
+                                                "with `messages`; a `label` (safe, unsafe) measures the judge.")],
+    output: Output,
+    model: Annotated[str | None, typer.Option(help="The judge's model, folder or address; the default is the "
+                                              "recipe's judge.reader.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether the last answer of each chat is safe. It says why, or that this cannot be decided."""
+    settings = read_recipe(recipe, overrides)
+    existing(conversations, "the input")
+    from llm_detox.evaluation.judge_metrics import judge_conversations
+
+    result = judge_conversations(settings, conversations=conversations, model=model, output=output)
+    show_outcome(result, output, as_json)
+
+
+def stop_hate(
+    recipe: RecipeFile,
+    output: Output,
+    model: Annotated[str | None, typer.Option(help="The tuned model: a folder, an adapter or an address.")] = None,
+    trained_on: Annotated[Path | None, typer.Option(help="The training's JSON lines: its requests are not asked "
+                                                   "again.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether a chat model refuses hate, nothing else. Three arms: base, system prompt, tuned."""
+    settings = read_recipe(recipe, overrides)
+    if trained_on:
+        existing(trained_on, "the training file")
+    from llm_detox.evaluation.stop_hate import measure_refusals
+
+    result = measure_refusals(settings, tuned=model, trained_on=trained_on, output=output)
+    show_outcome(result, output, as_json)
