@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.detox_quality import ROWS, measure, number
 from llm_detox.recipe.files import load_recipe
+from llm_detox.runs.artifacts import BASE, DPO, TrainedFolder
 from llm_detox.runs.folders import MANIFEST
 
-_WEIGHTS = "adapter_model.safetensors"
+_WEIGHTS = TrainedFolder.adapter_weights
 
 
 def between(start: Path, end: Path, share: float, output: Path) -> Path:
@@ -42,15 +43,15 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, [f"evaluation.continuations={options.continuations}"])
     root: Path = options.quality
-    points = {f"{share:g}": between(root / "sft", root / "dpo", share, root / f"adapter-{share:g}")
+    points = {f"{share:g}": between(root / "sft", root / DPO, share, root / f"adapter-{share:g}")
               for share in options.shares}
-    models = {"base": recipe.model.source, **{name: str(folder) for name, folder in points.items()},
-              "dpo": str(root / "dpo")}
+    models = {BASE: recipe.model.source, **{name: str(folder) for name, folder in points.items()},
+              DPO: str(root / DPO)}
     found = {name: measure(recipe, root, model=model, arm=name, output=root / f"evaluation-{name}")
              for name, model in models.items()}
     print("| share of the way | " + " | ".join(ROWS) + " |\n|" + "---|" * (len(ROWS) + 1))
     for name, result in found.items():
-        shares = (number(result[row]) / number(found["base"][row]) for row in ROWS)
+        shares = (number(result[row]) / number(found[BASE][row]) for row in ROWS)
         print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
     (root / "curve.json").write_text(json.dumps(found, indent=1), "utf-8")
 

@@ -24,6 +24,7 @@ from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import load_recipe
 from llm_detox.rephrase.detoxify import detoxify
+from llm_detox.runs.artifacts import BASE, DPO, DataFolder, RewrittenFolder
 from llm_detox.runs.folders import MANIFEST, read_manifest
 from llm_detox.training.dpo import train_dpo
 from llm_detox.training.sft import train_sft
@@ -40,9 +41,9 @@ def main() -> None:
     root: Path = options.output
     root.mkdir(parents=True, exist_ok=True)
     prompts = toxic_prompts(options.prompts, options.count)
-    write_jsonl(root / "prompts.jsonl", prompts)
+    write_jsonl(DataFolder(root).prompts, prompts)
     seconds = train(recipe, root, {prompt_key(one["prompt"]["text"]) for one in prompts})
-    arms = {"base": recipe.model.source, "dpo": str(root / "dpo")}
+    arms = {BASE: recipe.model.source, DPO: str(root / DPO)}
     measured = {arm: measure(recipe, root, model=model, arm=arm, output=root / f"evaluation-{arm}")
                 for arm, model in arms.items()}
     table = {row: [number(measured[arm][row]) for arm in arms] for row in ROWS}
@@ -58,8 +59,8 @@ def measure(recipe: Recipe, root: Path, *, model: str, arm: str, output: Path) -
     if (output / MANIFEST).exists():
         found: dict[str, Any] = read_manifest(output)["result"]
         return found
-    return evaluate(recipe, model=model, arm=arm, prompts=root / "prompts.jsonl", clean=root / "data" / "clean.jsonl",
-                    output=output)
+    return evaluate(recipe, model=model, arm=arm, prompts=DataFolder(root).prompts,
+                    clean=DataFolder(root / "data").clean, output=output)
 
 
 def number(value: Any) -> float:
@@ -86,12 +87,12 @@ def train(recipe: Recipe, root: Path, taken: set[str]) -> dict[str, float]:
         seconds[step] = time.perf_counter() - started
         noted.write_text(json.dumps(seconds), "utf-8")
 
-    data, apart = root / "data", root / "train_prompts.jsonl"
-    timed("data", lambda: prepare_data(recipe, output=data))
-    write_jsonl(apart, (one for one in read_jsonl(data / "train_prompts.jsonl")
+    data, apart = DataFolder(root / "data"), DataFolder(root).train_prompts
+    timed("data", lambda: prepare_data(recipe, output=data.path))
+    write_jsonl(apart, (one for one in read_jsonl(data.train_prompts)
                         if prompt_key(one["prompt"]["text"]) not in taken))
-    timed("detoxify", lambda: detoxify(recipe, texts=data / "texts.jsonl", output=root / "detoxify"))
-    records, clean = root / "detoxify" / "records.jsonl", data / "clean_train.jsonl"
+    timed("detoxify", lambda: detoxify(recipe, texts=data.texts, output=root / "detoxify"))
+    records, clean = RewrittenFolder(root / "detoxify").records, data.clean_train
     timed("sft", lambda: train_sft(recipe, texts=records, clean=clean, output=root / "sft"))
     timed("dpo", lambda: train_dpo(recipe, adapter=root / "sft", records=records, prompts=apart, clean=clean,
                                    output=root / "dpo"))

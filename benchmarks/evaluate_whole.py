@@ -29,6 +29,7 @@ from typing import Any
 from llm_detox.hardware import matmul_gflops
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe.files import load_recipe
+from llm_detox.runs.artifacts import BASE, DataFolder, EvaluationFolder
 
 GATE_NOT_PASSED = 3  # one arm alone cannot pass: expected here
 
@@ -85,12 +86,12 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     out: Path = options.output
     model = options.model or load_recipe(options.recipe).model.source
     count = options.total // options.continuations
-    whole = first_lines(options.prompts, count, out / "prompts.jsonl")
+    whole = first_lines(options.prompts, count, DataFolder(out).prompts)
     tenth = first_lines(options.prompts, max(1, count // 10), out / "prompts-tenth.jsonl")
     recipe = ["--recipe", str(options.recipe), "--set", f"evaluation.continuations={options.continuations}"]
 
     def evaluate(prompts: Path, name: str, *more: str) -> Run:
-        return call(["evaluate", *recipe, "--model", model, "--prompts", str(prompts), "--arm", "base",
+        return call(["evaluate", *recipe, "--model", model, "--prompts", str(prompts), "--arm", BASE,
                      "--output", str(out / name), *more])
 
     def report(name: str, evaluated: str) -> Run:
@@ -100,11 +101,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     small = evaluate(tenth, "tenth")
     drawn = evaluate(whole, "whole")
     reported = report("report", "whole")
-    scored = evaluate(whole, "again", "--generations", str(out / "whole" / "generations.jsonl"))
+    scored = evaluate(whole, "again", "--generations", str(EvaluationFolder(out / "whole").generations))
     reported_again = report("report-again", "again")
     seconds, alone = drawn.seconds + reported.seconds, scored.seconds + reported_again.seconds
     say(f"the whole: {human_seconds(seconds)}; scoring and report alone: {human_seconds(alone)}")
-    inside = json.loads((out / "whole" / "report.json").read_text("utf-8"))["seconds"]
+    inside = json.loads(EvaluationFolder(out / "whole").report.read_text("utf-8"))["seconds"]
     return {"continuations": count * options.continuations, "prompts": count, "whole_seconds": round(seconds, 1),
             "evaluate_seconds": round(drawn.seconds, 1), "inside_evaluate": inside,
             "report_seconds": round(reported.seconds, 1), "scoring_and_report_seconds": round(alone, 1),

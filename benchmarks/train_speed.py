@@ -31,6 +31,7 @@ from llm_detox.hardware import peak_memory_bytes
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import load_recipe
+from llm_detox.runs.artifacts import DataFolder
 
 METHODS, WAYS = ("sft", "dpo"), ("ours", "trl", "trl, bfloat16")
 PAIR_WORDS = 15  # a sampled completion has 20 tokens
@@ -41,14 +42,14 @@ def rows_of(recipe: Recipe, data: Path, method: str, steps: int) -> list[Any]:
     from llm_detox.training.encoding import clean_texts
     from llm_detox.training.pairs import prompt_texts
 
-    texts = [record["text"] for record in read_jsonl(data / "texts.jsonl")]
+    texts = [record["text"] for record in read_jsonl(DataFolder(data).texts)]
     if method == "sft":
-        clean = clean_texts(data / "clean_train.jsonl")
+        clean = clean_texts(DataFolder(data).clean_train)
         mixed = [*texts, *clean]
         count = steps * recipe.training.sft.batch_size
         return [mixed[number * 7919 % len(mixed)] for number in range(count)]  # a prime: both kinds, no order
     ends = [" " + " ".join(text.split()[:PAIR_WORDS]) for text in texts]
-    prompts, count = prompt_texts(data / "train_prompts.jsonl"), steps * recipe.training.dpo.batch_size
+    prompts, count = prompt_texts(DataFolder(data).train_prompts), steps * recipe.training.dpo.batch_size
     return [(prompts[number % len(prompts)], ends[number % len(ends)], ends[(3 * number + 1) % len(ends)])
             for number in range(count)]
 

@@ -17,6 +17,7 @@ from IPython.display import HTML, SVG
 
 from llm_detox.evaluation import charts
 from llm_detox.evaluation.intervals import mean_interval
+from llm_detox.runs.artifacts import TrainedFolder
 
 pd.set_option("display.max_colwidth", None)
 
@@ -53,7 +54,7 @@ def picture(chart: str, title: str, legend: Sequence[str] = ()) -> SVG:
 
 def training_curves(folders: Mapping[str, Path], figure: str, title: str) -> SVG:
     """A figure of `metrics.jsonl` over the steps of one training or several."""
-    read = {name: {row["step"]: row.get(figure) for row in _lines(folder / "metrics.jsonl")}
+    read = {name: {row["step"]: row.get(figure) for row in _lines(TrainedFolder(folder).metrics)}
             for name, folder in folders.items()}
     last = max(chain.from_iterable(read.values()))
     gap = max(1, -(-last // _LABELS))

@@ -12,6 +12,7 @@ from components.publish.component import publish
 from components.settle.component import settle
 from components.smoke.component import smoke
 from components.train_scorer.component import train_scorer
+from llm_detox.runs.artifacts import BASE
 from pipelines.detox_and_serve import DESCRIPTION, graph
 from pipelines.parts import RUN, Sharded, outcome_written
 
@@ -74,7 +75,7 @@ def evaluate_only(
         settled = settle(recipe=recipe, model=model, overrides=overrides, shards=shards)
         plain = settled.outputs["settled"]
         texts = data(recipe=plain)
-        Sharded(settled.outputs["parts"]).measure(recipe=plain, arm="base", data=texts.outputs["data"])
+        Sharded(settled.outputs["parts"]).measure(recipe=plain, arm=BASE, data=texts.outputs["data"])
 
 
 @dsl.pipeline(name="train-judge", description="Train the scorer that judges, measure it on other records, publish it.")

@@ -19,6 +19,7 @@ from components.publish.component import publish
 from components.report.component import report
 from components.sft.component import sft
 from components.smoke.component import smoke
+from llm_detox.runs.artifacts import ARMS, DataFolder, RewrittenFolder
 
 DESCRIPTION = "Rewrite toxic text, fine-tune (SFT, then DPO), measure all arms alike, serve the model that passes."
 Step = Callable[..., dsl.PipelineTask]
@@ -43,10 +44,13 @@ def graph(recipe: str, *, rewrite: Step, measure: Step, run: str = "") -> dsl.Pi
     texts = data(recipe=recipe)
     rewritten = rewrite(recipe=recipe, data=texts.outputs["data"])
 
-    raw = sft(recipe=recipe, texts=texts.outputs["data"], texts_file="texts.jsonl", data=texts.outputs["data"])
+    raw = sft(recipe=recipe, texts=texts.outputs["data"], texts_file=DataFolder.texts, data=texts.outputs["data"])
     raw.set_display_name("sft-raw")
     detoxified = sft(
-        recipe=recipe, texts=rewritten.outputs["rewritten"], texts_file="records.jsonl", data=texts.outputs["data"]
+        recipe=recipe,
+        texts=rewritten.outputs["rewritten"],
+        texts_file=RewrittenFolder.records,
+        data=texts.outputs["data"],
     )
     detoxified.set_display_name("sft-detoxified")
     preferred = dpo(
@@ -56,7 +60,7 @@ def graph(recipe: str, *, rewrite: Step, measure: Step, run: str = "") -> dsl.Pi
         data=texts.outputs["data"],
     )
 
-    arms = {"base": None, "raw": raw, "detoxified": detoxified, "dpo": preferred}
+    arms = dict(zip(ARMS, (None, raw, detoxified, preferred), strict=True))
     measured = {}
     for arm, trained in arms.items():
         model = {"model": trained.outputs["adapter"]} if trained else {}

@@ -12,7 +12,8 @@ def convert(
     from pathlib import Path
 
     from llm_detox.export.converting import convert
+    from llm_detox.runs.artifacts import ReportFolder
     from llm_detox.runs.pipeline_step import pipeline_step
 
     with pipeline_step("convert", recipe):
-        convert(model=adapter.path, card=Path(report.path) / "model_card.md", output=Path(model.path))
+        convert(model=adapter.path, card=ReportFolder(Path(report.path)).model_card, output=Path(model.path))

@@ -16,10 +16,11 @@ def detoxify(
     from pathlib import Path
 
     from llm_detox.rephrase.detoxify import detoxify
+    from llm_detox.runs.artifacts import DataFolder
     from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
     from llm_detox.runs.shards import read_shard
 
     with pipeline_step("detoxify" if shard == "0/1" else f"detoxify, shard {shard}", recipe) as settings:
-        texts = Path(data.path) / "texts.jsonl"
+        texts = DataFolder(Path(data.path)).texts
         result = detoxify(settings, texts=texts, output=Path(rewritten.path), shard=read_shard(shard))
         log_metrics(result, metrics)

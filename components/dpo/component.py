@@ -16,17 +16,18 @@ def dpo(
 ):
     from pathlib import Path
 
+    from llm_detox.runs.artifacts import DataFolder, RewrittenFolder
     from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
     from llm_detox.training.dpo import train_dpo
 
     with pipeline_step("dpo", recipe) as settings:
-        folder = Path(data.path)
+        texts = DataFolder(Path(data.path))
         result = train_dpo(
             settings,
             adapter=Path(sft_adapter.path),
-            records=Path(rewritten.path) / "records.jsonl",
-            prompts=folder / "train_prompts.jsonl",
-            clean=folder / "clean_train.jsonl",
+            records=RewrittenFolder(Path(rewritten.path)).records,
+            prompts=texts.train_prompts,
+            clean=texts.clean_train,
             output=Path(adapter.path),
         )
         log_metrics(result, metrics)

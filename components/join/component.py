@@ -16,9 +16,10 @@ def join(
     from pathlib import Path
 
     from llm_detox.rephrase.detoxify import join_shards
+    from llm_detox.runs.artifacts import DataFolder
     from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
 
     with pipeline_step("join", recipe):
         folders = [Path(part.path) for part in parts]
-        result = join_shards(folders, texts=Path(data.path) / "texts.jsonl", output=Path(rewritten.path))
+        result = join_shards(folders, texts=DataFolder(Path(data.path)).texts, output=Path(rewritten.path))
         log_metrics(result, metrics)

@@ -19,9 +19,10 @@ def outcome(
     import shutil
     from pathlib import Path
 
+    from llm_detox.runs.artifacts import OutcomeFolder
     from llm_detox.serve.outcome import Ending, write_outcome
 
     ending = Ending(run, status.state, status.pipeline_task_name or "", status.error_message or "")
     changes = {"deploy.target": "kserve", "deploy.name": name, "deploy.namespace": namespace}
     write_outcome(ending, recipe, changes=changes, overrides=overrides, output=Path(outcome.path))
-    shutil.copyfile(Path(outcome.path) / "outcome.md", page.path)
+    shutil.copyfile(OutcomeFolder(Path(outcome.path)).page, page.path)

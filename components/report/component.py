@@ -24,10 +24,11 @@ def report(
     from pathlib import Path
 
     from llm_detox.evaluation.report import write_report
+    from llm_detox.runs.artifacts import ARMS, ReportFolder, RewrittenFolder
     from llm_detox.runs.pipeline_step import pipeline_step
 
     with pipeline_step("report", recipe) as settings:
-        arms = {"base": base, "raw": raw, "detoxified": detoxified, "dpo": dpo}
+        arms = dict(zip(ARMS, (base, raw, detoxified, dpo), strict=True))
         evaluations = {name: Path(artifact.path) for name, artifact in arms.items()}
         trained = {"sft raw": raw_adapter, "sft detoxified": detoxified_adapter, "dpo": dpo_adapter}
         made = {"data": data, "detoxify": rewritten, **trained}
@@ -35,9 +36,9 @@ def report(
         result = write_report(
             settings,
             evaluations=evaluations,
-            records=Path(rewritten.path) / "records.jsonl",
+            records=RewrittenFolder(Path(rewritten.path)).records,
             steps={**steps, **{f"evaluate {name}": path for name, path in evaluations.items()}},
             output=Path(report.path),
         )
-        shutil.copyfile(Path(report.path) / "report.html", page.path)
+        shutil.copyfile(ReportFolder(Path(report.path)).page, page.path)
     return result["verdict"]

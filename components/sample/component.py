@@ -17,6 +17,7 @@ def sample(
     from pathlib import Path
 
     from llm_detox.evaluation.evaluate import evaluate
+    from llm_detox.runs.artifacts import DataFolder
     from llm_detox.runs.pipeline_step import pipeline_step
     from llm_detox.runs.shards import read_shard
 
@@ -25,7 +26,7 @@ def sample(
             settings,
             model=model.path if model else settings.model.source,
             arm=arm,
-            prompts=Path(data.path) / "prompts.jsonl",
+            prompts=DataFolder(Path(data.path)).prompts,
             clean=None,
             output=Path(samples.path),
             shard=read_shard(shard),

@@ -16,10 +16,11 @@ def sft(
 ):
     from pathlib import Path
 
+    from llm_detox.runs.artifacts import DataFolder
     from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
     from llm_detox.training.sft import train_sft
 
     with pipeline_step(f"sft on {texts_file}", recipe) as settings:
-        clean = Path(data.path) / "clean_train.jsonl"
+        clean = DataFolder(Path(data.path)).clean_train
         result = train_sft(settings, texts=Path(texts.path) / texts_file, clean=clean, output=Path(adapter.path))
         log_metrics(result, metrics)

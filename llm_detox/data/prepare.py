@@ -23,6 +23,7 @@ from llm_detox.recipe import Recipe
 from llm_detox.recipe.base import Table
 from llm_detox.recipe.data import Conversations, TextData
 from llm_detox.recipe.model import BudgetSection
+from llm_detox.runs.artifacts import DataFolder
 from llm_detox.runs.folders import step_folder
 
 _TRUE, _FALSE = {"1", "1.0", "true", "yes", "toxic", "hate"}, {"0", "0.0", "false", "no", "", "nothate"}
@@ -45,9 +46,10 @@ def prepare_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
         taken = {prompt_key(record["prompt"]["text"]) for record in evaluation}
         texts = _texts(data.texts, scale, recipe.seed, taken)
         clean, clean_train = _clean(recipe, scale)
-        for name, records in (("texts", texts), ("prompts", evaluation), ("train_prompts", sampling),
-                              ("clean", clean), ("clean_train", clean_train)):
-            folder.counts[name] = write_jsonl(folder / f"{name}.jsonl", records)
+        files = DataFolder(folder.path)
+        for path, records in ((files.texts, texts), (files.prompts, evaluation), (files.train_prompts, sampling),
+                              (files.clean, clean), (files.clean_train, clean_train)):
+            folder.counts[path.stem] = write_jsonl(path, records)
         folder.result.update(
             scale=scale, counts=folder.counts, toxic_texts=sum(bool(record["toxic"]) for record in texts))
         say("data: " + ", ".join(f"{count} {name}" for name, count in folder.counts.items()))

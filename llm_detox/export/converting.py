@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.export.merge import ADAPTER_CONFIG, write_weights
+from llm_detox.export.merge import write_weights
 from llm_detox.export.readers import (
     READERS,
     old_config,
@@ -25,6 +25,7 @@ from llm_detox.export.readers import (
     unreadable,
 )
 from llm_detox.progress import say
+from llm_detox.runs.artifacts import ModelFolder, ReportFolder, TrainedFolder
 from llm_detox.runs.folders import digest_of, sha256_of, step_folder
 
 ARTIFACTS = "artifacts"
@@ -57,13 +58,14 @@ def convert(*, model: str, output: Path, card: Path | None = None, oldest_reader
     with step_folder(output, "caikit-model", settings={"oldest_reader": oldest_reader}, inputs=inputs) as folder:
         artifacts = folder / ARTIFACTS
         artifacts.mkdir()
-        config = old_config(_read_json(base / "config.json"))
-        _write_json(artifacts / "config.json", config)
-        if (base / "generation_config.json").exists():
-            settings = old_generation_config(_read_json(base / "generation_config.json"))
-            _write_json(artifacts / "generation_config.json", settings)
+        written = ModelFolder(artifacts)
+        config = old_config(_read_json(ModelFolder(base).config))
+        _write_json(written.config, config)
+        if ModelFolder(base).generation_config.exists():
+            settings = old_generation_config(_read_json(ModelFolder(base).generation_config))
+            _write_json(written.generation_config, settings)
         tokens = _write_tokenizer(tokenizer, artifacts)
-        readers = _check_readers(config, _read_json(artifacts / "tokenizer.json"), oldest_reader, base)
+        readers = _check_readers(config, _read_json(written.tokenizer), oldest_reader, base)
         figures = write_weights(base, adapters, artifacts)
         _copy_papers(base, card_file, artifacts)
         _write_caikit(folder / "config.yml", config, tokens, artifacts)
@@ -81,17 +83,17 @@ def _sources(model: str) -> tuple[Path, list[Path], Path]:
 
     folder = model_folder(model)
     adapters: list[Path] = []
-    while (folder / ADAPTER_CONFIG).exists():
+    while TrainedFolder(folder).is_adapter:
         adapters.insert(0, folder)
         folder = model_folder(read_base_source(folder))
-    with_tokenizer = [one for one in reversed(adapters) if (one / "tokenizer.json").exists()]
+    with_tokenizer = [one for one in reversed(adapters) if ModelFolder(one).tokenizer.exists()]
     return folder, adapters, (with_tokenizer or [folder])[0]
 
 
 def _card_file(card: Path | None) -> Path | None:
     if card is None:
         return None
-    file = card / "model_card.md" if card.is_dir() else card
+    file = ReportFolder(card).model_card if card.is_dir() else card
     if not file.is_file():
         raise DetoxError("there is no model card here", place=str(file), remedy="pass the file, or the report's folder")
     return file
@@ -108,14 +110,15 @@ def _write_tokenizer(source: Path, artifacts: Path) -> dict[str, Any]:
         raise DetoxError("the tokenizer has no tokenizer.json form", place=str(source),
                          remedy="use a model whose tokenizer the `tokenizers` library can express")
     tokenizer.save_pretrained(artifacts)
-    templates = _take_templates(artifacts, _read_json(artifacts / "tokenizer_config.json").get("chat_template"))
+    written = ModelFolder(artifacts)
+    templates = _take_templates(artifacts, _read_json(written.tokenizer_config).get("chat_template"))
     config = old_tokenizer_config(
-        {key: value for key, value in _read_json(artifacts / "tokenizer_config.json").items()
+        {key: value for key, value in _read_json(written.tokenizer_config).items()
          if key not in ("chat_template", "padding_side")},
         templates, ["input_ids", "attention_mask"], bool(tokenizer.clean_up_tokenization_spaces))
     config["padding_side"] = "left"  # for generation
-    _write_json(artifacts / "tokenizer_config.json", config)
-    _write_json(artifacts / "tokenizer.json", old_tokenizer(_read_json(artifacts / "tokenizer.json")), indent=None)
+    _write_json(written.tokenizer_config, config)
+    _write_json(written.tokenizer, old_tokenizer(_read_json(written.tokenizer)), indent=None)
     again = AutoTokenizer.from_pretrained(artifacts)
     for text in _PROBES:
         ids = tokenizer(text)["input_ids"]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from llm_detox.errors import DetoxError
 from llm_detox.export.tensors import TensorFile, open_tensors, rewrite
 from llm_detox.progress import track
+from llm_detox.runs.artifacts import ModelFolder, TrainedFolder
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt"}  # these keep their weights transposed
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
 
@@ -43,10 +43,10 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         DetoxError: there are none, or a shard is missing.
     """
-    index = folder / "model.safetensors.index.json"
+    index = ModelFolder(folder).weights_index
     names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())) if index.exists() else []
-    if not names and (folder / "model.safetensors").exists():
-        names = ["model.safetensors"]
+    if not names and ModelFolder(folder).weights.exists():
+        names = [ModelFolder.weights]
     if not names:
         raise DetoxError("the model folder has no safetensors weights", place=str(folder),
                          remedy="save them: `model.save_pretrained(folder)`; pickled weights (.bin) are not read")
@@ -72,7 +72,7 @@ def write_weights(base: Path, adapters: list[Path], target: Path) -> dict[str, i
         DetoxError: an adapter is of a kind that cannot be merged, or does not fit the base.
     """
     files = weight_files(base)
-    model_type = json.loads((base / "config.json").read_text("utf-8")).get("model_type", "")
+    model_type = json.loads(ModelFolder(base).config.read_text("utf-8")).get("model_type", "")
     opened = [open_tensors(file) for file in files]
     names = {name for one in opened for name in one.header}
     updates: dict[str, list[Update]] = {}
@@ -84,7 +84,7 @@ def write_weights(base: Path, adapters: list[Path], target: Path) -> dict[str, i
         merged += rewrite(one, target / one.path.name, lambda name, one=one: (  # type: ignore[misc]
             _merged(one, name, updates.get(name), transposed)))
         parameters += sum(math.prod(entry["shape"]) for entry in one.header.values())
-    index = base / "model.safetensors.index.json"
+    index = ModelFolder(base).weights_index
     if index.exists():
         (target / index.name).write_bytes(index.read_bytes())
     return {"tensors": len(names), "merged": merged, "parameters": parameters}
@@ -108,12 +108,12 @@ def _merged(file: TensorFile, name: str, updates: list[Update] | None, transpose
 
 def _read_adapter(folder: Path, names: set[str], updates: dict[str, list[Update]]) -> bool:
     """Add an adapter's updates by weight name; returns whether it says that weights are kept transposed."""
-    config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
+    config = json.loads((TrainedFolder(folder).adapter_config).read_text("utf-8"))
     _refuse_other_kinds(config, folder)
-    if not (folder / ADAPTER_WEIGHTS).exists():
-        raise DetoxError(f"the adapter folder has no {ADAPTER_WEIGHTS}", place=str(folder),
+    if not (TrainedFolder(folder).adapter_weights).exists():
+        raise DetoxError(f"the adapter folder has no {TrainedFolder.adapter_weights}", place=str(folder),
                          remedy="save it: `model.save_pretrained(folder)`; pickled weights are not read")
-    file = open_tensors(folder / ADAPTER_WEIGHTS)
+    file = open_tensors(TrainedFolder(folder).adapter_weights)
     modules: dict[str, dict[str, str]] = {}
     for key in file.header:
         match = _KEY.fullmatch(key)

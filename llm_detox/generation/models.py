@@ -21,9 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
+from llm_detox.runs.artifacts import ModelFolder, TrainedFolder
 from llm_detox.runs.folders import cache_dir, digest_of
-
-BASE_SOURCE_FILE = "base.json"
 
 
 def device() -> torch.device:
@@ -58,12 +57,13 @@ def model_folder(source: str) -> Path:
     path = fetch(source, kind="model")
     if path.is_dir() and (whole := join_packaged(path)):
         return converted(whole)
-    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists() and list(path.glob("*.gguf"))):
+    has_config = ModelFolder(path).config.exists()
+    if path.suffix == ".gguf" or (path.is_dir() and not has_config and list(path.glob("*.gguf"))):
         gguf = path if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))[0]
         return converted(gguf)
-    if (path / "adapter_config.json").exists():
+    if TrainedFolder(path).is_adapter:
         return path
-    if not (path / "config.json").exists():
+    if not has_config:
         raise DetoxError("no config.json: this is not a Hugging Face model folder", place=str(path),
                          remedy="give a folder that `save_pretrained` wrote, or a .gguf file")
     if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
@@ -92,7 +92,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, **option
     """
     folder = model_folder(str(source))
     dtype = dtype or compute_dtype()
-    if (folder / "adapter_config.json").exists():
+    if TrainedFolder(folder).is_adapter:
         from peft import PeftModel
 
         base = load_model(read_base_source(folder), dtype=dtype, **options)
@@ -108,15 +108,15 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, **option
 
 def write_base_source(folder: Path, base: str) -> None:
     """Note in an adapter folder which base it belongs to, as a source that every machine can resolve."""
-    (folder / BASE_SOURCE_FILE).write_text(json.dumps({"base": base}), "utf-8")
+    TrainedFolder(folder).base.write_text(json.dumps({"base": base}), "utf-8")
 
 
 def read_base_source(folder: Path) -> str:
     """The base model source of an adapter folder."""
-    note = folder / BASE_SOURCE_FILE
+    note = TrainedFolder(folder).base
     if note.exists():
         return str(json.loads(note.read_text("utf-8"))["base"])
-    return str(json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"])
+    return str(json.loads(TrainedFolder(folder).adapter_config.read_text("utf-8"))["base_model_name_or_path"])
 
 
 def join_packaged(folder: Path) -> Path | None:

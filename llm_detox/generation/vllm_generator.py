@@ -23,6 +23,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype, load_model, load_tokenizer, model_folder
 from llm_detox.generation.sampling import row_key
 from llm_detox.recipe.evaluation import SamplingSection
+from llm_detox.runs.artifacts import TrainedFolder
 
 _IN_FLIGHT = 4096  # sequences: more than any engine runs at once, and memory stays flat
 _GPU_SHARE = 0.7  # the rest is for the scorer and the fluency model
@@ -84,7 +85,7 @@ class VllmGenerator:
 
     def _folder(self, source: str) -> Path:
         folder = model_folder(source)
-        if not (folder / "adapter_config.json").exists():
+        if not TrainedFolder(folder).is_adapter:
             return folder
         self._merged = tempfile.TemporaryDirectory(prefix="llm-detox-merged-")
         load_model(source).save_pretrained(self._merged.name)

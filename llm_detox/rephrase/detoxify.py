@@ -16,12 +16,12 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
 from llm_detox.rephrase.build import MethodFactory
+from llm_detox.runs.artifacts import RewrittenFolder
 from llm_detox.runs.folders import digest_of, input_digest, read_manifest, step_folder
 from llm_detox.runs.shards import WHOLE, Shard, shard_range
 
 CHUNK = 128
 _BINS = 10
-RECORDS = "records.jsonl"
 
 
 def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE)
                      resumable=True) as folder:
         summary = Summary()
         chunks = shard_chunks(len(records), shard)
-        with JsonlAppender(folder / RECORDS) as out, task("detoxify", sum(map(len, chunks))) as work:
+        with JsonlAppender(folder / RewrittenFolder.records) as out, task("detoxify", sum(map(len, chunks))) as work:
             for record in out.existing:
                 summary.add(record)
             work.skip(len(out.existing))
@@ -89,11 +89,11 @@ def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> dict[str
 
         def counted() -> Iterator[Record]:
             for shard in wanted:
-                for record in read_jsonl(shards[shard] / RECORDS):
+                for record in read_jsonl(RewrittenFolder(shards[shard]).records):
                     summary.add(record)
                     yield record
 
-        write_jsonl(folder / RECORDS, counted())
+        write_jsonl(folder / RewrittenFolder.records, counted())
         folder.counts = dict(summary.counts)
         folder.result = {**summary.as_result(), "shard": [0, 1], "settings": settings.pop()}
         return folder.result

@@ -22,9 +22,9 @@ from llm_detox.rephrase.detoxify import outcomes, shard_chunks
 from llm_detox.rephrase.paraphrase import asked
 from llm_detox.rephrase.print_style import as_printed
 from llm_detox.rephrase.seq2seq import is_seq2seq
+from llm_detox.runs.artifacts import ParaphrasesFolder
 from llm_detox.runs.folders import step_folder
 
-RANKED, BEST, PAIRS = "ranked.jsonl", "best.jsonl", "pairs.jsonl"
 _BEST = 2  # rewrites of a text to learn from
 _FEWEST = 3  # candidates, for a best and two worse ones
 _MANY = 8  # candidates, of which the one at the end of the first quarter is surely worse than the best
@@ -56,15 +56,15 @@ def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, 
     records = [{"text": text, "polite": rewrites} for text, rewrites in polite.items()]
     settings = recipe.settings("detoxify", "scoring", "model")
     with step_folder(output, "preferences", settings=settings, inputs={"pairs": pairs}, resumable=True) as folder:
-        workshop = MethodFactory(recipe)
-        with JsonlAppender(folder / RANKED) as out, task("ranking rewrites", len(records), "texts") as work:
+        workshop, files = MethodFactory(recipe), ParaphrasesFolder(folder.path)
+        with JsonlAppender(files.ranked) as out, task("ranking rewrites", len(records), "texts") as work:
             work.skip(len(out.existing))
             chunks = shard_chunks(len(records))
             for part in outcomes(lambda part: _ranked(workshop, part), workshop, records, chunks, out):
                 work.advance(len(part))
-        folder.counts = _counted(read_jsonl(folder / RANKED))
-        folder.counts["best"] = write_jsonl(folder / BEST, best(read_jsonl(folder / RANKED)))
-        folder.counts["pairs"] = write_jsonl(folder / PAIRS, preferences(read_jsonl(folder / RANKED)))
+        folder.counts = _counted(read_jsonl(files.ranked))
+        folder.counts["best"] = write_jsonl(files.best, best(read_jsonl(files.ranked)))
+        folder.counts["pairs"] = write_jsonl(files.pairs, preferences(read_jsonl(files.ranked)))
         if not folder.counts["pairs"]:
             raise DetoxError("no preference pair could be made", place=str(pairs), remedy="raise "
                              "detoxify.paraphrase.candidates or its temperature, or loosen detoxify.accept_...")

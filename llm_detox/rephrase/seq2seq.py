@@ -19,6 +19,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import budget_batches
 from llm_detox.rephrase.packed_bart import Ids, PackedBart
 from llm_detox.rephrase.side_by_side import side_by_side
+from llm_detox.runs.artifacts import TrainedFolder
 
 _ROOM_FOR_MASKS = 8
 _ENCODED_BATCHES = 4  # whose encoder states are kept at once
@@ -29,7 +30,7 @@ def is_seq2seq(source: str) -> bool:
     from llm_detox.generation.models import model_folder
 
     folder = model_folder(source)
-    return not (folder / "adapter_config.json").exists() and bool(
+    return not TrainedFolder(folder).is_adapter and bool(
         AutoConfig.from_pretrained(folder).is_encoder_decoder)
 
 

@@ -18,6 +18,7 @@ from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype, device
 from llm_detox.recipe.scorers import SENTENCE_ENCODER
+from llm_detox.runs.artifacts import ModelFolder
 from llm_detox.runs.folders import cache_dir, sha256_of
 
 _DEFAULT_MAX_TOKENS = 256
@@ -96,7 +97,7 @@ def _encoder_folder(source: str) -> Path:
     path = fetch(source, kind="model")
     if path.is_file() and zipfile.is_zipfile(path):
         path = _unpacked(path)
-    if not (path / "config.json").exists():
+    if not ModelFolder(path).config.exists():
         raise DetoxError("no config.json: this is not a sentence encoder", place=source,
                          remedy="give a Hugging Face folder with safetensors and a tokenizer, or a zip of one")
     return path

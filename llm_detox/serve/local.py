@@ -13,11 +13,10 @@ from llm_detox import __version__, processes
 from llm_detox.errors import DetoxError
 from llm_detox.processes import Process
 from llm_detox.progress import say
+from llm_detox.runs.artifacts import DeploymentFolder
 from llm_detox.runs.folders import MANIFEST
 from llm_detox.serve.local_stack import Ports, start, wait_until_ready
 from llm_detox.storage import fetch_model
-
-STATE = "deployment.json"
 
 
 def deploy_local(address: str, *, name: str, output: Path, rest_port: int = 0, grpc_port: int = 0) -> dict[str, Any]:
@@ -70,7 +69,8 @@ def serve_folder(model: Path, *, name: str, ports: Ports, output: Path, about: d
         state = {"schema": 1, "target": "local", "name": name, "model": str(model.absolute()), "urls": ports.urls(),
                  "started": datetime.now(UTC).isoformat("T", "seconds"), **about,
                  "processes": [process.as_dict() for process in started]}
-        _write_private(output / STATE, state)  # first of all, so that an interrupted start can be cleaned up
+        # First of all, so that an interrupted start can be cleaned up.
+        _write_private(DeploymentFolder(output).deployment, state)
         wait_until_ready(started, ports, name)
     except BaseException:
         processes.stop_all(started)
@@ -81,9 +81,9 @@ def serve_folder(model: Path, *, name: str, ports: Ports, output: Path, about: d
 
 def update_state(deployment: Path, changes: dict[str, Any]) -> None:
     """Note what is served now in `deployment.json`; a reader sees the old content or the new one."""
-    new = deployment / f"{STATE}.new"
+    new = deployment / f"{DeploymentFolder.deployment}.new"
     _write_private(new, {**read_state(deployment), **changes})
-    new.replace(deployment / STATE)
+    new.replace(DeploymentFolder(deployment).deployment)
 
 
 def read_state(deployment: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def read_state(deployment: Path) -> dict[str, Any]:
     Raises:
         DetoxError: there is none.
     """
-    path = deployment / STATE if deployment.is_dir() else deployment
+    path = DeploymentFolder(deployment).deployment if deployment.is_dir() else deployment
     try:
         state: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

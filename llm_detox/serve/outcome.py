@@ -14,9 +14,9 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import resolve_recipe
+from llm_detox.runs.artifacts import OutcomeFolder
 from llm_detox.runs.folders import step_folder
 
-OUTCOME = "outcome.json"
 _AWAY_SECONDS = 60.0
 _NODE_NAME = "workflows.argoproj.io/node-name"
 _ATTEMPT = re.compile(r"\((\d+)\)$")
@@ -69,8 +69,8 @@ def write_outcome(
     except DetoxError as error:
         told["unseen"] = error.message
     with step_folder(output, "outcome", settings=asdict(ending), inputs={}) as folder:
-        (folder / OUTCOME).write_text(json.dumps(told, indent=2, ensure_ascii=False), "utf-8")
-        (folder / "outcome.md").write_text("\n".join(lines(told)) + "\n", "utf-8")
+        (folder / OutcomeFolder.outcome).write_text(json.dumps(told, indent=2, ensure_ascii=False), "utf-8")
+        (folder / OutcomeFolder.page).write_text("\n".join(lines(told)) + "\n", "utf-8")
         folder.result.update(told)
     for line in lines(told):
         say(line)

@@ -10,8 +10,9 @@ from typing import Any
 from llm_detox.client import TextGenerationClient
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
+from llm_detox.runs.artifacts import DeploymentFolder, SmokeFolder
 from llm_detox.runs.folders import step_folder
-from llm_detox.serve.local import STATE, read_state
+from llm_detox.serve.local import read_state
 
 
 def smoke(recipe: Recipe, *, deployment: Path, output: Path) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def smoke(recipe: Recipe, *, deployment: Path, output: Path) -> dict[str, Any]:
         DetoxError: no answer, an empty one, or different greedy answers.
     """
     state = read_state(deployment)
-    note = deployment / STATE if deployment.is_dir() else deployment
+    note = DeploymentFolder(deployment).deployment if deployment.is_dir() else deployment
     prompt, count = recipe.deploy.prompt, recipe.deploy.max_new_tokens
     with step_folder(output, "smoke", settings=recipe.settings("deploy", "scoring"), inputs={"state": note}) as folder:
         answers = [_ask(state["urls"][protocol], state["name"], prompt, count, protocol=protocol, mode=mode)
@@ -40,7 +41,7 @@ def smoke(recipe: Recipe, *, deployment: Path, output: Path) -> dict[str, Any]:
             prompt=prompt, text=text, toxicity=_toxicity(recipe, text), scorer=recipe.scoring.judging.kind,
             address=state.get("address"), name=state["name"],
             answers=[{key: one[key] for key in ("protocol", "mode", "seconds", "tokens")} for one in answers])
-        (folder / "answers.json").write_text(
+        (folder / SmokeFolder.answers).write_text(
             json.dumps({**folder.result, "answers": answers}, indent=2, ensure_ascii=False), "utf-8")
         return folder.result
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
+from llm_detox.runs.artifacts import ModelFolder
 from llm_detox.runs.folders import cache_dir, digest_of, sha256_of
 from llm_detox.storage.layout import INDEX, checked_index, digest_of_index, part_size, read_json, read_pointer
 from llm_detox.storage.publishing import listing
@@ -76,7 +77,7 @@ def fetch_source(url: str) -> Path:
         if published := _resolve(client, place):
             folder = cache_dir("s3") / digest_of_index(published[1])
             fetch_model(str(published[0]), folder)
-            return folder / "artifacts" if (folder / "artifacts" / "config.json").exists() else folder
+            return folder / "artifacts" if ModelFolder(folder / "artifacts").config.exists() else folder
         return _fetch_plain(client, place)
 
 

@@ -25,6 +25,7 @@ from llm_detox.generation.models import load_model, load_tokenizer, read_base_so
 from llm_detox.progress import say, task
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.training import DpoSection
+from llm_detox.runs.artifacts import TrainedFolder
 from llm_detox.runs.folders import MANIFEST, StepFolder
 from llm_detox.training import distributed
 from llm_detox.training.anchor import anchor_rows, divergence, own_continuations, padded
@@ -201,7 +202,7 @@ def _train(
         else:
             save_adapter(model, tokenizer, base, folder.path)
 
-    return run_training(trainer, "DPO", folder / "metrics.jsonl", remedy=_NAN_REMEDY,
+    return run_training(trainer, "DPO", folder / TrainedFolder.metrics, remedy=_NAN_REMEDY,
                         settings=recipe.training,
                         save=save)
 

@@ -26,7 +26,6 @@ from transformers import (
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import (
-    BASE_SOURCE_FILE,
     compute_dtype,
     device,
     load_model,
@@ -38,6 +37,7 @@ from llm_detox.generation.models import (
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.training import LoraSection, OptimisationSection, TrainingSection
+from llm_detox.runs.artifacts import ModelFolder, TrainedFolder
 from llm_detox.runs.folders import StepFolder
 from llm_detox.training import distributed
 from llm_detox.training.distributed import call_by_hooks, sharding_options
@@ -101,7 +101,7 @@ def open_adapter(folder: Path, training: TrainingSection, seed: int = 0) -> Peft
     """
     if is_whole_model(folder):
         return new_adapter(load_training_base(str(folder), training), training, seed)
-    if not (folder / "adapter_config.json").exists():
+    if not TrainedFolder(folder).is_adapter:
         raise DetoxError("no adapter_config.json: this is not an adapter folder", place=str(folder),
                          remedy="give the folder that `llm-detox sft` wrote")
     base = load_training_base(read_base_source(folder), training)
@@ -112,7 +112,7 @@ def open_adapter(folder: Path, training: TrainingSection, seed: int = 0) -> Peft
 
 def is_whole_model(folder: Path) -> bool:
     """Whether a training step wrote a whole model there, and no adapter."""
-    return (folder / BASE_SOURCE_FILE).exists() and not (folder / "adapter_config.json").exists()
+    return TrainedFolder(folder).base.exists() and not TrainedFolder(folder).is_adapter
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_
     """Write a fully trained model in the precision of its base, the tokenizer and the note of the base."""
     if not distributed.is_first():
         return
-    config = json.loads((model_folder(base_source) / "config.json").read_text("utf-8"))
+    config = json.loads(ModelFolder(model_folder(base_source)).config.read_text("utf-8"))
     model.to(getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16"))
     model.config.use_cache = True
     model.save_pretrained(folder)
@@ -165,7 +165,7 @@ def save_merged(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: Path
     model.save_pretrained(str(adapter), selected_adapters=["default"], save_embedding_layers=False)
     write_weights(base, [adapter], folder)
     shutil.rmtree(adapter)
-    for name in ("config.json", "generation_config.json"):
+    for name in (ModelFolder.config, ModelFolder.generation_config):
         if (base / name).exists():
             shutil.copyfile(base / name, folder / name)
     tokenizer.save_pretrained(folder)

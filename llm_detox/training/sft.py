@@ -20,6 +20,7 @@ from llm_detox.data.records import Record
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.training import SftSection
+from llm_detox.runs.artifacts import TrainedFolder
 from llm_detox.runs.folders import StepFolder
 from llm_detox.training import distributed
 from llm_detox.training.batches import LikeLengthBatches, PackedRows, check_packing, pack
@@ -94,7 +95,7 @@ def _train(recipe: Recipe, comments: list[Record], passages: list[str], folder: 
     if sft.packing:
         check_packing(model)
     trainer = make_trainer(model, tokenizer, rows, sft, seed=recipe.seed, work=folder.work_file("work"))
-    return run_training(trainer, "SFT", folder / "metrics.jsonl", remedy=_NAN_REMEDY,
+    return run_training(trainer, "SFT", folder / TrainedFolder.metrics, remedy=_NAN_REMEDY,
                         settings=recipe.training,
                         save=lambda: save(model, tokenizer, base, folder.path))
 

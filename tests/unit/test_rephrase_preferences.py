@@ -18,6 +18,7 @@ from llm_detox.recipe import Recipe
 from llm_detox.rephrase import paraphrase_pairs as step
 from llm_detox.rephrase.build import MethodFactory
 from llm_detox.rephrase.detoxify import outcomes
+from llm_detox.runs.artifacts import ParaphrasesFolder
 from llm_detox.training import train_rewriters
 from llm_detox.training.dpo import train_dpo
 from tests.unit import rephrase_tiny as tiny
@@ -63,7 +64,7 @@ def ranked(place: Path) -> Path:
 
 
 def test_candidates_stand_in_the_order_that_acceptance_gives_them(place: Path, ranked: Path) -> None:
-    records = list(read_jsonl(ranked / step.RANKED))
+    records = list(read_jsonl(ParaphrasesFolder(ranked).ranked))
     rude = [line.split("\t")[0] for line in (place / "pairs.tsv").read_text("utf-8").splitlines()[1:]]
     assert [record["text"] for record in records] == list(dict.fromkeys(rude))
     assert any(one["refused"] for record in records for one in record["candidates"])
@@ -75,7 +76,7 @@ def test_candidates_stand_in_the_order_that_acceptance_gives_them(place: Path, r
         assert {text.lower().rstrip(".") for text in texts} >= {text.lower() for text in people}
         assert len(texts) <= CANDIDATES + len(people)
     manifest = json.loads((ranked / "manifest.json").read_text("utf-8"))
-    assert manifest["counts"]["pairs"] == len(list(read_jsonl(ranked / step.PAIRS))) > 0
+    assert manifest["counts"]["pairs"] == len(list(read_jsonl(ParaphrasesFolder(ranked).pairs))) > 0
     assert manifest["counts"]["texts"] == len(records)
 
 
@@ -121,9 +122,9 @@ def test_the_two_best_that_were_accepted_are_learnt_from() -> None:
 def test_a_paraphraser_learns_from_its_best_rewrites(place: Path, ranked: Path, tmp_path: Path) -> None:
     further = recipe(place).model_dump(mode="json")
     further["rephraser_training"]["base"] = str(place / "paraphraser")
-    found = train_rewriters.train_paraphraser(Recipe.model_validate(further), pairs=ranked / step.BEST,
+    found = train_rewriters.train_paraphraser(Recipe.model_validate(further), pairs=ParaphrasesFolder(ranked).best,
         output=tmp_path / "b")
-    assert found["pairs"] == len(list(read_jsonl(ranked / step.BEST))) > 0
+    assert found["pairs"] == len(list(read_jsonl(ParaphrasesFolder(ranked).best))) > 0
     assert found["loss_last"] < found["loss_first"]
 
 
@@ -138,17 +139,17 @@ def test_an_interrupted_ranking_goes_on_to_the_same_files(
     with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
         interrupted.setattr(step, "outcomes", torn)
         step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "out")
-    left = (tmp_path / ".out.part" / step.RANKED).read_bytes()
+    left = (tmp_path / ".out.part" / ParaphrasesFolder.ranked).read_bytes()
     assert left.count(b"\n") == 4
     step.paraphrase_pairs(recipe(place), pairs=place / "pairs.tsv", output=tmp_path / "out")
-    for name in (step.RANKED, step.BEST, step.PAIRS):
+    for name in (ParaphrasesFolder.ranked, ParaphrasesFolder.best, ParaphrasesFolder.pairs):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_dpo_takes_the_pairs_and_the_paraphraser_comes_to_prefer_the_chosen(
         place: Path, ranked: Path, tmp_path: Path) -> None:
     how = {"max_pairs": 0, "rewrite_pairs": 0, "epochs": 3, "batch_size": 4, "learning_rate": 1e-3,
-           "pairs": [{"source": str(ranked / step.PAIRS)}]}
+           "pairs": [{"source": str(ParaphrasesFolder(ranked).pairs)}]}
     train_dpo(recipe(place, dpo=how), adapter=place / "paraphraser", records=None, prompts=None, clean=None,
               output=tmp_path / "better")
     words = load_tokenizer(tmp_path / "better")
@@ -157,7 +158,7 @@ def test_dpo_takes_the_pairs_and_the_paraphraser_comes_to_prefer_the_chosen(
         model = load_model(folder)
         margins.append(sum(log_probability(model, words, pair["prompt"], pair["chosen"])
                            - log_probability(model, words, pair["prompt"], pair["rejected"])
-                           for pair in read_jsonl(ranked / step.PAIRS)))
+                           for pair in read_jsonl(ParaphrasesFolder(ranked).pairs)))
     assert margins[1] > margins[0] + 1
 
 

@@ -19,13 +19,13 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.deploy import DeploySection
+from llm_detox.runs.artifacts import DeploymentFolder
 from llm_detox.runs.folders import step_folder
 from llm_detox.serve.kserve.patch import last_applied, merge_patch, with_last_applied, without_last_applied
 from llm_detox.serve.kserve.render import ADDRESS, CANARY, RUN, VERSION, inference_service, version_of
 from llm_detox.serve.kserve.status import condition, urls
 from llm_detox.serve.kserve.wait import Patience, noted_warnings, wait_until_ready
 
-STATE = "deployment.json"
 _OURS = ("app.kubernetes.io/part-of", "llm-detox")
 _CONFLICTS = 8
 _ANSWER_SECONDS = 180.0
@@ -62,7 +62,8 @@ def deploy_kserve(
     with step_folder(output, "deployment", settings=recipe.settings("deploy"), inputs={}) as folder:
         deployment = _Deployment(settings, address, cluster, patience, probe or answers, run)
         state = deployment.roll_out()
-        (folder / STATE).write_text(json.dumps({"schema": 1, "target": "kserve", **state}, indent=2), "utf-8")
+        (folder / DeploymentFolder.deployment).write_text(
+            json.dumps({"schema": 1, "target": "kserve", **state}, indent=2), "utf-8")
         folder.result.update({
             "model_id": state["name"], "rest_url": state["urls"]["rest"], "grpc_url": state["urls"]["grpc"],
             **{key: state[key] for key in ("address", "version", "namespace", "rollout", "previous")}})
