@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,8 @@ import typer
 from llm_detox.errors import UsageError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from llm_detox.guard.filter import Guard
     from llm_detox.recipe import Recipe
 
@@ -59,12 +62,15 @@ def existing(path: Path, what: str) -> Path:
     return path
 
 
-def show_outcome(result: dict[str, Any], output: Path | None, as_json: bool) -> None:
+def show_outcome(result: DataclassInstance | Mapping[str, Any], output: Path | None, as_json: bool) -> None:
     """The step's result: one JSON object on stdout, or a few readable lines."""
+    from llm_detox.runs.folders import plain_values
+
+    values = plain_values(result)
     if as_json:
-        print(json.dumps({**result, **({"output": str(output)} if output else {})}, ensure_ascii=False))
+        print(json.dumps({**values, **({"output": str(output)} if output else {})}, ensure_ascii=False))
         return
-    for name, value in result.items():
+    for name, value in values.items():
         if isinstance(value, str | int | float | bool):
             print(f"{name}: {value}")
     if output:

@@ -15,23 +15,47 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_detox import __version__
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    """What decides the content of an unfinished folder: a run with another one begins anew."""
+
+    kind: str
+    settings: str
+    version: str
+    inputs: Mapping[str, str]
 
 
 class StepFolder:
-    """A step's output while it is being written. Put files under `path`, figures into `result` and `counts`."""
+    """A step's output while it is being written.
+
+    Args:
+        path: the folder that the step writes its files to.
+
+    Attributes:
+        result: the figures of the step, for its manifest and its caller: a dataclass, or plain values.
+        counts: name of a file -> number of its records.
+        work_files: what only an unfinished run needs.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.result: dict[str, Any] = {}
+        self.result: Any = {}
         self.counts: dict[str, int] = {}
         self.work_files: set[Path] = set()
 
@@ -39,9 +63,14 @@ class StepFolder:
         return self.path / name
 
     def work_file(self, name: str) -> Path:
-        """A file or folder that a run needs to go on with, and that is no part of the finished output."""
+        """A file or folder that an interrupted run continues from, and that is no part of the finished output."""
         self.work_files.add(Path(name))
         return self.path / name
+
+
+def plain_values(result: DataclassInstance | Mapping[str, Any]) -> Mapping[str, Any]:
+    """A step's result as JSON values, its fields in their order."""
+    return asdict(result) if is_dataclass(result) else result
 
 
 def sha256_of(path: Path) -> str:
@@ -98,8 +127,8 @@ def step_folder(
         kind: what it is, such as "data", "rewritten", "adapter", "evaluation".
         settings: everything that decides the content; a resumed run must have the same.
         inputs: name -> file or folder that the step reads.
-        resumable: keep what is written when the step fails, for the next run with the same settings and
-            inputs to go on behind it; otherwise a failure leaves nothing.
+        resumable: keep what is written when the step fails: the next run with the same settings and inputs
+            continues where it stopped. Otherwise a failure leaves nothing.
 
     Raises:
         DetoxError: `output` exists, cannot be written, or the disk is full.
@@ -107,15 +136,15 @@ def step_folder(
     if output.exists():
         raise DetoxError("the output exists already", place=str(output),
                          remedy="choose another --output, or remove this one")
-    fingerprint = {"kind": kind, "settings": digest_of(dict(settings)), "version": __version__,
-                   "inputs": {name: input_digest(path) for name, path in inputs.items()}}
+    fingerprint = _Fingerprint(kind, digest_of(dict(settings)), __version__,
+                               {name: input_digest(path) for name, path in inputs.items()})
     staging = staging_of(output)
     started = time.time()
     try:
         _open_staging(staging, fingerprint, resumable)
         folder = StepFolder(staging)
         yield folder
-        _seal(folder, output, kind, fingerprint, started)
+        _seal(folder, output, fingerprint, started)
     except BaseException as error:
         if not resumable:
             shutil.rmtree(staging, ignore_errors=True)
@@ -124,26 +153,28 @@ def step_folder(
         raise
 
 
-def _open_staging(staging: Path, fingerprint: dict[str, Any], resumable: bool) -> None:
-    mark = staging / _FINGERPRINT
+def _open_staging(staging: Path, fingerprint: _Fingerprint, resumable: bool) -> None:
+    path, text = staging / _FINGERPRINT, json.dumps(asdict(fingerprint))
     if staging.exists():
-        if resumable and mark.exists() and mark.read_text("utf-8") == json.dumps(fingerprint):
-            say(f"going on with the unfinished work in {staging}")
+        if resumable and path.exists() and path.read_text("utf-8") == text:
+            say(f"continuing the unfinished work in {staging}")
             return
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
-    mark.write_text(json.dumps(fingerprint), "utf-8")
+    path.write_text(text, "utf-8")
 
 
-def _seal(folder: StepFolder, output: Path, kind: str, fingerprint: dict[str, Any], started: float) -> None:
+def _seal(folder: StepFolder, output: Path, fingerprint: _Fingerprint, started: float) -> None:
+    """Write the manifest, put the folder in place, and remove what only the unfinished run needed."""
     passing = {Path(MANIFEST), Path(_FINGERPRINT), *folder.work_files}
     inside = {path: path.relative_to(folder.path) for path in sorted(folder.path.rglob("*")) if path.is_file()}
     files = {str(name): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
              for path, name in inside.items() if not passing & {name, *name.parents}}
     manifest = {
-        "schema": 1, "kind": kind, "code_version": __version__, "settings_digest": fingerprint["settings"],
-        "inputs": fingerprint["inputs"], "seconds": round(time.time() - started, 1), "counts": folder.counts,
-        "result": folder.result, "files": files,
+        "schema": _SCHEMA, "kind": fingerprint.kind, "code_version": __version__,
+        "settings_digest": fingerprint.settings, "inputs": fingerprint.inputs,
+        "seconds": round(time.time() - started, 1), "counts": folder.counts,
+        "result": plain_values(folder.result), "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), "utf-8")
     folder.path.rename(output)

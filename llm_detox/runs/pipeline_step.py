@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, one_voice, say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import resolve_recipe
+from llm_detox.runs.folders import plain_values
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ERROR_FILE_VARIABLE = "LLM_DETOX_ERROR_FILE"
+# Together with their JSON they stay under the 4096 bytes that a pod's status keeps.
+_MESSAGE_BYTES, _PLACE_BYTES, _REMEDY_BYTES = 1800, 300, 600
 
 
 class MetricsArtifact(Protocol):
@@ -33,51 +40,52 @@ def pipeline_step(
 ) -> Iterator[Recipe]:
     """Run one step's body: yields the recipe; a `DetoxError` ends the process with its message, without a traceback.
 
-    Whatever error it ends with is left where the runner looks for it.
+    Any error is also written to the file that the pipeline's runner reads, $LLM_DETOX_ERROR_FILE.
 
     Args:
         name: the step, named in messages.
         recipe: the recipe as JSON, as the pipeline passes it on.
         changes, overrides: other values for single keys (see `resolve_recipe`).
-    """
-    import time
 
+    Raises:
+        SystemExit: a `DetoxError`, with its exit code.
+    """
     one_voice()
     started = time.monotonic()
     say(f"== {name} ==")
     try:
         yield resolve_recipe(recipe, changes=changes, overrides=overrides)
     except DetoxError as error:
-        _tell_the_runner(name, error)
+        _write_error(name, error)
         print(f"error in {name}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
     except Exception as error:
-        _tell_the_runner(name, DetoxError(f"{type(error).__name__}: {error}", remedy="its log has the traceback"))
+        _write_error(name, DetoxError(f"{type(error).__name__}: {error}", remedy="its log has the traceback"))
         raise
     say(f"== {name} done in {human_seconds(time.monotonic() - started)} ==")
 
 
-def _tell_the_runner(name: str, error: DetoxError) -> None:
-    """Leave the error where the local runner looks for it, and in a cluster `outcome`, in the status of the pod."""
+def _write_error(name: str, error: DetoxError) -> None:
+    """For the local runner; in a cluster the file is the status of the pod, which the step `outcome` reads."""
     if path := os.environ.get(ERROR_FILE_VARIABLE):
-        message = {"step": name, "message": _short(error.message, 1800), "place": _short(error.place, 300),
-                   "remedy": _short(error.remedy, 600)}
+        message = {"step": name, "message": _shortened(error.message, _MESSAGE_BYTES),
+                   "place": _shortened(error.place, _PLACE_BYTES), "remedy": _shortened(error.remedy, _REMEDY_BYTES)}
         Path(path).write_text(json.dumps(message, ensure_ascii=False), "utf-8")
 
 
-def _short(text: str | None, longest: int) -> str | None:
-    """At most so many bytes: a pod's status keeps 4096, and cuts what is longer, which is no JSON then."""
+def _shortened(text: str | None, longest: int) -> str | None:
+    """At most `longest` bytes of UTF-8: a pod's status is cut at 4096 bytes, and half an object is no JSON."""
     if text is None or len(text.encode()) <= longest:
         return text
     return text.encode()[:longest].decode(errors="ignore") + " ..."
 
 
-def log_metrics(result: Mapping[str, Any], metrics: MetricsArtifact) -> None:
+def log_metrics(result: DataclassInstance | Mapping[str, Any], metrics: MetricsArtifact) -> None:
     """Put a step's figures into the pipeline's metrics, and into the artifact's file.
 
-    Without a file there, Kubeflow's local cache takes the step's outputs for lost and does the step again.
+    Without that file Kubeflow's local cache takes the step's outputs for lost and runs the step again.
     """
-    figures = dict(_figures(result))
+    figures = dict(_figures(plain_values(result)))
     for name, value in figures.items():
         metrics.log_metric(name, value)
     Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)

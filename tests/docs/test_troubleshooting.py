@@ -173,7 +173,7 @@ PROVOKED: dict[str, Provoke] = {
         lambda stage: stage.command("data", "--recipe", str(DEMO), "--output", str(stage.folder)),
     "not the finished output of a step":
         lambda stage: read_manifest(stage.folder),
-    "going on with the unfinished work in": _going_on,
+    "continuing the unfinished work in": _going_on,
     "no text to train on": _no_text,
     "no preference pair could be made": _no_pairs,
     "no LoRA adapter can be put on this model": _no_layer,

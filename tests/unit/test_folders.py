@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,21 @@ def test_a_finished_folder_says_what_it_is_and_holds_checksums(tmp_path: Path) -
     assert manifest["files"]["sub/file.txt"]["sha256"] == sha256_of(tmp_path / "out/sub/file.txt")
     assert manifest["inputs"] == {"source": sha256_of(source)}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_result_with_named_fields_is_written_in_their_order(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Inner:
+        low: float
+
+    @dataclass(frozen=True)
+    class Result:
+        second: str
+        first: Inner
+
+    with step_folder(tmp_path / "out", "data", settings={}, inputs={}) as folder:
+        folder.result = Result("b", Inner(0.5))
+    assert json.dumps(read_manifest(tmp_path / "out")["result"]) == '{"second": "b", "first": {"low": 0.5}}'
 
 
 @pytest.mark.parametrize("failure", [ValueError("x"), KeyboardInterrupt()])

@@ -95,7 +95,7 @@ def check_names(name: str, namespace: str) -> None:
 def _rendered(platform: str) -> Object:
     import yaml
 
-    text = resources.files("llm_detox.serve").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
+    text = resources.files("llm_detox.serve.kserve").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
     thing: Object = yaml.safe_load(text)
     return thing
 
