@@ -48,19 +48,23 @@ class StepFolder:
         path: the folder that the step writes its files to.
 
     Attributes:
-        result: the figures of the step, for its manifest and its caller: a dataclass, or plain values.
+        result: what the manifest says came out, as plain values; `finish` sets it from a dataclass.
         counts: name of a file -> number of its records.
         work_files: what only an unfinished run needs.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.result: Any = {}
+        self.result: dict[str, Any] = {}
         self.counts: dict[str, int] = {}
         self.work_files: set[Path] = set()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    def finish(self, result: DataclassInstance) -> None:
+        """Note the step's result for the manifest."""
+        self.result = asdict(result)
 
     def work_file(self, name: str) -> Path:
         """A file or folder that an interrupted run continues from, and that is no part of the finished output."""
@@ -174,7 +178,7 @@ def _seal(folder: StepFolder, output: Path, fingerprint: _Fingerprint, started: 
         "schema": _SCHEMA, "kind": fingerprint.kind, "code_version": __version__,
         "settings_digest": fingerprint.settings, "inputs": fingerprint.inputs,
         "seconds": round(time.time() - started, 1), "counts": folder.counts,
-        "result": plain_values(folder.result), "files": files,
+        "result": folder.result, "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), "utf-8")
     folder.path.rename(output)

@@ -46,7 +46,7 @@ def test_the_yaml_in_the_package_is_what_kustomize_makes_of_the_manifests(platfo
 
     from tests.manifests.kustomize import overlay, pick
 
-    packaged = resources.files("llm_detox.serve").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
+    packaged = resources.files("llm_detox.serve.kserve").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
     assert yaml.safe_load(packaged) == pick(overlay(f"overlays/{platform}/model"), "InferenceService"), "make manifests"
 
 

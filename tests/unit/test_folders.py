@@ -40,7 +40,7 @@ def test_a_result_with_named_fields_is_written_in_their_order(tmp_path: Path) ->
         first: Inner
 
     with step_folder(tmp_path / "out", "data", settings={}, inputs={}) as folder:
-        folder.result = Result("b", Inner(0.5))
+        folder.finish(Result("b", Inner(0.5)))
     assert json.dumps(read_manifest(tmp_path / "out")["result"]) == '{"second": "b", "first": {"low": 0.5}}'
 
 
