@@ -35,6 +35,6 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Llama and its tokenizer, for tests that only read it."""
-    from tests.tiny import save_tiny_llama
+    from tests.helpers.tiny import save_tiny_llama
 
     return save_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")

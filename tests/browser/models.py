@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.unit.answering import event, http_server, reply
+from tests.helpers.answering import event, http_server, reply
 
 FAILS, BREAKS = "model fails", "model breaks off"
 

@@ -11,7 +11,7 @@ import pytest
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.report import write_report
 from tests.browser.conftest import PHONE
-from tests.tiny import save_tiny_llama
+from tests.helpers.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, save_clean, save_prompts, small_recipe, use
 
 pytestmark = pytest.mark.browser

@@ -35,7 +35,7 @@ class Command:
 NOT_RUN = {
     # What the machine of a test has not.
     r"^(kubectl (port-forward|apply -n)|oc |HOST=|\(umask)": "needs a cluster; tests/cluster apply the same objects",
-    r"^aws ": "needs the AWS client and a store; tests/unit/test_storage*.py talk to a real one",
+    r"^aws ": "needs the AWS client and a store; tests/unit/storage talk to a real one",
     r"^python -m pipelines submit ": "needs a pipeline server; tests/pipeline/test_submit.py plays one",
     r"deploy\.target=kserve": "needs a cluster; tests/cluster run doctor and deploy against a real API server",
     r"^(images/build|for image in )": "needs podman and a registry",
@@ -44,12 +44,12 @@ NOT_RUN = {
     r"^git ": "changes or judges the checkout itself",
     r"--recipe recipes/llama2-\S+": "needs Llama-2; tests/pipeline/test_recipes_rehearsed.py runs these steps tiny",
     r"^llm-detox serve s3://": "needs a published model; tests/serving/test_serve.py publishes and serves one",
-    r"^llm-detox compare-ui ": "a page until Ctrl-C; tests/unit/test_compare_ui.py and tests/browser open it",
+    r"^llm-detox compare-ui ": "a page until Ctrl-C; tests/unit/compare_ui/test_page.py and tests/browser open it",
     r"-m ipykernel install": "writes into the home folder",
     # What takes too long.
     r"^(\w+=\S+ )?make ": "the suites, installations and demos themselves; their recipes are expanded by make -n",
     r"rephraser_training\.pair_similarity|paraphrase\.model=paraphraser|--adapter second|training\.base=paraphraser": (
-        "half an hour of training, and what uses its model; tests/unit/test_rephrase_*.py run both tiny"),
+        "half an hour of training, and what uses its model; tests/unit/rephrase and tests/unit/training run both tiny"),
     r"-m pytest ": "tests themselves",
     r"-m benchmarks\.": "measurements: minutes to hours",
     r"^llm-detox recipe rehearse recipes/": "minutes; tests/pipeline/test_recipes_rehearsed.py rehearses every recipe",

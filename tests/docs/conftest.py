@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from tests.docs.commands import ROOT
-from tests.unit import answering
-from tests.unit.test_data import make_sources
+from tests.helpers import answering
+from tests.helpers.sources import make_sources
 
 SENTENCES = [("you are a stupid idiot and I hate you so much", True), ("this is a fine day for a walk", False),
              ("shut up you dumb moron, will you", True), ("thank you for the lovely dinner, it was great", False)]

@@ -15,8 +15,8 @@ import llm_detox
 from tests.docs.commands import NOT_RUN, ROOT, Command, blocks, commands, inline, pages, reason_not_to_run
 from tests.docs.conftest import Run, Scene
 from tests.docs.parsing import expanded, kustomized, options_exist, parse
+from tests.helpers.tiny import save_tiny_chat_llama
 from tests.serving.running import wait_for
-from tests.tiny import save_tiny_chat_llama
 
 OWN_TEST = "docs/extending.md"  # tests/docs/test_extending.py
 COMMANDS = [command for page in pages() for command in commands(page)]

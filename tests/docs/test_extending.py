@@ -19,8 +19,8 @@ from llm_detox.processes import free_ports
 from llm_detox.recipe.files import load_recipe
 from tests.docs.commands import ROOT, blocks, commands
 from tests.docs.conftest import Run, Scene
+from tests.helpers import answering
 from tests.serving.running import wait_for
-from tests.unit import answering
 
 PAGE = ROOT / "docs/extending.md"
 COMMANDS = commands(PAGE)

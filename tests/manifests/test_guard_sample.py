@@ -16,10 +16,10 @@ import pytest
 from llm_detox.client import GenerationError, TextGenerationClient
 from llm_detox.guard.build import ScorerGuard
 from serving.guard.server import GuardServer
+from tests.helpers.answering import caikit, http_server, openai, reply
 from tests.manifests import strict
 from tests.manifests.kustomize import MANIFESTS, Object, build, load, overlay, pick
-from tests.manifests.test_manifests import containers, needs_crds
-from tests.unit.answering import caikit, http_server, openai, reply
+from tests.manifests.objects import containers, needs_crds
 
 GRAPH = "samples/guard"
 

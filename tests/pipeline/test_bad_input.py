@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.test_local_run import small_recipe
-from tests.unit.test_data import make_sources
+from tests.helpers.pipelines import small_recipe
+from tests.helpers.sources import make_sources
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,7 +101,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk],
                              capture_output=True, check=False)
     if mounted.returncode != 0:
-        pytest.skip("no right to mount a small disk here; tests/unit/test_folders.py plays the error")
+        pytest.skip("no right to mount a small disk here; tests/unit/runs/test_folders.py plays the error")
     yield disk
     subprocess.run(["umount", disk], check=True)
 

@@ -17,7 +17,7 @@ import pytest
 
 from llm_detox.recipe.files import load_recipe
 from tests.conftest import REPOSITORY
-from tests.pipeline.test_local_run import small_recipe
+from tests.helpers.pipelines import small_recipe
 
 pytestmark = pytest.mark.slow
 

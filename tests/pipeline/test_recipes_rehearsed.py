@@ -13,7 +13,7 @@ from llm_detox.recipe.files import load_recipe
 from llm_detox.rehearsal.models import family_of
 from llm_detox.rehearsal.run import rehearse
 from llm_detox.rehearsal.stand_ins import rehearsal_of
-from tests.pipeline.test_local_run import run_pipeline
+from tests.helpers.pipelines import run_pipeline
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 FAST = {"llama2-7b-chat-safety", "llama2-7b-sft-dpo-detox", "trustyai-opt350m"}  # the others take a minute and more

@@ -18,7 +18,7 @@ from llm_detox.client import GenerationError, TextGenerationClient
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
 from llm_detox.serve.local_stack import caikit_python
-from tests.certificates import Certificates, make_certificates
+from tests.helpers.certificates import Certificates, make_certificates
 from tests.serving.engine.running import Engine, running_engine
 from tests.serving.running import STREAM, UNARY, running_caikit, wait_for
 

@@ -23,9 +23,9 @@ from llm_detox.serve.local_stack import caikit_python
 from llm_detox.storage import publish
 from llm_detox.storage.publishing import rollback
 from llm_detox.storage.seaweed import Seaweed, find_weed
+from tests.helpers.tiny import save_tiny_llama
 from tests.serving.conftest import greedy
 from tests.serving.running import wait_for
-from tests.tiny import save_tiny_llama
 
 NAME, PROMPT, TOKENS = "followed", "the quick brown fox", 24
 URL = "s3://models/followed"

@@ -11,7 +11,7 @@ import pytest
 from llm_detox.errors import DetoxError
 from llm_detox.storage import s3
 from llm_detox.storage.seaweed import Seaweed, find_weed
-from tests.faultproxy import Proxy, fault_proxy
+from tests.helpers.faultproxy import Proxy, fault_proxy
 
 PART = 5 * 2**20
 

@@ -143,3 +143,14 @@ def test_no_model_or_data_is_read_by_executing_it() -> None:
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert not calls & READS_BY_EXECUTING, path
         assert "trust_remote_code=True" not in path.read_text("utf-8"), path
+
+
+def test_no_test_imports_from_a_test() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        tests = {name for name in imports(path) if name.rpartition(".")[2].startswith("test_")}
+        assert not tests, f"{path}: what several tests need stands in tests/helpers"
+
+
+def test_each_room_has_its_folder_of_tests() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests/unit").rglob("test_*.py")} - {"unit"}
+    assert folders <= set(ROOMS)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.tiny import save_tiny_llama
 from tests.serving.engine.running import PROMPT, Engine, running_engine
 from tests.serving.running import wait_for
-from tests.tiny import save_tiny_llama
 
 
 def _point(link: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from serving.engine.detokenizer import Vocabulary
 from serving.engine.stopping import StopText
-from tests.tiny import CORPUS
+from tests.helpers.tiny import CORPUS
 
 
 @pytest.fixture(scope="module")

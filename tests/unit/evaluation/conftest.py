@@ -11,7 +11,7 @@ import pytest
 from llm_detox.evaluation import evaluate as step
 from llm_detox.recipe import Recipe
 from llm_detox.scoring.base import ToxicityScorer
-from tests.unit.test_data import make_sources
+from tests.helpers.sources import make_sources
 
 
 class ByLength(ToxicityScorer):

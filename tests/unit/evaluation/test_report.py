@@ -14,7 +14,7 @@ from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.judge_metrics import judge_agreement
 from llm_detox.evaluation.report import write_report
 from llm_detox.recipe import Recipe
-from tests.tiny import save_tiny_llama
+from tests.helpers.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, save_clean, save_prompts, small_recipe, use
 
 ARMS = ("base", "raw", "dpo")

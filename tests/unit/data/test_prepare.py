@@ -1,0 +1,152 @@
+"""The data step: clean, apart, balanced, the same on every machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_detox.data.cleaning import same_text_key
+from llm_detox.data.prepare import budget_scale, prepare_data
+from llm_detox.data.records import read_jsonl
+from llm_detox.data.sources import fetch
+from llm_detox.errors import DetoxError
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.model import BudgetSection
+from tests.helpers.sources import make_sources
+
+
+def prepared(folder: Path, **changes: Any) -> dict[str, list[dict[str, Any]]]:
+    values = make_sources(folder)
+    values.update(changes)
+    prepare_data(Recipe.model_validate(values), output=folder / "out")
+    return {path.stem: list(read_jsonl(path)) for path in (folder / "out").glob("*.jsonl")}
+
+
+def test_the_sizes_and_the_balance_are_those_of_the_recipe(tmp_path: Path) -> None:
+    data = prepared(tmp_path)
+    assert {name: len(records) for name, records in data.items()} == {
+        "texts": 20, "prompts": 8, "train_prompts": 10, "clean": 6, "clean_train": 5}
+    assert sum(record["toxic"] for record in data["texts"]) == 10
+
+
+def test_no_prompt_and_no_passage_stands_on_both_sides(tmp_path: Path) -> None:
+    data = prepared(tmp_path)
+    for one, other, text in (
+        ("prompts", "train_prompts", lambda record: record["prompt"]["text"]),
+        ("clean", "clean_train", lambda record: record["text"]),
+    ):
+        assert not {same_text_key(text(r)) for r in data[one]} & {same_text_key(text(r)) for r in data[other]}
+
+
+def test_texts_that_differ_only_in_case_and_punctuation_count_once(tmp_path: Path) -> None:
+    values = make_sources(tmp_path)
+    values["data"]["texts"].update(count=60, toxic_share=0.0)
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    keys = [same_text_key(record["text"]) for record in read_jsonl(tmp_path / "out/texts.jsonl")]
+    assert len(keys) == len(set(keys)) == 40
+
+
+def test_a_comment_that_holds_an_evaluation_prompt_is_left_out(tmp_path: Path) -> None:
+    data = prepared(tmp_path / "first")
+    prompt = data["prompts"][0]["prompt"]["text"]
+    values = make_sources(tmp_path / "second")
+    with Path(values["data"]["texts"]["source"]).open("a", encoding="utf-8") as file:
+        file.write(f'1,"{prompt} go on and on"\n')
+    values["data"]["texts"].update(count=60, toxic_share=1.0)
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    assert not any(record["text"].startswith(prompt) for record in read_jsonl(tmp_path / "out/texts.jsonl"))
+
+
+def test_toxic_prompts_come_first_and_keep_their_scores(tmp_path: Path) -> None:
+    scores = [record["prompt"].get("toxicity", 0) for record in prepared(tmp_path)["prompts"]]
+    assert scores == sorted(scores, key=lambda score: score < 0.5)
+    assert scores[0] == 0.9
+
+
+def test_the_same_recipe_gives_the_same_files_whatever_the_order_of_the_source(tmp_path: Path) -> None:
+    first = prepared(tmp_path / "one")
+    values = make_sources(tmp_path / "two")
+    source = Path(values["data"]["texts"]["source"])
+    header, *rows = source.read_text("utf-8").splitlines()
+    source.write_text("\n".join([header, *reversed(rows)]) + "\n", "utf-8")
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "two/out")
+    again = list(read_jsonl(tmp_path / "two/out/texts.jsonl"))
+    assert [same_text_key(record["text"]) for record in first["texts"]] == [
+        same_text_key(record["text"]) for record in again]
+
+
+def test_an_empty_data_set_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    values = make_sources(tmp_path)
+    Path(values["data"]["texts"]["source"]).write_text("is_offensive,text\n", "utf-8")
+    with pytest.raises(DetoxError, match="none of 0 records can be used"):
+        prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.part").exists()
+
+
+@pytest.mark.parametrize("column", ["text_column", "label_column"])
+def test_a_missing_column_is_named_with_the_columns_that_are_there(tmp_path: Path, column: str) -> None:
+    values = make_sources(tmp_path)
+    values["data"]["texts"][column] = "body"
+    with pytest.raises(DetoxError, match=r"'body' is missing[\s\S]*is_offensive, text"):
+        prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+
+
+def test_a_label_that_is_neither_is_named(tmp_path: Path) -> None:
+    values = make_sources(tmp_path)
+    with Path(values["data"]["texts"]["source"]).open("a", encoding="utf-8") as file:
+        file.write("maybe,a comment that is long enough to be used\n")
+    with pytest.raises(DetoxError, match=r"record 62: the label 'maybe'"):
+        prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("package://no-such-package/file.csv", "is not installed"),
+        ("package://pydantic/none.csv", "holds no 'none.csv'"),
+        ("./no/such/file.csv", "no such file"),
+    ],
+)
+def test_a_source_that_is_not_there_is_one_clear_error(source: str, message: str) -> None:
+    with pytest.raises(DetoxError, match=message):
+        fetch(source, kind="dataset")
+
+
+def test_a_file_inside_a_package_is_found() -> None:
+    assert fetch("package://pydantic/pydantic/main.py", kind="dataset").name == "main.py"
+
+
+def test_the_budget_scales_benign_conversations_too(tmp_path: Path) -> None:
+    values = make_sources(tmp_path / "data")
+    for kind in ("asked", "benign"):
+        (tmp_path / f"{kind}.jsonl").write_text(
+            "".join(json.dumps({"q": f"{kind} number {n}", "a": "yes"}) + "\n" for n in range(9)), "utf-8")
+    columns = {"text_column": "q", "answer_column": "a"}
+    values["budget"] = {"scale": 0.5}
+    values["data"]["texts"] = {
+        "source": str(tmp_path / "asked.jsonl"), "label_column": None, "min_chars": 1, "count": 2, **columns,
+        "benign": [{"source": str(tmp_path / "benign.jsonl"), "count": 6, **columns}]}
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    texts = (tmp_path / "out" / "texts.jsonl").read_text("utf-8")
+    assert (texts.count('"text": "benign'), texts.count('"text": "asked')) == (3, 1)
+
+
+def test_a_hub_source_may_name_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download",
+                        lambda name, **how: asked.append((name, how["revision"])) or str(tmp_path))
+    fetch("owner/name@refs/pr/1", kind="model")
+    fetch("owner/name", kind="dataset")
+    assert asked == [("owner/name", "refs/pr/1"), ("owner/name", None)]
+
+
+def test_a_fixed_budget_is_taken_as_it_is_and_a_measured_one_stays_in_bounds() -> None:
+    assert budget_scale(BudgetSection(scale=0.3)) == 0.3
+    assert budget_scale(BudgetSection(reference_gflops=1e9, smallest_scale=0.25)) == 0.25
+    assert budget_scale(BudgetSection(reference_gflops=1e-9)) == 1.0
