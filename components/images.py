@@ -2,4 +2,6 @@
 
 import os
 
-WORKBENCH = os.environ.get("LLM_DETOX_WORKBENCH_IMAGE", "quay.io/llm-detox/workbench-python:0.1.0")
+from llm_detox.recipe.cluster import IMAGE_VARIABLE, WORKBENCH_IMAGE
+
+WORKBENCH = os.environ.get(IMAGE_VARIABLE, WORKBENCH_IMAGE)

@@ -33,10 +33,10 @@ def run(
 
         settings = rehearsal_of(settings)
     from pipelines.local import run_locally
-    from pipelines.outcome import show_outcome as show_run
+    from pipelines.run_summary import show_summary
 
     outcome = run_locally(settings, runs=runs, keep_serving=keep_serving, fresh=fresh)
-    show_run(outcome, keep_serving=keep_serving)
+    show_summary(outcome, keep_serving=keep_serving)
 
 
 @app.command("submit")

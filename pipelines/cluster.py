@@ -9,12 +9,12 @@ from kfp import dsl
 from components.data.component import data
 from components.deploy.component import deploy
 from components.publish.component import publish
-from components.settle.component import settle
+from components.resolve_recipe.component import resolve_recipe
 from components.smoke.component import smoke
 from components.train_scorer.component import train_scorer
 from llm_detox.runs.artifacts import BASE
 from pipelines.detox_and_serve import DESCRIPTION, graph
-from pipelines.parts import RUN, Sharded, outcome_written
+from pipelines.sharded import RUN, Sharded, outcome_written
 
 
 @dsl.pipeline(name="detox-and-serve", description=DESCRIPTION)
@@ -49,11 +49,12 @@ def detox_and_serve(
         shards: how many pods share detoxify, and the sampling of each arm.
     """
     with outcome_written(recipe=recipe, name=name, namespace=namespace, overrides=overrides):
-        settled = settle(recipe=recipe, model=model, texts=texts, text_column=text_column, label_column=label_column,
-                         publish_url=publish_url, name=name, namespace=namespace, rollout=rollout, runtime=runtime,
-                         overrides=overrides, shards=shards)
-        sharded = Sharded(settled.outputs["parts"])
-        graph(settled.outputs["settled"], rewrite=sharded.rewrite, measure=sharded.measure, run=RUN)
+        resolved = resolve_recipe(
+            recipe=recipe, model=model, texts=texts, text_column=text_column, label_column=label_column,
+            publish_url=publish_url, name=name, namespace=namespace, rollout=rollout, runtime=runtime,
+            overrides=overrides, shards=shards)
+        sharded = Sharded(resolved.outputs["parts"])
+        graph(resolved.outputs["resolved"], rewrite=sharded.rewrite, measure=sharded.measure, run=RUN)
 
 
 @dsl.pipeline(name="evaluate-only", description="Measure the toxicity and fluency of the recipe's model, and no more.")
@@ -72,10 +73,10 @@ def evaluate_only(
         shards: how many pods share the sampling.
     """
     with outcome_written(recipe=recipe, overrides=overrides):
-        settled = settle(recipe=recipe, model=model, overrides=overrides, shards=shards)
-        plain = settled.outputs["settled"]
+        resolved = resolve_recipe(recipe=recipe, model=model, overrides=overrides, shards=shards)
+        plain = resolved.outputs["resolved"]
         texts = data(recipe=plain)
-        Sharded(settled.outputs["parts"]).measure(recipe=plain, arm=BASE, data=texts.outputs["data"])
+        Sharded(resolved.outputs["parts"]).measure(recipe=plain, arm=BASE, data=texts.outputs["data"])
 
 
 @dsl.pipeline(name="train-judge", description="Train the scorer that judges, measure it on other records, publish it.")
@@ -98,8 +99,8 @@ def train_judge(
         overrides: other keys, as key=value.
     """
     with outcome_written(recipe=recipe, overrides=overrides):
-        settled = settle(recipe=recipe, publish_url=publish_url, overrides=overrides)
-        plain = settled.outputs["settled"]
+        resolved = resolve_recipe(recipe=recipe, publish_url=publish_url, overrides=overrides)
+        plain = resolved.outputs["resolved"]
         trained = train_scorer(recipe=plain, records=records, labelled=labelled, held_out=held_out)
         publish(recipe=plain, model=trained.outputs["scorer"])
 
@@ -126,8 +127,8 @@ def promote(
         overrides: other keys, as key=value.
     """
     with outcome_written(recipe=recipe, name=name, namespace=namespace, overrides=overrides):
-        settled = settle(recipe=recipe, name=name, namespace=namespace, rollout=rollout, runtime=runtime,
-                         overrides=overrides)
-        plain = settled.outputs["settled"]
+        resolved = resolve_recipe(recipe=recipe, name=name, namespace=namespace, rollout=rollout, runtime=runtime,
+                                  overrides=overrides)
+        plain = resolved.outputs["resolved"]
         deployed = deploy(recipe=plain, address=address, run=RUN)
         smoke(recipe=plain, deployment=deployed.outputs["deployment"])

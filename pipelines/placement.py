@@ -1,4 +1,6 @@
-"""Where the steps run in a cluster: GPUs, secrets, certificates, retries and caching, all from one file.
+"""Where the steps run in a cluster: GPUs, secrets, certificates, retries and caching.
+
+`STEPS` has the defaults, `placement.yaml` what an administrator sets in their place.
 
 A local run has nothing of this: secrets are environment variables there, and the machine is the machine.
 """
@@ -14,47 +16,42 @@ import yaml
 from kfp import dsl, kubernetes
 from kfp.dsl import pipeline_context
 from kfp.dsl.graph_component import GraphComponent
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from components.images import WORKBENCH
-from llm_detox.cluster.train_job import IMAGE_VARIABLE, RUN_VARIABLE
+from llm_detox.cluster.train_job import CA_FILE, CA_FOLDER, CA_VARIABLES, RUN_VARIABLE
 from llm_detox.errors import UsageError
+from llm_detox.recipe.base import Section
+from llm_detox.recipe.cluster import (
+    GPU_RESOURCE,
+    GPU_TAINT,
+    IMAGE_VARIABLE,
+    ConnectionSection,
+    Quantity,
+    ResourceName,
+    Toleration,
+    toleration,
+)
 from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE
 
 DEFAULT = Path(__file__).with_name("placement.yaml")
-_CA_FOLDER = "/etc/llm-detox/ca"
-_CA_FILE = f"{_CA_FOLDER}/ca-bundle.crt"
-_CA_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _RETRY_SECONDS = "30s"
 _TRAINING = ("sft", "dpo")  # with `training.job.nodes` these only watch a job
 _RUN_LABEL = "metadata.labels['pipeline/runid']"
 # What a container leaves here is in its pod's status: `outcome` reads the step's own error there.
 _LAST_WORDS = "/dev/termination-log"
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|[KMGT]i?)?$")]
+_EARLIER_STEPS = {"settle": "resolve-recipe"}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Toleration(_Strict):
-    key: str
-    operator: Annotated[str, Field(pattern="^(Exists|Equal)$")] = "Exists"
-    value: str = ""
-    effect: Annotated[str, Field(pattern="^(NoSchedule|PreferNoSchedule|NoExecute)?$")] = ""
-
-
-class Gpu(_Strict):
+class Gpu(Section):
     """What a step with GPUs asks of its node."""
 
-    resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] = "nvidia.com/gpu"
-    tolerations: list[Toleration] = []
-    node_selector: dict[str, str] = {}
+    resource: ResourceName = GPU_RESOURCE
+    tolerations: list[Toleration] = Field([GPU_TAINT])
+    node_selector: dict[str, str] = Field({})
 
 
-class Step(_Strict):
+class Step(Section):
     """What one step gets."""
 
     cpu: Quantity
@@ -67,15 +64,41 @@ class Step(_Strict):
     retries: Annotated[int, Field(ge=0)] = 0
 
 
-class Placement(_Strict):
-    """The file as a whole."""
+# detoxify and sample come as many times as the run has shards. What changes the world is never taken from the cache.
+STEPS = {
+    "resolve-recipe": Step(cpu="500m", memory="1Gi", retries=1),
+    "data": Step(cpu="2", memory="4Gi", s3=True, hub=True, retries=2),
+    "detoxify": Step(cpu="4", memory="24Gi", gpus=1, shm="2Gi", s3=True, hub=True, retries=2),
+    "sft": Step(cpu="4", memory="32Gi", gpus=1, shm="4Gi", s3=True, hub=True, retries=1),
+    "dpo": Step(cpu="4", memory="32Gi", gpus=1, shm="4Gi", s3=True, hub=True, retries=1),
+    "join": Step(cpu="1", memory="4Gi", retries=1),
+    "sample": Step(cpu="4", memory="24Gi", gpus=1, shm="2Gi", s3=True, hub=True, retries=2),
+    "measure": Step(cpu="4", memory="24Gi", gpus=1, shm="2Gi", s3=True, hub=True, retries=2),
+    "train-scorer": Step(cpu="2", memory="8Gi", s3=True, hub=True, retries=1),
+    "report": Step(cpu="1", memory="4Gi", retries=1),
+    "convert": Step(cpu="2", memory="24Gi", s3=True, hub=True, retries=1),
+    "publish": Step(cpu="1", memory="4Gi", s3=True, cache=False, retries=3),
+    "deploy": Step(cpu="500m", memory="1Gi", s3=True, cache=False),
+    "smoke": Step(cpu="1", memory="4Gi", cache=False, retries=1),
+    "outcome": Step(cpu="500m", memory="1Gi", cache=False, retries=1),
+}
 
-    s3_secret: Name
-    s3_keys: list[str]
-    hub_secret: Name | None = None
-    ca_config_map: Name | None = None
+
+class Placement(ConnectionSection):
+    """What an administrator sets for the steps; the recipe's `cluster` section and `STEPS` say the rest."""
+
     gpu: Gpu = Gpu()
-    steps: dict[str, Step]
+    steps: dict[str, Step] = Field(STEPS)
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _over_the_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        named = {_EARLIER_STEPS.get(name, name): step for name, step in given.items()}
+        if unknown := sorted(named.keys() - STEPS.keys()):
+            raise ValueError(f"there is no step {unknown[0]!r}; steps: {', '.join(STEPS)}")
+        return {name: {**step.model_dump(), **(named.get(name) or {})} for name, step in STEPS.items()}
 
     @classmethod
     def load(cls, path: Path = DEFAULT) -> Placement:
@@ -85,15 +108,19 @@ class Placement(_Strict):
             UsageError: it is not there, not YAML, or has a wrong key or value.
         """
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text("utf-8")))
+            return cls.model_validate(yaml.safe_load(path.read_text("utf-8")) or {})
         except (OSError, yaml.YAMLError) as error:
             raise UsageError(f"the placement cannot be read: {error}", place=str(path),
                              remedy="start from pipelines/placement.yaml") from None
         except ValidationError as error:
             wrong = error.errors()[0]
-            where = ".".join(map(str, wrong["loc"]))
-            raise UsageError(f"{where}: {wrong['msg']}", place=str(path), remedy="correct the key") from None
+            key = ".".join(map(str, wrong["loc"]))
+            raise UsageError(f"{key}: {wrong['msg']}", place=str(path), remedy="correct the key") from None
 
+    def connected(self, connection: ConnectionSection) -> Placement:
+        """With a recipe's Secrets and authority, where the file names none."""
+        names = ConnectionSection.model_fields.keys() - self.model_fields_set
+        return self.model_copy(update={name: getattr(connection, name) for name in names})
 
     def without_cache(self) -> Placement:
         """Every step is done anew (the server's own switch does not reach steps inside an exit handler)."""
@@ -150,15 +177,14 @@ def _put(task: dsl.PipelineTask, placement: Placement) -> None:
         task.set_env_variable(IMAGE_VARIABLE, WORKBENCH)
         kubernetes.use_field_path_as_env(task, RUN_VARIABLE, _RUN_LABEL)
     if placement.ca_config_map:
-        kubernetes.use_config_map_as_volume(task, placement.ca_config_map, mount_path=_CA_FOLDER)
-        for variable in _CA_VARIABLES:
-            task.set_env_variable(variable, _CA_FILE)
+        kubernetes.use_config_map_as_volume(task, placement.ca_config_map, mount_path=CA_FOLDER)
+        for variable in CA_VARIABLES:
+            task.set_env_variable(variable, CA_FILE)
 
 
 def _put_on_gpu(task: dsl.PipelineTask, step: Step, gpu: Gpu) -> None:
     task.set_accelerator_type(gpu.resource).set_accelerator_limit(step.gpus)
-    for one in gpu.tolerations:
-        kubernetes.add_toleration(task, key=one.key, operator=one.operator, value=one.value or None,
-                                  effect=one.effect or None)
+    for text in gpu.tolerations:
+        kubernetes.add_toleration(task, **toleration(text))
     for key, value in gpu.node_selector.items():
         kubernetes.add_node_selector(task, label_key=key, label_value=value)

@@ -116,7 +116,9 @@ def submit(
 
     started = time.monotonic()
     values = _parameters(recipe, pipeline, parameters)
-    if resolve_recipe(values["recipe"], overrides=values.get("overrides", ())).training.job.nodes > 1:
+    settings = resolve_recipe(values["recipe"], overrides=values.get("overrides", ()))
+    placement = placement.connected(settings.cluster)
+    if settings.training.job.nodes > 1:
         placement = placement.with_training_elsewhere()
     placement = placement.without_cache() if fresh else placement
     client = server.client()
@@ -190,7 +192,7 @@ def _follow(look: Callable[[], Any], host: str, timeout: float, poll: float) -> 
             return str(run.state), _by_name(states)
         if time.monotonic() - started > timeout:
             raise DetoxError(f"still {run.state} after {human_seconds(timeout)}", place=run.run_id,
-                             remedy="it goes on; look at it in the dashboard, or wait longer with --timeout")
+                             remedy="it continues; look at it in the dashboard, or wait longer with --timeout")
         time.sleep(poll)
 
 
@@ -214,8 +216,8 @@ def _judge(state: str, steps: dict[str, str], url: str) -> None:
     failed = sorted(name for name, one in steps.items() if one == "FAILED")
     if state != "SUCCEEDED":
         raise DetoxError(f"the run ended as {state}" + (f"; failed: {', '.join(failed)}" if failed else ""), place=url,
-                         remedy="the step `outcome` there says why; a run of the same recipe goes on behind the steps "
-                                "that are done")
+                         remedy="the step `outcome` there says why; a run of the same recipe continues after the "
+                                "steps that are done")
     if steps.get("gate") == "SKIPPED":
         raise GateNotPassed("the model did not pass the gate: nothing was published or deployed", place=url,
                             remedy="read the report there")

@@ -22,35 +22,37 @@ from llm_detox.cluster.api import Cluster, Conflict
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
-from llm_detox.recipe.training import WORKBENCH_IMAGE, TrainJobSection
+from llm_detox.recipe.cluster import IMAGE_VARIABLE, WORKBENCH_IMAGE, ConnectionSection, toleration
+from llm_detox.recipe.training import TrainJobSection
 from llm_detox.runs.folders import digest_of, input_digest
 
 Object = dict[str, Any]
 JOB_FILE = "trainjob.yaml"
 _INPUTS, _OUTCOME = "inputs", "outcome"  # in a folder of the pod that is its own
-_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION")
-_CA_FOLDER = "/etc/llm-detox/ca"
-_CA_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+# Where the pods of a job, and those of the pipeline's steps, have an own certificate authority.
+CA_FOLDER = "/etc/llm-detox/ca"
+CA_FILE = f"{CA_FOLDER}/ca-bundle.crt"
+CA_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _NODE = "node"  # what Trainer's torch runtimes call the replicated job, and its container
 _LONGEST_NAME = 48  # the names of its pods are 15 letters longer, and end at 63
 _GONE_SECONDS = 120.0
-# What the pipeline's placement tells its training steps.
-IMAGE_VARIABLE, RUN_VARIABLE = "LLM_DETOX_WORKBENCH_IMAGE", "LLM_DETOX_RUN"
+RUN_VARIABLE = "LLM_DETOX_RUN"  # the pipeline's placement tells its training steps which run they belong to
 RUN_LABEL = "llm-detox/run"
 
 
-def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str, inputs: str, outcome: str) -> Object:
+def train_job(job: TrainJobSection, connection: ConnectionSection, step: str, files: Mapping[str, str], *, name: str,
+              inputs: str, outcome: str) -> Object:
     """The TrainJob of a step.
 
     Args:
-        recipe: its `training.job` section says how many nodes, with what.
+        job: how many nodes, with what.
+        connection: the Secrets and the authority, by name.
         step: "sft" or "dpo".
         files: option of the step -> file or folder among the inputs.
         name: of the job.
         inputs: the published inputs, `s3://bucket/prefix/digest`; `recipe.json` is one of them.
         outcome: where the first node publishes to.
     """
-    job = recipe.training.job
     given = " ".join(f"--{option} {_INPUTS}/{file}" for option, file in files.items())
     script = "\n".join((
         "set -eu",
@@ -69,32 +71,34 @@ def train_job(recipe: Recipe, step: str, files: Mapping[str, str], *, name: str,
             "activeDeadlineSeconds": job.deadline_seconds,
             "trainer": {
                 "image": job.image or os.environ.get(IMAGE_VARIABLE) or WORKBENCH_IMAGE,
-                "command": ["/bin/sh", "-c"], "args": [script], "env": _environment(job),
+                "command": ["/bin/sh", "-c"], "args": [script], "env": _environment(connection),
                 "numNodes": job.nodes, "numProcPerNode": max(1, job.gpus),
                 "resourcesPerNode": {"requests": amounts, "limits": amounts}},
             "runtimePatches": [{"manager": "llm-detox.dev/pipeline", "trainingRuntimeSpec": {"template": {"spec": {
-                "replicatedJobs": [{"name": _NODE, "template": {"spec": {"template": {"spec": _pod(job)}}}}]}}}}]}}
+                "replicatedJobs": [{"name": _NODE, "template": {"spec": {"template": {
+                    "spec": _pod(job, connection)}}}}]}}}}]}}
 
 
-def _environment(job: TrainJobSection) -> list[Object]:
+def _environment(connection: ConnectionSection) -> list[Object]:
     """Secrets by name, and where an own authority is."""
-    secrets: list[tuple[str, str, Object]] = [(job.s3_secret, key, {}) for key in _KEYS]
-    secrets.append((job.hub_secret, "HF_TOKEN", {"optional": True}))
+    secrets: list[tuple[str, str, Object]] = [(connection.s3_secret, key, {}) for key in connection.s3_keys]
+    if connection.hub_secret:
+        secrets.append((connection.hub_secret, "HF_TOKEN", {"optional": True}))
     return [*({"name": key, "valueFrom": {"secretKeyRef": {"name": name, "key": key, **more}}}
               for name, key, more in secrets),
-            *({"name": name, "value": f"{_CA_FOLDER}/ca-bundle.crt"} for name in _CA_VARIABLES if job.ca_config_map)]
+            *({"name": name, "value": CA_FILE} for name in CA_VARIABLES if connection.ca_config_map)]
 
 
-def _pod(job: TrainJobSection) -> Object:
+def _pod(job: TrainJobSection, connection: ConnectionSection) -> Object:
     """What the job changes in the pods of its runtime: they meet the restricted standard, without a token."""
     volumes: list[Object] = []
     mounts: list[Object] = []
     if job.shm:  # NCCL passes tensors between the GPUs of a node through it; a container's own has 64 MiB
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.shm}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
-    if job.ca_config_map:
-        volumes.append({"name": "ca", "configMap": {"name": job.ca_config_map}})
-        mounts.append({"name": "ca", "mountPath": _CA_FOLDER, "readOnly": True})
+    if connection.ca_config_map:
+        volumes.append({"name": "ca", "configMap": {"name": connection.ca_config_map}})
+        mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
     container: Object = {"name": _NODE, "volumeMounts": mounts, "securityContext": {
         "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
     more: Object = {"nodeSelector": job.node_selector, "tolerations": [toleration(one) for one in job.tolerations],
@@ -137,9 +141,10 @@ def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, out
     name = recipe.deploy.name[:_LONGEST_NAME - len(end)].rstrip("-") + end
     place = f"{recipe.publish.url.rstrip('/')}/training/{name}"
     with tempfile.TemporaryDirectory() as folder:
-        files = _gather(recipe, inputs, Path(folder))
+        files = _gather(recipe.model_dump_json(), inputs, Path(folder))
         address = publish(Path(folder), f"{place}/inputs")["address"]
-    job = train_job(recipe, step, files, name=name, inputs=address, outcome=f"{place}/outcome")
+    job = train_job(recipe.training.job, recipe.cluster, step, files, name=name, inputs=address,
+                    outcome=f"{place}/outcome")
     job_yaml = yaml.safe_dump(job, sort_keys=False)
     say(job_yaml)
     cluster = cluster or Cluster.connect()
@@ -160,8 +165,9 @@ def remove_running(cluster: Cluster, run: str) -> list[str]:
     return running
 
 
-def _gather(recipe: Recipe, inputs: Mapping[str, Path], folder: Path) -> dict[str, str]:
-    (folder / "recipe.json").write_text(recipe.model_dump_json(), "utf-8")
+def _gather(recipe_json: str, inputs: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    """Copy all that the nodes read into a folder; option of the step -> name there."""
+    (folder / "recipe.json").write_text(recipe_json, "utf-8")
     files = {}
     for option, path in inputs.items():
         files[option] = option if path.is_dir() else f"{option}{path.suffix}"
@@ -227,10 +233,3 @@ def _wait(cluster: Cluster, name: str, deadline: float, poll: float) -> None:
                                     "tried again makes the job anew")
         time.sleep(poll)
 
-
-def toleration(text: str) -> Object:
-    """`key`, `key=value`, `key:Effect` or `key=value:Effect` as Kubernetes writes it."""
-    taint, _, effect = text.partition(":")
-    key, equal, value = taint.partition("=")
-    operator: Object = {"operator": "Equal", "value": value} if equal else {"operator": "Exists"}
-    return {"key": key, **operator, **({"effect": effect} if effect else {})}

@@ -15,5 +15,5 @@ def examine(recipe: Recipe) -> list[Finding]:
     from llm_detox.doctor.cluster import examine_cluster
     from llm_detox.doctor.machine import examine_store
 
-    return [*examine_cluster(recipe.deploy, training_nodes=recipe.training.job.nodes),
+    return [*examine_cluster(recipe.deploy, recipe.cluster, training_nodes=recipe.training.job.nodes),
             *examine_store(recipe.publish.url)]

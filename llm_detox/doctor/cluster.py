@@ -9,6 +9,7 @@ from typing import Any
 from llm_detox.cluster.api import GROUP, Cluster
 from llm_detox.doctor.finding import Finding
 from llm_detox.errors import DetoxError
+from llm_detox.recipe.cluster import ConnectionSection
 from llm_detox.recipe.deploy import DeploySection, KserveSection
 from llm_detox.serve.kserve.render import inference_service
 
@@ -27,12 +28,13 @@ _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001"), **{
 
 
 def examine_cluster(
-    settings: DeploySection, cluster: Cluster | None = None, *, training_nodes: int = 1
+    settings: DeploySection, connection: ConnectionSection, cluster: Cluster | None = None, *, training_nodes: int = 1
 ) -> Iterator[Finding]:
     """All checks; where the cluster itself does not answer, only that.
 
     Args:
         settings: the recipe's `deploy` section.
+        connection: its `cluster` section.
         cluster: instead of the configured one.
         training_nodes: with more than one, training needs the Trainer.
     """
@@ -47,9 +49,9 @@ def examine_cluster(
     yield from _rights(cluster)
     if training_nodes > 1:
         yield _trainer(cluster)
-    yield from _things(cluster, settings)
+    yield from _things(cluster, settings.kserve, connection)
     yield _gpus(cluster, settings.kserve)
-    yield from _quota(cluster, settings)
+    yield from _quota(cluster, settings, connection)
 
 
 def _kinds(cluster: Cluster, platform: str) -> Iterator[Finding]:
@@ -85,16 +87,15 @@ def _trainer(cluster: Cluster) -> Finding:
     return Finding("trainer", "ok", f"trainjobs, and all {len(_TRAIN_RIGHTS)} rights")
 
 
-def _things(cluster: Cluster, settings: DeploySection) -> Iterator[Finding]:
-    apply = f"kubectl apply -k manifests/overlays/{settings.kserve.platform}"
+def _things(cluster: Cluster, kserve: KserveSection, connection: ConnectionSection) -> Iterator[Finding]:
+    apply = f"kubectl apply -k manifests/overlays/{kserve.platform}"
     try:
-        runtime = cluster.runtime(settings.kserve.runtime)
-        yield (Finding("runtime", "ok", settings.kserve.runtime) if runtime
-               else Finding("runtime", "missing", f"no ServingRuntime {settings.kserve.runtime}", apply))
+        yield (Finding("runtime", "ok", kserve.runtime) if cluster.runtime(kserve.runtime)
+               else Finding("runtime", "missing", f"no ServingRuntime {kserve.runtime}", apply))
     except DetoxError as error:
         yield Finding("runtime", "unknown", error.message, error.remedy)
-    for kind, name, remedy in (("serviceaccounts", "llm-detox-model", apply),
-                               ("secrets", "llm-detox-s3", "kubectl apply -k manifests/connection")):
+    for kind, name, remedy in (("serviceaccounts", kserve.account, apply),
+                               ("secrets", connection.s3_secret, "kubectl apply -k manifests/connection")):
         there = cluster.is_there(kind, name)
         if there is None:
             yield Finding(kind, "unknown", f"this login may not look for {name}", remedy=None)
@@ -121,12 +122,12 @@ def _gpus(cluster: Cluster, kserve: KserveSection) -> Finding:
                    "add a GPU node (and the GPU operator), or set deploy.kserve.gpus and gpu_resource")
 
 
-def _quota(cluster: Cluster, settings: DeploySection) -> Iterator[Finding]:
+def _quota(cluster: Cluster, settings: DeploySection, connection: ConnectionSection) -> Iterator[Finding]:
     quotas = cluster.listed("resourcequotas")
     if quotas is None:
         yield Finding("quota", "unknown", "this login may not list resource quotas")
         return
-    model = inference_service(settings, "s3://bucket/models/version", namespace=cluster.namespace)
+    model = inference_service(settings, connection, "s3://bucket/models/version", namespace=cluster.namespace)
     short = [line for quota in quotas for line in _short(quota, model["spec"]["predictor"]["model"]["resources"],
                                                         settings.kserve.replicas)]
     if short:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from llm_detox.recipe.base import Section
+from llm_detox.recipe.cluster import ConnectionSection
 from llm_detox.recipe.data import DataSection
 from llm_detox.recipe.deploy import DeploySection, PublishSection
 from llm_detox.recipe.evaluation import EvaluationSection, GateSection
@@ -20,6 +21,8 @@ from llm_detox.recipe.model import BudgetSection, ModelSection, Translation
 from llm_detox.recipe.rephrase import DetoxifySection, RephraserTrainingSection
 from llm_detox.recipe.scorers import ScoringSection
 from llm_detox.recipe.training import TrainingSection
+
+_MOVED_TO_CLUSTER = ("s3_secret", "hub_secret", "ca_config_map")
 
 
 class Recipe(Section):
@@ -42,6 +45,22 @@ class Recipe(Section):
     stop_hate: StopHateSection = StopHateSection()
     publish: PublishSection = PublishSection()
     deploy: DeploySection = DeploySection()
+    cluster: ConnectionSection = ConnectionSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_keys(cls, values: Any) -> Any:
+        """Recipes of before name the connection in `training.job`."""
+        try:
+            job = values["training"]["job"]
+            moved = {key: job[key] for key in _MOVED_TO_CLUSTER if key in job}
+        except (KeyError, TypeError):
+            return values
+        cluster = values.get("cluster") or {}
+        if both := [key for key in moved if key in cluster and cluster[key] != moved[key]]:
+            raise ValueError(f"training.job.{both[0]} and cluster.{both[0]} differ; keep cluster.{both[0]}")
+        kept = {key: value for key, value in job.items() if key not in moved}
+        return {**values, "training": {**values["training"], "job": kept}, "cluster": {**moved, **cluster}}
 
     @model_validator(mode="after")
     def _a_judge_where_one_is_asked(self) -> Recipe:

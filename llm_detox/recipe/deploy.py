@@ -7,33 +7,22 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llm_detox.recipe.base import Positive, Section
-
-Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|[KMGTPE]i?|k)?$")]
-KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+from llm_detox.recipe.cluster import KubernetesName, Namespace, PodSection
 
 
 class PublishSection(Section):
     url: str = Field("s3://llm-detox/models", pattern=r"^s3://[^/]+(/.*)?$", description="bucket and prefix")
 
 
-class KserveSection(Section):
+class KserveSection(PodSection):
     """How the model stands in a cluster. What is not said here stays as in `manifests/`."""
 
     platform: Literal["openshift-ai", "kserve"] = Field("openshift-ai", description="the overlay in `manifests/`")
-    runtime: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")] = Field(
+    runtime: KubernetesName = Field(
         "llm-detox-caikit-tgis", description="name of the ServingRuntime")
     rollout: Literal["replace", "canary"] = Field(
         "replace", description="canary: the new version comes up and answers beside the old one first (a second GPU)")
     replicas: Positive = Field(1, description="pods")
-    gpus: int = Field(1, ge=0, description="of each pod")
-    gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")] = Field(
-        "nvidia.com/gpu", description="what the cluster calls its GPUs")
-    cpu: Quantity | None = Field(None, description="of each pod; None: as in `manifests/`")
-    memory: Quantity | None = Field(None, description="of each pod; None: as in `manifests/`")
-    tolerations: list[Annotated[str, Field(
-        pattern=r"^[a-zA-Z0-9./_-]+(=[a-zA-Z0-9._-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$")]] | None = Field(
-        None, description="key, key=value or key:Effect, as kubectl writes taints")
-    node_selector: dict[str, str] = Field({}, description="labels that a node must have")
     rest_url: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
         None, description="where REST answers; None: the address in the InferenceService's status")
     grpc_url: Annotated[str, Field(pattern=r"^grpcs?://")] | None = Field(None, description="the same for gRPC")
@@ -45,7 +34,7 @@ class DeploySection(Section):
     target: Literal["local", "kserve"] = Field("local", description="processes on this machine, or a cluster")
     name: str = Field("llm-detox", pattern=r"^[a-z]([-a-z0-9]{0,51}[a-z0-9])?$",
                       description="of the InferenceService, and the id that requests give")
-    namespace: KubernetesName | None = Field(None, description="kserve target; None: the pod's, or the login's")
+    namespace: Namespace | None = Field(None, description="kserve target; None: the pod's, or the login's")
     prompt: str = Field("The best thing about my neighbours is", description="what the smoke request asks")
     max_new_tokens: Positive = Field(24, description="of the answer to the smoke request")
     rest_port: Annotated[int, Field(ge=0, lt=65536)] = Field(0, description="local target; 0 takes a free one")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.recipe.cluster import ConnectionSection
 from llm_detox.serve.kserve.deploy import dry_run
 from tests.cluster.conftest import QUICK, Project, address, refuse
 from tests.cluster.controller import (
@@ -293,7 +294,8 @@ def test_a_canary_that_is_still_being_removed_is_waited_for(project: Project) ->
     leftover = project.recipe().deploy
     from llm_detox.serve.kserve.render import inference_service
 
-    thing = inference_service(leftover, address("3" * 64), namespace=project.namespace, canary=True)
+    thing = inference_service(leftover, ConnectionSection(), address("3" * 64), namespace=project.namespace,
+                              canary=True)
     thing["metadata"]["finalizers"] = ["llm-detox.test/slow"]
     project.admin.create(thing)
     project.admin.delete("llm-detox-canary")

@@ -9,12 +9,14 @@ import pytest
 from llm_detox.cluster.api import Cluster
 from llm_detox.doctor.cluster import RIGHTS, amount, examine_cluster
 from llm_detox.doctor.finding import Finding
+from llm_detox.recipe.cluster import ConnectionSection
 from tests.cluster.conftest import Project
 from tests.manifests.kustomize import overlay, pick
 
 
 def look(project: Project, cluster: Cluster | None = None, **settings: Any) -> dict[str, Finding]:
-    findings = examine_cluster(project.recipe(**settings).deploy, cluster or project.admin)
+    recipe = project.recipe(**settings)
+    findings = examine_cluster(recipe.deploy, recipe.cluster, cluster or project.admin)
     return {one.check: one for one in findings}
 
 
@@ -81,14 +83,14 @@ def test_a_cluster_that_does_not_answer_is_one_finding(project: Project) -> None
     settings = client.Configuration()
     settings.host, settings.retries = "https://127.0.0.1:9", 0
     away = Cluster(client.ApiClient(settings), "x", away_seconds=0)
-    findings = list(examine_cluster(project.recipe().deploy, away))
+    findings = list(examine_cluster(project.recipe().deploy, ConnectionSection(), away))
     assert [one.state for one in findings] == ["missing"]
     assert "does not answer" in findings[0].text
 
 
 def trainer(project: Project) -> Finding:
-    (found,) = [one for one in examine_cluster(project.recipe().deploy, project.cluster, training_nodes=2)
-                if one.check == "trainer"]
+    (found,) = [one for one in examine_cluster(project.recipe().deploy, ConnectionSection(), project.cluster,
+                                               training_nodes=2) if one.check == "trainer"]
     return found
 
 

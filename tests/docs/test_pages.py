@@ -49,7 +49,7 @@ def test_the_picture_knows_who_imports_whom_and_which_step_waits_for_which(archi
     assert "components" in architecture.imports()["pipelines"]
     assert "pipelines" not in architecture.imports()["components"]
     waits, gated = architecture.steps()
-    assert "settle" in waits["data"]
+    assert "resolve-recipe" in waits["data"]
     assert gated == {"convert", "publish", "deploy", "smoke"}
 
 

@@ -66,5 +66,5 @@ def test_a_run_that_fails_writes_its_outcome(tmp_path: Path, tiny_llama: Path) -
 def test_a_wrong_parameter_ends_the_run_before_any_work(tmp_path: Path, tiny_llama: Path) -> None:
     found, log = run(tmp_path, "detox_and_serve", recipe=recipe(tmp_path, tiny_llama), rollout="sideways")
     assert "rollout" in log
-    assert set(found) <= {"settle", "outcome"}
+    assert set(found) <= {"resolve-recipe", "outcome"}
     assert "outcome" in found, log[-4000:]

@@ -92,7 +92,7 @@ def test_the_outcome_is_written_however_the_run_ends(path: Path) -> None:
     inputs = root["outcome"]["inputs"]["parameters"]
     assert inputs["status"]["taskFinalStatus"]["producerTask"] == handler
     assert inputs["run"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}"
-    assert "settle" in within(spec, "steps"), "a wrong recipe, too, ends with an outcome"
+    assert "resolve-recipe" in within(spec, "steps"), "a wrong recipe, too, ends with an outcome"
 
 
 def test_what_deploys_and_what_cleans_up_know_the_same_run() -> None:
@@ -121,7 +121,7 @@ def test_detoxify_and_the_sampling_of_every_arm_run_in_as_many_shards_as_the_run
     for name, loop in loops.items():
         [source] = [one["taskOutputParameter"] for one in loop["inputs"]["parameters"].values()
                     if one.get("taskOutputParameter", {}).get("outputParameterKey") == "parts"]
-        assert source["producerTask"] == "settle", name
+        assert source["producerTask"] == "resolve-recipe", name
         [task] = within(spec, "steps", name).values()
         assert "componentInputParameter" in task["inputs"]["parameters"]["shard"], name
     joined = [task for step, task in steps(spec) if step in ("join", "measure")]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from llm_detox.errors import UsageError
+from llm_detox.recipe.cluster import ConnectionSection
 from pipelines.compile import COMPILED, PIPELINES, compile_all
 from pipelines.placement import DEFAULT, Placement
 from tests.pipeline.specs import documents, executors, step_of, steps
@@ -18,8 +18,7 @@ FILES = [COMPILED / f"{name}.yaml" for name in PIPELINES]
 
 
 def with_placement(folder: Path, **changes: Any) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    plain = yaml.safe_load(DEFAULT.read_text("utf-8")) | changes
-    compile_all(folder, Placement.model_validate(plain))
+    compile_all(folder, Placement.model_validate(changes))
     return executors(folder / "detox-and-serve.yaml")
 
 
@@ -48,7 +47,7 @@ def test_every_step_has_requests_and_limits_and_leaves_its_last_words(path: Path
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_secrets_are_named_never_written_and_come_only_where_s3_is_used(path: Path) -> None:
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION"}
-    without = {"settle", "join", "report", "smoke", "outcome"}
+    without = {"resolve-recipe", "join", "report", "smoke", "outcome"}
     for name, (container, placed) in executors(path).items():
         secrets = {one["secretName"]: one for one in placed.get("secretAsEnv", [])}
         assert ("llm-detox-s3" in secrets) == (step_of(name) not in without), name
@@ -109,6 +108,7 @@ def test_every_step_of_every_pipeline_has_a_place_and_none_is_left_over() -> Non
 @pytest.mark.parametrize(("text", "told"), [
     ("s3_secret: x\ns3_keys: []\nsteps: {data: {cpu: '2', memory: 4Gi, gpu: 1}}", "steps.data.gpu"),
     ("s3_secret: UPPER\ns3_keys: []\nsteps: {}", "s3_secret"),
+    ("steps: {sfr: {cpu: '2'}}", "there is no step 'sfr'"),
     ("steps: [", "cannot be read"),
 ])
 def test_a_wrong_placement_is_refused_with_the_key(text: str, told: str, tmp_path: Path) -> None:
@@ -119,7 +119,26 @@ def test_a_wrong_placement_is_refused_with_the_key(text: str, told: str, tmp_pat
 
 
 def test_a_step_without_a_place_is_named(tmp_path: Path) -> None:
-    steps = yaml.safe_load(DEFAULT.read_text("utf-8"))["steps"]
-    del steps["dpo"]
+    steps = {name: step for name, step in Placement().steps.items() if name != "dpo"}
     with pytest.raises(UsageError, match=r"steps\.dpo"):
-        with_placement(tmp_path, steps=steps)
+        compile_all(tmp_path, Placement().model_copy(update={"steps": steps}))
+
+
+def test_a_placement_changes_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "placement.yaml"
+    path.write_text("steps: {sft: {memory: 64Gi}, settle: {cpu: '1'}}", "utf-8")  # settle: the name of before
+    changed, plain = Placement.load(path).steps, Placement().steps
+    assert changed["sft"] == plain["sft"].model_copy(update={"memory": "64Gi"})
+    assert changed["resolve-recipe"].cpu == "1"
+    assert changed["dpo"] == plain["dpo"]
+
+
+def test_the_secrets_are_those_of_the_recipe_unless_the_placement_names_others() -> None:
+    connection = ConnectionSection(s3_secret="own-s3", ca_config_map="own-ca")
+    assert Placement().connected(connection).s3_secret == "own-s3"
+    placement = Placement(s3_secret="administrators-s3").connected(connection)
+    assert (placement.s3_secret, placement.ca_config_map) == ("administrators-s3", "own-ca")
+
+
+def test_the_file_in_the_repository_sets_nothing_that_the_schema_says() -> None:
+    assert Placement.load(DEFAULT) == Placement()

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llm_detox.cluster.api import Cluster, Conflict
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
+from llm_detox.recipe.cluster import ConnectionSection
 from llm_detox.recipe.deploy import DeploySection
 from llm_detox.runs.artifacts import DeploymentFolder
 from llm_detox.runs.folders import step_folder
@@ -55,12 +57,13 @@ def deploy_kserve(
         UsageError: a name or the address cannot work.
         DetoxError: no right, no runtime, not ready, no answer. What worked before is then served again.
     """
-    settings = recipe.deploy
-    plan(settings, address, namespace=settings.namespace or "default")  # names first, before anything is asked
+    settings, connection = recipe.deploy, recipe.cluster
+    # Wrong names are refused before the cluster is asked anything.
+    plan(settings, connection, address, namespace=settings.namespace or "default")
     cluster = cluster or Cluster.connect(settings.namespace)
     patience = patience or Patience(ready=settings.kserve.ready_seconds, pending=settings.kserve.pending_seconds)
     with step_folder(output, "deployment", settings=recipe.settings("deploy"), inputs={}) as folder:
-        deployment = _Deployment(settings, address, cluster, patience, probe or answers, run)
+        deployment = _Deployment(settings, connection, address, cluster, patience, probe or answers, run)
         state = deployment.roll_out()
         (folder / DeploymentFolder.deployment).write_text(
             json.dumps({"schema": 1, "target": "kserve", **state}, indent=2), "utf-8")
@@ -85,19 +88,18 @@ def remove_leftover(settings: DeploySection, run: str, cluster: Cluster) -> str 
     return None
 
 
-def plan(settings: DeploySection, address: str, *, namespace: str) -> list[Object]:
+def plan(settings: DeploySection, connection: ConnectionSection, address: str, *, namespace: str) -> list[Object]:
     """What `deploy_kserve` would send, without a cluster: the canary first, where the recipe wants one."""
     both = (True, False) if settings.kserve.rollout == "canary" else (False,)
-    return [inference_service(settings, address, namespace=namespace, canary=canary) for canary in both]
+    return [inference_service(settings, connection, address, namespace=namespace, canary=canary) for canary in both]
 
 
 def dry_run(recipe: Recipe, *, address: str, cluster: Cluster | None = None) -> str:
     """What `deploy_kserve` would send, as YAML, after the API server has checked it without keeping it."""
     import yaml
 
-    settings = recipe.deploy
-    cluster = cluster or Cluster.connect(settings.namespace)
-    things = plan(settings, address, namespace=cluster.namespace)
+    cluster = cluster or Cluster.connect(recipe.deploy.namespace)
+    things = plan(recipe.deploy, recipe.cluster, address, namespace=cluster.namespace)
     for thing in things:
         _apply(cluster, thing, dry=True)
     return yaml.safe_dump_all(things, sort_keys=False)
@@ -129,59 +131,67 @@ def answers(places: dict[str, str], name: str, settings: DeploySection) -> None:
                              remedy="choose another deploy.prompt; if all stay empty, look at the training")
 
 
+@dataclass(frozen=True)
 class _Deployment:
     """One roll-out."""
 
-    def __init__(
-        self, settings: DeploySection, address: str, cluster: Cluster, patience: Patience, probe: Probe, run: str
-    ) -> None:
-        self._settings, self._address, self._cluster = settings, address, cluster
-        self._patience, self._probe, self._name, self._run = patience, probe, settings.name, run
+    settings: DeploySection
+    connection: ConnectionSection
+    address: str
+    cluster: Cluster
+    patience: Patience
+    probe: Probe
+    run: str
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
 
     def roll_out(self) -> dict[str, Any]:
         self._require_runtime()
-        before = self._cluster.service(self._name)
-        _require_ours(before, self._name)
+        before = self.cluster.service(self.name)
+        _require_ours(before, self.name)
         previous = (before or {}).get("metadata", {}).get("annotations", {}).get(ADDRESS)
         how = "replaced" if before else "created"
-        if before and previous != self._address and self._settings.kserve.rollout == "canary":
+        if before and previous != self.address and self.settings.kserve.rollout == "canary":
             with self._taking_back_the_pointer(previous), self._canary():
                 self._bring_up(canary=True)
             how = "promoted"
         with self._taking_back_the_pointer(previous), self._taking_back(before):
             live, sent = self._bring_up(canary=False)
-        places = urls(live, self._settings.kserve.rest_url, self._settings.kserve.grpc_url)
-        say(f"{self._name} answers at {places['rest']} (REST) and {places['grpc']} (gRPC)")
-        return {"name": self._name, "namespace": self._cluster.namespace, "address": self._address,
-                "version": version_of(self._address), "urls": places, "previous": previous,
+        places = urls(live, self.settings.kserve.rest_url, self.settings.kserve.grpc_url)
+        say(f"{self.name} answers at {places['rest']} (REST) and {places['grpc']} (gRPC)")
+        return {"name": self.name, "namespace": self.cluster.namespace, "address": self.address,
+                "version": version_of(self.address), "urls": places, "previous": previous,
                 "rollout": how if sent else "unchanged"}
 
     def _bring_up(self, *, canary: bool) -> tuple[Object, bool]:
-        wanted = inference_service(self._settings, self._address, namespace=self._cluster.namespace, canary=canary)
+        wanted = inference_service(self.settings, self.connection, self.address, namespace=self.cluster.namespace,
+                                   canary=canary)
         name = wanted["metadata"]["name"]
-        if canary and self._run:
-            wanted["metadata"]["annotations"][RUN] = self._run
-        known = noted_warnings(self._cluster, name)
-        sent = _apply(self._cluster, wanted)
-        live = wait_until_ready(self._cluster, name, version_of(self._address), self._patience, known)
-        kserve = self._settings.kserve
+        if canary and self.run:
+            wanted["metadata"]["annotations"][RUN] = self.run
+        known = noted_warnings(self.cluster, name)
+        sent = _apply(self.cluster, wanted)
+        live = wait_until_ready(self.cluster, name, version_of(self.address), self.patience, known)
+        kserve = self.settings.kserve
         places = urls(live) if canary else urls(live, kserve.rest_url, kserve.grpc_url)
-        self._probe(places, name, self._settings)
+        self.probe(places, name, self.settings)
         return live, sent
 
     @contextmanager
     def _canary(self) -> Iterator[None]:
         """The second InferenceService goes again, whatever happens."""
-        name = self._name + CANARY
-        say(f"trying the new version as {name}; {self._name} goes on as it is")
+        name = self.name + CANARY
+        say(f"trying the new version as {name}; {self.name} goes on as it is")
         try:
             yield
-            say(f"{name} answered; promoting the version to {self._name}")
+            say(f"{name} answered; promoting the version to {self.name}")
         except DetoxError as error:
-            raise DetoxError(f"the canary failed, {self._name} was not touched: {error.message}", place=error.place,
+            raise DetoxError(f"the canary failed, {self.name} was not touched: {error.message}", place=error.place,
                              remedy=error.remedy) from error
         finally:
-            self._cluster.delete(name)
+            self.cluster.delete(name)
 
     @contextmanager
     def _taking_back(self, before: Object | None) -> Iterator[None]:
@@ -191,21 +201,21 @@ class _Deployment:
         except (DetoxError, KeyboardInterrupt) as error:
             if before is None or condition(before, "Ready").get("status") != "True":
                 raise
-            say(f"{self._name}: putting back what was served before")
+            say(f"{self.name}: putting back what was served before")
             outcome = self._put_back(before, wait=isinstance(error, DetoxError))
             if isinstance(error, KeyboardInterrupt):
                 raise
-            raise DetoxError(f"{error.message}\n  {self._name} {outcome}", place=error.place,
+            raise DetoxError(f"{error.message}\n  {self.name} {outcome}", place=error.place,
                              remedy=error.remedy) from error
 
     def _put_back(self, before: Object, *, wait: bool) -> str:
         """What came of it, in words: the failure that led here is the one to report."""
         try:
-            known = noted_warnings(self._cluster, self._name)
-            _apply(self._cluster, _as_it_was(before))
+            known = noted_warnings(self.cluster, self.name)
+            _apply(self.cluster, _as_it_was(before))
             version = before["spec"]["predictor"].get("annotations", {}).get(VERSION)
             if wait and version is not None:
-                wait_until_ready(self._cluster, self._name, version, self._patience, known)
+                wait_until_ready(self.cluster, self.name, version, self.patience, known)
         except DetoxError as error:
             return f"was put back to what it served before, but that is not ready: {error.message}"
         return "serves again what it served before"
@@ -216,16 +226,16 @@ class _Deployment:
         try:
             yield
         except DetoxError:
-            if previous and previous != self._address and os.environ.get("AWS_ACCESS_KEY_ID"):
-                _restore_pointer(self._address, previous)
+            if previous and previous != self.address and os.environ.get("AWS_ACCESS_KEY_ID"):
+                _restore_pointer(self.address, previous)
             raise
 
     def _require_runtime(self) -> None:
-        runtime = self._settings.kserve.runtime
-        if self._cluster.runtime(runtime) is None:
-            raise DetoxError(f"the ServingRuntime {runtime} is not there", place=f"namespace {self._cluster.namespace}",
+        runtime = self.settings.kserve.runtime
+        if self.cluster.runtime(runtime) is None:
+            raise DetoxError(f"the ServingRuntime {runtime} is not there", place=f"namespace {self.cluster.namespace}",
                              remedy="an administrator runs: kubectl apply -k manifests/overlays/"
-                                    f"{self._settings.kserve.platform}")
+                                    f"{self.settings.kserve.platform}")
 
 
 def _apply(cluster: Cluster, wanted: Object, *, dry: bool = False) -> bool:

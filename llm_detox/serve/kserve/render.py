@@ -11,8 +11,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from llm_detox.cluster.train_job import toleration
 from llm_detox.errors import UsageError
+from llm_detox.recipe.cluster import GPU_RESOURCE, LABEL_PATTERN, ConnectionSection, toleration
 from llm_detox.recipe.deploy import DeploySection, KserveSection
 
 Object = dict[str, Any]
@@ -26,11 +26,13 @@ _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<pa
                       r"(?P<version>[\w.-]{1,128}))")
 
 
-def inference_service(settings: DeploySection, address: str, *, namespace: str, canary: bool = False) -> Object:
+def inference_service(settings: DeploySection, connection: ConnectionSection, address: str, *, namespace: str,
+                      canary: bool = False) -> Object:
     """The InferenceService that serves a published model.
 
     Args:
         settings: the recipe's `deploy` section.
+        connection: the recipe's `cluster` section.
         address: `s3://bucket/prefix/version`, as `publish` returned it.
         namespace: the project.
         canary: the one that is tried first, beside the model of that name.
@@ -47,7 +49,8 @@ def inference_service(settings: DeploySection, address: str, *, namespace: str, 
     metadata["annotations"][ADDRESS] = address
     # KServe copies these to the pods: that is how a ready pod says which version it holds.
     predictor.setdefault("annotations", {})[VERSION] = parts["version"]
-    _set_model(metadata, predictor["model"], address, parts)
+    _set_model(metadata, predictor["model"], connection, address, parts)
+    predictor["serviceAccountName"] = settings.kserve.account
     predictor["model"]["runtime"] = settings.kserve.runtime
     _set_sizes(predictor, settings.kserve)
     return thing
@@ -83,7 +86,7 @@ def check_names(name: str, namespace: str) -> None:
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         raise UsageError("not a name for a Kubernetes object", place=name,
                          remedy="begin with a letter; small letters, digits and hyphens")
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", namespace):
+    if not re.fullmatch(LABEL_PATTERN, namespace):
         raise UsageError("not a name of a namespace", place=namespace, remedy="--set deploy.namespace=<project>")
     host = f"{name}-{namespace}"  # what KServe and OpenShift make the first label of the host name of
     if len(host) > _LONGEST_LABEL:
@@ -100,9 +103,15 @@ def _rendered(platform: str) -> Object:
     return thing
 
 
-def _set_model(metadata: Object, model: Object, address: str, parts: dict[str, str]) -> None:
-    """The address, in the form that the platform's YAML uses: a connection of the dashboard, or a URI."""
+def _set_model(metadata: Object, model: Object, connection: ConnectionSection, address: str,
+               parts: dict[str, str]) -> None:
+    """The address, in the form that the platform's YAML uses: a connection of the dashboard, or a URI.
+
+    Behind a URI the account says which Secret is used, see `manifests/base/serviceaccount.yaml`.
+    """
     if "storage" in model:
+        model["storage"]["key"] = connection.s3_secret
+        metadata["annotations"]["opendatahub.io/connections"] = connection.s3_secret
         model["storage"]["path"] = parts["path"]
         model["storage"]["parameters"] = {"bucket": parts["bucket"]}
         metadata["annotations"]["opendatahub.io/connection-path"] = parts["path"]
@@ -115,7 +124,7 @@ def _set_sizes(predictor: Object, kserve: KserveSection) -> None:
     if kserve.replicas > 1:
         predictor["deploymentStrategy"] = {"type": "RollingUpdate"}
     for amounts in predictor["model"]["resources"].values():
-        amounts.pop("nvidia.com/gpu", None)
+        amounts.pop(GPU_RESOURCE, None)
         amounts.update({name: value for name, value in (("cpu", kserve.cpu), ("memory", kserve.memory)) if value})
         if kserve.gpus:
             amounts[kserve.gpu_resource] = str(kserve.gpus)

@@ -30,11 +30,14 @@ INPUTS = "s3://bucket/models/training/x/inputs/" + "ab" * 32
 
 
 def recipe(folder: Path, **job: Any) -> Recipe:
-    return Recipe.model_validate({**make_sources(folder), "training": {"job": {"nodes": 2, **job}}})
+    connection = {key: job.pop(key) for key in ("ca_config_map",) if key in job}
+    return Recipe.model_validate(
+        {**make_sources(folder), "training": {"job": {"nodes": 2, **job}}, "cluster": connection})
 
 
 def rendered(folder: Path, **job: Any) -> dict[str, Any]:
-    return train_job(recipe(folder, **job), "sft", {"input": "input.jsonl", "clean": "clean.jsonl"},
+    settings = recipe(folder, **job)
+    return train_job(settings.training.job, settings.cluster, "sft", {"input": "input.jsonl", "clean": "clean.jsonl"},
                      name="llm-detox-sft-1", inputs=INPUTS, outcome="s3://bucket/models/training/x/outcome")
 
 

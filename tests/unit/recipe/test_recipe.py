@@ -56,6 +56,27 @@ def test_all_mistakes_are_told_at_once() -> None:
     assert "gate.max_perplexity_ratio" in str(caught.value)
 
 
+def test_secrets_that_a_recipe_of_before_names_under_its_job_are_those_of_the_cluster() -> None:
+    recipe = load_recipe(DEMO, ["training.job.s3_secret=own-s3", "training.job.ca_config_map=own-ca"])
+    assert (recipe.cluster.s3_secret, recipe.cluster.ca_config_map) == ("own-s3", "own-ca")
+    assert recipe.cluster.hub_secret == load_recipe(DEMO).cluster.hub_secret
+    assert load_recipe(DEMO, ["training.job.s3_secret=a", "cluster.s3_secret=a"]).cluster.s3_secret == "a"
+    with pytest.raises(UsageError, match=r"keep cluster\.s3_secret"):
+        load_recipe(DEMO, ["training.job.s3_secret=a", "cluster.s3_secret=b"])
+    with pytest.raises(UsageError, match=r"cluster\.s3_secret"):
+        load_recipe(DEMO, ["training.job.s3_secret=UPPER"])
+
+
+def test_a_toleration_may_be_written_as_in_a_pod() -> None:
+    short = load_recipe(DEMO, ["deploy.kserve.tolerations=['gpu=yes:NoExecute', spot]"])
+    plain = load_recipe(DEMO, ["deploy.kserve.tolerations="
+                               "[{key: gpu, operator: Equal, value: yes, effect: NoExecute}, {key: spot}]"
+                               .replace("yes", "'yes'")])
+    assert plain == short
+    with pytest.raises(UsageError, match="tolerations"):
+        load_recipe(DEMO, ["deploy.kserve.tolerations=[{key: gpu, tolerationSeconds: 3}]"])
+
+
 def test_a_missing_required_key_is_named(tmp_path: Path) -> None:
     values = yaml.safe_load(DEMO.read_text("utf-8"))
     del values["model"]

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.cluster.train_job import toleration
 from llm_detox.errors import UsageError
+from llm_detox.recipe.cluster import ConnectionSection, toleration
 from llm_detox.recipe.deploy import DeploySection, KserveSection
 from llm_detox.serve.kserve.deploy import plan
 from llm_detox.serve.kserve.patch import last_applied, merge_patch, with_last_applied
@@ -24,7 +24,7 @@ ADDRESS = f"s3://models/teams/detox/{DIGEST}"
 
 def rendered(platform: str = "kserve", *, address: str = ADDRESS, name: str = "llm-detox", **settings: Any) -> Any:
     section = DeploySection(target="kserve", name=name, kserve=KserveSection(platform=platform, **settings))
-    return inference_service(section, address, namespace="project")
+    return inference_service(section, ConnectionSection(), address, namespace="project")
 
 
 @pytest.mark.parametrize("platform", ["kserve", "openshift-ai"])
@@ -48,6 +48,14 @@ def test_the_yaml_in_the_package_is_what_kustomize_makes_of_the_manifests(platfo
 
     packaged = resources.files("llm_detox.serve.kserve").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
     assert yaml.safe_load(packaged) == pick(overlay(f"overlays/{platform}/model"), "InferenceService"), "make manifests"
+
+
+def test_the_connection_and_the_account_are_the_recipes() -> None:
+    section = DeploySection(target="kserve", kserve=KserveSection(platform="openshift-ai", account="own-account"))
+    thing = inference_service(section, ConnectionSection(s3_secret="own-s3"), ADDRESS, namespace="project")
+    assert thing["spec"]["predictor"]["model"]["storage"]["key"] == "own-s3"
+    assert thing["metadata"]["annotations"]["opendatahub.io/connections"] == "own-s3"
+    assert thing["spec"]["predictor"]["serviceAccountName"] == "own-account"
 
 
 def test_the_version_is_in_the_address_and_on_the_pods() -> None:
@@ -93,7 +101,7 @@ def test_tolerations_are_written_as_kubectl_writes_taints(text: str, meant: dict
 
 def test_a_canary_stands_beside_under_a_name_of_its_own() -> None:
     section = DeploySection(target="kserve", kserve=KserveSection(platform="kserve", rollout="canary"))
-    canary, model = plan(section, ADDRESS, namespace="project")
+    canary, model = plan(section, ConnectionSection(), ADDRESS, namespace="project")
     assert (canary["metadata"]["name"], model["metadata"]["name"]) == ("llm-detox-canary", "llm-detox")
     assert canary["spec"] == model["spec"]
 
@@ -109,7 +117,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 def test_a_name_that_is_too_long_with_its_canary_is_refused(name: str, told: str) -> None:
     section = DeploySection(target="kserve", name=name, kserve=KserveSection(rollout="canary"))
     with pytest.raises(UsageError, match=told):
-        plan(section, ADDRESS, namespace="p")
+        plan(section, ConnectionSection(), ADDRESS, namespace="p")
 
 
 VALUES = st.recursive(st.integers() | st.booleans() | st.text("ab", max_size=3),

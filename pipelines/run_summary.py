@@ -21,7 +21,7 @@ _COLUMNS = {
 }
 
 
-def show_outcome(run: LocalRun, *, keep_serving: bool) -> None:
+def show_summary(run: LocalRun, *, keep_serving: bool) -> None:
     """Print the end of a run to stdout.
 
     Raises:

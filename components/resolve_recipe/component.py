@@ -6,9 +6,9 @@ from components.images import WORKBENCH
 
 
 @dsl.component(base_image=WORKBENCH, install_kfp_package=False)
-def settle(
+def resolve_recipe(
     recipe: str,
-    settled: dsl.OutputPath(str),
+    resolved: dsl.OutputPath(str),
     parts: dsl.OutputPath(list),
     model: str = "",
     texts: str = "",
@@ -40,6 +40,6 @@ def settle(
         "deploy.kserve.rollout": rollout,
         "deploy.kserve.runtime": runtime,
     }
-    with pipeline_step("settle", recipe, changes, overrides) as whole:
-        Path(settled).write_text(whole.model_dump_json(), "utf-8")
+    with pipeline_step("resolve-recipe", recipe, changes, overrides) as whole:
+        Path(resolved).write_text(whole.model_dump_json(), "utf-8")
         Path(parts).write_text(json.dumps(shard_names(shards)), "utf-8")

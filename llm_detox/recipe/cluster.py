@@ -1,0 +1,71 @@
+"""What a recipe says about a Kubernetes cluster: the connection that all its pods share, and what one pod asks for.
+
+`training.job`, `deploy.kserve`, the placement of the pipeline's steps and doctor take their settings from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from llm_detox.recipe.base import Section
+
+WORKBENCH_IMAGE = "quay.io/llm-detox/workbench-python:0.1.0"  # of the pipeline's steps
+IMAGE_VARIABLE = "LLM_DETOX_WORKBENCH_IMAGE"  # replaces it, in a pod and when the pipelines are compiled
+GPU_RESOURCE = "nvidia.com/gpu"
+GPU_TAINT = f"{GPU_RESOURCE}:NoSchedule"
+LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"  # RFC 1123, as namespaces and host names have it
+_TOLERATION_KEYS = {"key", "operator", "value", "effect"}
+
+
+def _toleration_text(value: Any) -> Any:
+    """A toleration as a pod's YAML has it, in the short form."""
+    if not isinstance(value, dict) or "key" not in value or not value.keys() <= _TOLERATION_KEYS:
+        return value
+    equal = f"={value.get('value', '')}" if value.get("operator") == "Equal" else ""
+    effect = f":{value['effect']}" if value.get("effect") else ""
+    return f"{value['key']}{equal}{effect}"
+
+
+Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|[KMGTPE]i?|k)?$")]
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+Namespace = Annotated[str, Field(pattern=LABEL_PATTERN)]
+ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$")]
+Toleration = Annotated[str, BeforeValidator(_toleration_text), Field(
+    pattern=r"^[a-zA-Z0-9./_-]+(=[a-zA-Z0-9._-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$")]
+
+
+class ConnectionSection(Section):
+    """Secrets and the certificate authority, by the names that they have in the cluster."""
+
+    s3_secret: KubernetesName = Field(
+        "llm-detox-s3", description="Secret with the store's keys, as manifests/connection makes it")
+    s3_keys: list[str] = Field(
+        ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION"],
+        description="its keys that become environment variables")
+    hub_secret: KubernetesName | None = Field(
+        "llm-detox-hub", description="Secret with HF_TOKEN for gated models; used where it exists")
+    ca_config_map: KubernetesName | None = Field(
+        None, description="ConfigMap of an own authority, as manifests/components/custom-ca makes it")
+
+
+class PodSection(Section):
+    """What one pod asks for, and which nodes may run it."""
+
+    gpus: int = Field(1, ge=0, description="of each pod")
+    gpu_resource: ResourceName = Field(GPU_RESOURCE, description="what the cluster calls its GPUs")
+    cpu: Quantity | None = Field(None, description="of each pod; null: as in `manifests/`")
+    memory: Quantity | None = Field(None, description="of each pod; null: as in `manifests/`")
+    tolerations: list[Toleration] | None = Field(
+        None, description="key, key=value or key:Effect, as kubectl writes taints; null: as in `manifests/`")
+    node_selector: dict[str, str] = Field({}, description="labels that a node must have")
+    account: KubernetesName = Field("llm-detox-model", description="ServiceAccount of the pods; it needs no rights")
+
+
+def toleration(text: str) -> dict[str, str]:
+    """`key`, `key=value`, `key:Effect` or `key=value:Effect` as a pod's YAML has it."""
+    taint, _, effect = text.partition(":")
+    key, equal, value = taint.partition("=")
+    operator = {"operator": "Equal", "value": value} if equal else {"operator": "Exists"}
+    return {"key": key, **operator, **({"effect": effect} if effect else {})}
