@@ -29,10 +29,13 @@ class Section(BaseModel):
 
 
 class Table(Section):
-    """A file or folder of records and where the text is in them; a plain string is its source."""
+    """A file or folder of records, and the column with the text. A plain string is the source."""
 
-    source: Source
-    text_column: str = Field("text", description="dots step into nested records, as in prompt.text")
+    source: Source = Field(
+        description="Where the records are: a hub id (`owner/name` or `owner/name@revision`), a path, `s3://` or "
+                    "`package://`.")
+    text_column: str = Field(
+        "text", description="The column that holds the text; dots step into nested records, as in `prompt.text`.")
 
     @model_validator(mode="before")
     @classmethod
