@@ -37,30 +37,35 @@ Toleration = Annotated[str, BeforeValidator(_toleration_text), Field(
 
 
 class ConnectionSection(Section):
-    """Secrets and the certificate authority, by the names that they have in the cluster."""
+    """The names of the Secrets and of the certificate authority in the cluster."""
 
     s3_secret: KubernetesName = Field(
-        "llm-detox-s3", description="Secret with the store's keys, as manifests/connection makes it")
+        "llm-detox-s3", description="The Secret with the store's keys, as `manifests/connection` makes it.")
     s3_keys: list[str] = Field(
         ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION"],
-        description="its keys that become environment variables")
+        description="Its keys that become environment variables.")
     hub_secret: KubernetesName | None = Field(
-        "llm-detox-hub", description="Secret with HF_TOKEN for gated models; used where it exists")
+        "llm-detox-hub", description="The Secret with `HF_TOKEN` for gated models; it is used if it exists.")
     ca_config_map: KubernetesName | None = Field(
-        None, description="ConfigMap of an own authority, as manifests/components/custom-ca makes it")
+        None,
+        description="The ConfigMap with a certificate authority of your own, as `manifests/components/custom-ca` makes"
+                    " it.")
 
 
 class PodSection(Section):
     """What one pod asks for, and which nodes may run it."""
 
-    gpus: int = Field(1, ge=0, description="of each pod")
-    gpu_resource: ResourceName = Field(GPU_RESOURCE, description="what the cluster calls its GPUs")
-    cpu: Quantity | None = Field(None, description="of each pod; null: as in `manifests/`")
-    memory: Quantity | None = Field(None, description="of each pod; null: as in `manifests/`")
+    gpus: int = Field(1, ge=0, description="The number of GPUs of each pod.")
+    gpu_resource: ResourceName = Field(GPU_RESOURCE, description="The cluster's name for its GPUs.")
+    cpu: Quantity | None = Field(None, description="The CPUs of each pod; `null` takes those of `manifests/`.")
+    memory: Quantity | None = Field(None, description="The memory of each pod; `null` takes that of `manifests/`.")
     tolerations: list[Toleration] | None = Field(
-        None, description="key, key=value or key:Effect, as kubectl writes taints; null: as in `manifests/`")
-    node_selector: dict[str, str] = Field({}, description="labels that a node must have")
-    account: KubernetesName = Field("llm-detox-model", description="ServiceAccount of the pods; it needs no rights")
+        None,
+        description="Taints that the pods tolerate, written as in kubectl: `key`, `key=value` or `key:Effect`; `null` "
+                    "takes those of `manifests/`.")
+    node_selector: dict[str, str] = Field({}, description="The labels that a node must have.")
+    account: KubernetesName = Field(
+        "llm-detox-model", description="The ServiceAccount of the pods; it needs no rights.")
 
 
 def toleration(text: str) -> dict[str, str]:
