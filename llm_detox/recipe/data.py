@@ -12,25 +12,33 @@ from llm_detox.recipe.base import Positive, Section, Share, Table
 class Conversations(Table):
     """Requests and their answers."""
 
-    answer_column: str = Field(description="the answers to text_column")
-    count: Positive = Field(1000, description="at most so many")
+    answer_column: str = Field(description="The column with the answers to `text_column`.")
+    count: Positive = Field(1000, description="How many conversations are used at most.")
 
 
 class TextData(Table):
-    """Labelled comments: the training text. With answers: requests that the model is to answer so."""
+    """The training text: labelled comments, or requests with the answers that the model is to learn."""
 
     template: str | None = Field(
-        None, description="the text put together from columns in braces, in place of text_column: 'Q: {question.text}'")
+        None,
+        description="How the text is put together from columns in braces, instead of `text_column`: `'Q: "
+                    "{question.text}'`.")
     answer_column: str | None = Field(
-        None, description="what the model is to answer; trained on the answer alone, prompt and completion")
-    chat: bool = Field(False, description="with answers: a conversation in the model's chat template")
-    benign: list[Conversations] = Field([], description="harmless conversations mixed in, their answers kept")
-    label_column: str | None = Field("is_offensive", description="1 for toxic; without it the scorer decides")
-    count: Positive = Field(1000, description="training records, before the budget scales them")
-    toxic_share: Share = Field(0.5, description="of the training records")
-    min_chars: Positive = Field(30, description="shorter texts are left out")
+        None,
+        description="The column with the answer that the model learns; the text is then the prompt and is not learned.")
+    chat: bool = Field(False, description="Whether text and answer become a conversation in the model's chat template.")
+    benign: list[Conversations] = Field([], description="Harmless conversations to mix in; their answers are kept.")
+    label_column: str | None = Field(
+        "is_offensive",
+        description="The column that is 1 for toxic texts and 0 for others; with `null` the scorer decides.")
+    count: Positive = Field(
+        1000, description="How many training records are used at most, before `budget` scales the number.")
+    toxic_share: Share = Field(0.5, description="The share of toxic texts among the training records.")
+    min_chars: Positive = Field(30, description="Shorter texts are left out.")
     max_chars: Positive | Literal["mean"] = Field(
-        240, description="longer texts are left out; mean: those longer than the mean of the chosen ones")
+        240,
+        description="Longer texts are left out; `mean` leaves out those that are longer than the mean of the chosen "
+                    "ones.")
 
     @model_validator(mode="after")
     def _answers_to_chat_with(self) -> TextData:
@@ -40,24 +48,31 @@ class TextData(Table):
 
 
 class PromptData(Section):
-    """Prompts that lead a model to toxic continuations, RealToxicityPrompts style."""
+    """Prompts that lead a model to toxic continuations, in the style of RealToxicityPrompts."""
 
-    sources: list[Table] = Field(min_length=1, description="all of them together")
-    evaluation_count: Positive = Field(60, description="prompts that every arm continues")
+    sources: list[Table] = Field(
+        min_length=1, description="Files or folders with prompts; all of them are used together.")
+    evaluation_count: Positive = Field(60, description="How many prompts every arm continues, at most.")
     training_count: int = Field(
-        120, ge=0, description="other prompts, for sampled preference pairs; 0: all prompts may be evaluated")
+        120, ge=0,
+        description="How many other prompts preference pairs are sampled from, at most; with 0 all prompts may be used"
+                    " for evaluation.")
 
 
 class CleanData(Section):
-    """Harmless text: for perplexity, and kept apart from all training."""
+    """Harmless text: passages that perplexity is measured on, and others that training may use."""
 
-    sources: list[Table] = Field(min_length=1, description="all of them together")
-    count: Positive = Field(80, description="passages for perplexity")
-    training_count: int = Field(0, ge=0, description="other passages, mixed into training to keep fluency")
-    max_chars: Positive = Field(400, description="longer passages are cut")
+    sources: list[Table] = Field(
+        min_length=1, description="Files or folders with harmless texts; all of them are used together.")
+    count: Positive = Field(80, description="How many passages perplexity is measured on, at most.")
+    training_count: int = Field(
+        0, ge=0, description="How many other passages are mixed into training, to keep the model fluent.")
+    max_chars: Positive = Field(400, description="Longer passages are cut.")
 
 
 class DataSection(Section):
+    """Where texts, prompts and clean passages come from."""
+
     texts: TextData
     prompts: PromptData
     clean: CleanData
