@@ -12,22 +12,24 @@ from llm_detox.recipe.base import Section, Source
 class ModelSection(Section):
     """The model to detoxify."""
 
-    source: Source
+    source: Source = Field(
+        description="The model to detoxify: a hub id (`owner/name` or `owner/name@revision`), a path, `s3://` or "
+                    "`package://`.")
 
 
 class Translation(Section):
-    """A value of the published source that cannot be taken over as it is. Told whenever the recipe trains."""
+    """A value of the published source that cannot be used as it is. Training prints it."""
 
-    source: str = Field(description="what the source says")
-    here: str = Field(description="what stands for it in this recipe")
-    reason: str = Field(description="why")
+    source: str = Field(description="What the source says.")
+    here: str = Field(description="What this recipe says instead.")
+    reason: str = Field(description="Why it cannot be the same.")
 
 
 class BudgetSection(Section):
-    """Sizes follow a quick measurement of the machine: slower ones get fewer records."""
+    """A quick measurement of the machine decides the sizes: slower machines get fewer records."""
 
     scale: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
-        "auto", description="of the counts of texts, prompts and clean passages; auto: measured")
+        "auto", description="The share of texts, prompts and clean passages that is used; `auto` measures the machine.")
     reference_gflops: Annotated[float, Field(gt=0)] = Field(
-        100, description="float32 rate that the full sizes are meant for")
-    smallest_scale: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="of auto")
+        100, description="The float32 rate, in GFLOP/s, of a machine that runs the full sizes.")
+    smallest_scale: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="The least share that `auto` chooses.")
