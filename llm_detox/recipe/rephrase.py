@@ -14,18 +14,22 @@ Rewriting = Literal["causal", "delete", "tmarco", "marco", "paraphrase", "instru
 
 
 class CausalRewriteSection(Section):
-    """Masking and filling with the causal model itself."""
+    """Masks toxic words and fills the gaps with the causal model itself."""
 
-    proposals: Positive = Field(3, description="words proposed for a gap")
+    proposals: Positive = Field(3, description="How many words are proposed for a gap.")
     fill_above: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="gaps are filled where leaving them empty makes the text so many times as perplexing")
+        1.0, description="A gap is filled if leaving it empty makes the text this many times as perplexing.")
     contrast: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the anti-expert: the model after `anti_prompt`; 0 reads the base alone")
+        0.0,
+        description="The weight of the anti-expert, which is the model after `anti_prompt`; 0 uses the model alone.")
     anti_prompt: str = Field(
-        "The following comment is rude, hateful and full of insults:\n", description="what the anti-expert reads first")
-    expert: Source | None = Field(None, description="adapter folder on the model, as `train-experts` writes it")
-    anti_expert: Source | None = Field(None, description="adapter folder, as `expert`")
-    expert_weights: tuple[float, float] = Field((0.5, -0.5), description="of expert and anti-expert")
+        "The following comment is rude, hateful and full of insults:\n",
+        description="What the anti-expert reads before the text.")
+    expert: Source | None = Field(
+        None, description="An adapter folder for the recipe's model, written by `train-experts`.")
+    anti_expert: Source | None = Field(
+        None, description="The adapter folder of the anti-expert, also written by `train-experts`.")
+    expert_weights: tuple[float, float] = Field((0.5, -0.5), description="The weights of expert and anti-expert.")
 
     @model_validator(mode="after")
     def _both_or_none(self) -> CausalRewriteSection:
@@ -35,15 +39,20 @@ class CausalRewriteSection(Section):
 
 
 class TMaRCoSection(Section):
-    """The reference rephraser with models of the BART family."""
+    """The reference rephraser, with models of the BART family."""
 
-    base: Source = "facebook/bart-large"
-    experts: list[Source] = Field(["trustyai/gminus", "trustyai/gplus"], min_length=2, description="anti, expert")
-    weights: list[float] = Field([-0.5, 0.5], description="of the experts' logits")
+    base: Source = Field("facebook/bart-large", description="The BART model that fills the gaps.")
+    experts: list[Source] = Field(
+        ["trustyai/gminus", "trustyai/gplus"], min_length=2,
+        description="The models that find the words to mask and steer the filling: first the anti-expert, then the "
+                    "expert.")
+    weights: list[float] = Field([-0.5, 0.5], description="The weights of the experts' logits.")
     threshold: Annotated[float, Field(gt=0)] = Field(
-        1.2, description="words are masked whose divergence is over so many times the sentence's mean")
-    combine_original: bool = Field(True, description="the experts see the original behind the mask")
-    batch_tokens: Positive = Field(4096, description="tokens in flight a batch")
+        1.2,
+        description="Words are masked if the experts' divergence there is more than this many times the sentence's "
+                    "mean.")
+    combine_original: bool = Field(True, description="Whether the experts see the original text after the mask.")
+    batch_tokens: Positive = Field(4096, description="How many tokens are computed at once.")
 
     @model_validator(mode="after")
     def _a_weight_each(self) -> TMaRCoSection:
@@ -53,34 +62,42 @@ class TMaRCoSection(Section):
 
 
 class MaRCoSection(Section):
-    """Hallinan et al. 2023, with models of the BART family."""
+    """The method of Hallinan et al. 2023, with models of the BART family."""
 
-    base: Source = "facebook/bart-base"
-    expert: Source = "hallisky/bart-base-nontoxic-expert"
-    anti_expert: Source = "hallisky/bart-base-toxic-antiexpert"
-    preset: Literal["magr", "sbf", "dynahate"] = Field("magr", description="decoding, as published for these data")
-    threshold: Annotated[float, Field(gt=0)] = Field(1.2, description="as of tmarco, by words")
-    batch_tokens: Positive = Field(4096, description="tokens in flight a batch")
+    base: Source = Field("facebook/bart-base", description="The BART model that writes.")
+    expert: Source = Field("hallisky/bart-base-nontoxic-expert", description="The model of polite text.")
+    anti_expert: Source = Field("hallisky/bart-base-toxic-antiexpert", description="The model of toxic text.")
+    preset: Literal["magr", "sbf", "dynahate"] = Field(
+        "magr", description="The published decoding settings, by the name of their data set.")
+    threshold: Annotated[float, Field(gt=0)] = Field(1.2, description="As in `tmarco`, but for whole words.")
+    batch_tokens: Positive = Field(4096, description="How many tokens are computed at once.")
 
 
 class GeneratorSection(Section):
-    """A model that writes the rewrite: tuned on pairs, or instructed."""
+    """A model that writes the rewrite: one tuned on pairs, or an instruction model."""
 
-    model: Source | None = Field(None, description="model or adapter folder; None takes the recipe's model")
-    url: str | None = Field(None, description="a served endpoint instead; `model` is then its id there")
-    candidates: Positive = Field(4, description="rewrites of each text")
-    max_new_tokens: Positive = Field(64, description="of a rewrite")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="nucleus that tokens are drawn from")
-    temperature: Annotated[float, Field(gt=0)] = Field(0.7, description="of the drawing")
-    batch_tokens: Positive = Field(4096, description="tokens in flight; on a CPU its cores share them")
+    model: Source | None = Field(None, description="A model or adapter folder; `null` takes the recipe's model.")
+    url: str | None = Field(
+        None, description="The address of a served model to use instead; `model` is then its id there.")
+    candidates: Positive = Field(4, description="How many rewrites of each text are sampled.")
+    max_new_tokens: Positive = Field(64, description="The length of a rewrite, in tokens, at most.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9,
+        description="Tokens are sampled from the smallest set whose probabilities add up to this (nucleus sampling).")
+    temperature: Annotated[float, Field(gt=0)] = Field(0.7, description="The sampling temperature.")
+    batch_tokens: Positive = Field(
+        4096, description="How many tokens are computed at once; on a CPU its cores share them.")
 
 
 class ParaphraseSection(GeneratorSection):
-    """A model that was tuned on pairs, and others whose rewrites compete with its own."""
+    """A model tuned on pairs, and other models whose rewrites compete with its own."""
 
-    also: list[Source] = Field([], description="other paraphrasers, such as an earlier round; `candidates` of each")
+    also: list[Source] = Field(
+        [], description="Other paraphrasers, such as an earlier round; each one samples `candidates` rewrites, too.")
     fluency_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="of what `fluency_model` finds likely, while a causal paraphraser of its vocabulary draws")
+        0.0,
+        description="How much `fluency_model` takes part in sampling; it needs a causal paraphraser with the same "
+                    "vocabulary.")
 
     @model_validator(mode="after")
     def _others_are_models_too(self) -> ParaphraseSection:
@@ -92,49 +109,58 @@ class ParaphraseSection(GeneratorSection):
 
 
 class DetoxifySection(Section):
-    """Rewriting toxic text, and what makes a rewrite acceptable."""
+    """How toxic text is rewritten, and which rewrites are accepted."""
 
     methods: list[Annotated[Annotated[Rewriting, Tag(OWN)] | Plugin, OwnOrPlugin]] = Field(
-        ["causal", "delete"], min_length=1, description="a chain: the next one where no candidate is accepted")
-    toxic_threshold: Share = Field(0.6, description="records at or over it are rewritten")
-    accept_toxicity: Share = Field(0.3, description="a rewrite must score below it")
-    accept_similarity: Share = Field(0.6, description="cosine to the original, at least")
+        ["causal", "delete"], min_length=1,
+        description="The methods in their order; the next one is used if no candidate of the one before is accepted.")
+    toxic_threshold: Share = Field(0.6, description="Texts that score this or more are rewritten.")
+    accept_toxicity: Share = Field(0.3, description="A rewrite must score less than this.")
+    accept_similarity: Share = Field(0.6, description="A rewrite must have at least this cosine to the original.")
     accept_fluency: Annotated[float, Field(gt=0)] = Field(
-        2.0, description="perplexity relative to the original's, at most")
-    candidates: Positive = Field(4, description="rewrites of each text, of causal")
-    tidy: bool = Field(False, description="rewrites get capitals, stops and joined contractions (English)")
+        2.0, description="A rewrite may be at most this many times as perplexing as the original.")
+    candidates: Positive = Field(4, description="How many rewrites of each text `causal` offers.")
+    tidy: bool = Field(
+        False, description="Whether rewrites get capitals, full stops and joined contractions (English only).")
     largest_masked_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.34, description="of a text's words that may be masked or deleted")
+        0.34, description="The largest share of a text's words that may be masked or deleted.")
     causal: CausalRewriteSection = CausalRewriteSection()
     tmarco: TMaRCoSection = TMaRCoSection()
     marco: MaRCoSection = MaRCoSection()
     paraphrase: ParaphraseSection = ParaphraseSection()
     instruct: GeneratorSection = GeneratorSection()
-    fluency_model: Source | None = Field(None, description="reads the candidates; None takes the recipe's model")
+    fluency_model: Source | None = Field(
+        None, description="The model that reads the candidates; `null` takes the recipe's model.")
     fluency_contexts: list[str] = Field(
-        [""], min_length=1, description="candidates are read behind each of them; the mean counts")
-    batch_tokens: Positive = Field(2048, description="tokens in flight a batch")
+        [""], min_length=1, description="Candidates are read after each of these texts, and the mean counts.")
+    batch_tokens: Positive = Field(2048, description="How many tokens are computed at once.")
     precision: Literal["auto", "bf16", "float32"] = Field(
-        "auto", description="of causal models that draw and read; auto: bf16 on GPUs; it pays on CPUs with AMX, too")
+        "auto",
+        description="The precision of causal models; `auto` takes bf16 on GPUs and float32 on CPUs. On CPUs with AMX "
+                    "bf16 is faster, too.")
     similarity_model: Source | None = Field(
-        SENTENCE_ENCODER, description="sentence encoder; None: no check")
-    otherwise: Literal["drop", "keep"] = Field("drop", description="with text that no method could rewrite")
+        SENTENCE_ENCODER, description="The sentence encoder that measures similarity; `null` checks no similarity.")
+    otherwise: Literal["drop", "keep"] = Field(
+        "drop", description="What happens to a text that no method could rewrite.")
     refusal: str | None = Field(
-        None, description="of conversations: the answer to every toxic request, in place of rewriting anything")
+        None,
+        description="For conversations: the answer to every toxic request, instead of a rewrite; `null` keeps every "
+                    "answer.")
 
 
 class RephraserTrainingSection(Section):
-    """Experts and paraphrasers: full fine-tuning of a seq2seq base, LoRA on a causal one."""
+    """How experts and paraphrasers are trained: a seq2seq base with all its weights, a causal one with LoRA."""
 
-    base: Source | None = Field(None, description="None takes the recipe's model")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="at its highest")
-    epochs: Positive = Field(1, description="passes over the data")
-    batch_size: Positive = Field(16, description="texts or pairs a step")
-    max_length: Positive = Field(128, description="tokens of a text; longer ones are cut")
-    pair_toxicity: Share = Field(1.0, description="rewrites that the training scorer finds at or over it teach nothing")
-    pair_similarity: Share = Field(0.0, description="pairs with a lower cosine (MiniLM) teach nothing")
-    max_pairs: Positive | None = Field(None, description="at most so many pairs")
-    tidy: bool = Field(False, description="the polite texts are tidied as by detoxify.tidy before they are learnt")
+    base: Source | None = Field(None, description="The model to train; `null` takes the recipe's model.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="The learning rate at its highest.")
+    epochs: Positive = Field(1, description="How often the data is passed over.")
+    batch_size: Positive = Field(16, description="How many texts or pairs are in a step.")
+    max_length: Positive = Field(128, description="The length of a text, in tokens; longer texts are cut.")
+    pair_toxicity: Share = Field(1.0, description="Pairs whose rewrite scores this or more are left out.")
+    pair_similarity: Share = Field(0.0, description="Pairs whose two texts have a lower cosine (MiniLM) are left out.")
+    max_pairs: Positive | None = Field(None, description="How many pairs are used at most; `null` uses all.")
+    tidy: bool = Field(
+        False, description="Whether the polite texts are tidied as by `detoxify.tidy` before the model learns them.")
     precision: Literal["auto", "bf16", "float32"] = Field(
-        "auto", description="of a causal base, as detoxify.precision; its adapters are float32")
+        "auto", description="The precision of a causal base, as in `detoxify.precision`; its adapters are float32.")
     lora: LoraSection = LoraSection()
