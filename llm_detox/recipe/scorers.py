@@ -22,13 +22,17 @@ ScorerKind = Literal["ngram", "bilstm", "transformers", "perspective", "judge", 
 class ScorerSection(Section):
     """One toxicity scorer."""
 
-    kind: Annotated[Annotated[ScorerKind, Tag(OWN)] | Plugin, OwnOrPlugin] = Field(description="see scoring.md")
+    kind: Annotated[Annotated[ScorerKind, Tag(OWN)] | Plugin, OwnOrPlugin] = Field(
+        description="What scores; the kinds are described in [scoring.md](scoring.md).")
     source: Source | None = Field(
-        None, description="weights; for `ngram` labelled text or the folder of `train-scorer`; for `perspective` the "
-                          "address; for `judge` its model; None takes the kind's own")
-    attribute: str = Field("toxicity", description="which of its scores counts")
-    requests_per_second: Annotated[float, Field(gt=0)] = Field(1.0, description="of `perspective`")
-    members: list[ScorerSection] = Field([], description="of `ensemble`: the mean of their scores")
+        None,
+        description="Its weights; for `ngram` labelled text or a folder of `train-scorer`, for `perspective` the "
+                    "address, for `judge` its model. `null` takes the kind's default.")
+    attribute: str = Field("toxicity", description="Which of its scores is used.")
+    requests_per_second: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="How often `perspective` is asked at most.")
+    members: list[ScorerSection] = Field(
+        [], description="The scorers of an `ensemble`, whose score is the mean of theirs.")
 
     @model_validator(mode="after")
     def _members_of_ensembles(self) -> ScorerSection:
@@ -44,10 +48,11 @@ class ScorerSection(Section):
 
 
 class ScoringSection(Section):
-    """The scorer that trains or accepts is never the scorer that judges."""
+    """Two toxicity scorers. The one that trains or accepts rewrites is never the one that measures."""
 
-    training: ScorerSection = Field(description="finds toxic text, accepts rewrites, chooses preference pairs")
-    judging: ScorerSection = Field(description="scores the continuations of all arms")
+    training: ScorerSection = Field(
+        description="The scorer that finds toxic text, accepts rewrites and chooses preference pairs.")
+    judging: ScorerSection = Field(description="The scorer that scores the continuations of all arms.")
 
     @model_validator(mode="after")
     def _kept_apart(self) -> ScoringSection:
