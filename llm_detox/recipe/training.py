@@ -11,19 +11,26 @@ from llm_detox.recipe.cluster import GPU_TAINT, KubernetesName, PodSection, Quan
 
 
 class TrainJobSection(PodSection):
-    """A Kubeflow Trainer job in place of training in the pipeline's own pod; each node has these."""
+    """A Kubeflow Trainer job that trains instead of the pipeline's own pod, and what each node gets."""
 
     image: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="of the workbench; null: the one of the pipeline's steps, $LLM_DETOX_WORKBENCH_IMAGE")
-    nodes: Positive = Field(1, description="more than one: SFT and DPO run as a TrainJob with torchrun")
-    runtime: KubernetesName = Field("torch-distributed", description="a ClusterTrainingRuntime of the torch kind")
-    gpus: int = Field(1, ge=0, description="and processes of each node; 0 trains on CPUs")
-    cpu: Quantity = Field("4", description="of each node")
-    memory: Quantity = Field("32Gi", description="of each node")
-    shm: Quantity | None = Field("8Gi", description="of /dev/shm, within `memory`; null: the container runtime's own")
+        None,
+        description="The workbench image; `null` takes the image of the pipeline's steps, "
+                    "`$LLM_DETOX_WORKBENCH_IMAGE`.")
+    nodes: Positive = Field(
+        1, description="How many nodes train; with more than one, SFT and DPO run as a TrainJob with torchrun.")
+    runtime: KubernetesName = Field(
+        "torch-distributed", description="The name of a ClusterTrainingRuntime of the torch kind.")
+    gpus: int = Field(1, ge=0, description="How many GPUs, and processes, each node has; with 0 it trains on CPUs.")
+    cpu: Quantity = Field("4", description="The CPUs of each node.")
+    memory: Quantity = Field("32Gi", description="The memory of each node.")
+    shm: Quantity | None = Field(
+        "8Gi",
+        description="The size of `/dev/shm`, which is part of `memory`; `null` leaves it to the container runtime.")
     tolerations: list[Toleration] = Field(
-        [GPU_TAINT], description="key, key=value or key:Effect, as kubectl writes taints")
-    deadline_seconds: Positive = Field(172800, description="a job that takes longer is ended")
+        [GPU_TAINT],
+        description="Taints that the pods tolerate, written as in kubectl: `key`, `key=value` or `key:Effect`.")
+    deadline_seconds: Positive = Field(172800, description="A job that takes longer is ended.")
 
 
 LearningRateSchedule = Literal[
@@ -35,79 +42,106 @@ PreferenceLoss = Literal[
 
 
 class LoraSection(Section):
-    r: Positive = Field(16, description="rank")
-    alpha: Positive = Field(32, description="the adapter counts alpha / r times")
-    dropout: Share = Field(0.0, description="of the adapter's inputs")
+    """The low-rank adapter (Hu et al. 2021)."""
+
+    r: Positive = Field(16, description="The rank of the adapter.")
+    alpha: Positive = Field(32, description="The adapter's output is multiplied by `alpha / r`.")
+    dropout: Share = Field(0.0, description="The dropout rate of the adapter's inputs.")
     target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="names of layers; all-linear: all but the output layer")
-    bias: Literal["none", "lora_only"] = Field("none", description="lora_only: the biases of the target modules too")
+        "all-linear",
+        description="The names of the layers that get an adapter; `all-linear` means all linear layers but the output "
+                    "layer.")
+    bias: Literal["none", "lora_only"] = Field(
+        "none", description="With `lora_only` the biases of the target modules are trained, too.")
 
 
 class OptimisationSection(Section):
     """What SFT and DPO set alike."""
 
     learning_rate: Annotated[float, Field(gt=0)]
-    epochs: Annotated[float, Field(gt=0)] = Field(1, description="passes over the data")
-    max_steps: Positive | None = Field(None, description="in place of epochs")
-    batch_size: Positive = Field(8, description="texts or pairs a batch, over all processes")
-    accumulation: Positive = Field(1, description="batches to one step")
-    max_length: Positive = Field(128, description="tokens of a text; longer ones are cut")
+    epochs: Annotated[float, Field(gt=0)] = Field(1, description="How often the data is passed over.")
+    max_steps: Positive | None = Field(None, description="The number of steps, instead of `epochs`.")
+    batch_size: Positive = Field(8, description="How many texts or pairs are in a batch, over all processes.")
+    accumulation: Positive = Field(1, description="How many batches make one step.")
+    max_length: Positive = Field(128, description="The length of a text, in tokens; longer texts are cut.")
     warmup_ratio: Share
-    warmup_steps: int | None = Field(None, ge=0, description="in place of warmup_ratio")
-    lr_scheduler: LearningRateSchedule = Field("cosine", description="how the learning rate falls")
-    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="longer gradients are shortened")
-    optimizer: Literal["adamw", "paged_adamw_8bit"] = Field("adamw", description="the second one takes less memory")
-    gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
+    warmup_steps: int | None = Field(None, ge=0, description="The number of warm-up steps, instead of `warmup_ratio`.")
+    lr_scheduler: LearningRateSchedule = Field("cosine", description="How the learning rate falls after the warm-up.")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Gradients with a larger norm are scaled down to it.")
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = Field(
+        "adamw", description="`paged_adamw_8bit` needs less memory.")
+    gradient_checkpointing: bool = Field(
+        False, description="Whether activations are computed again instead of kept: slower, with less memory.")
 
 
 class SftSection(OptimisationSection):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="at its highest")
-    warmup_ratio: Share = Field(0.03, description="of the steps, in which the learning rate rises")
-    method: Literal["lora", "full"] = Field("lora", description="full: every weight, unquantised")
-    packing: bool = Field(False, description="several texts to a row of max_length, none of which sees another")
-    completion_only: bool = Field(True, description="of texts with a prompt, learn the completion alone")
+    """Supervised fine-tuning on texts."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="The learning rate at its highest.")
+    warmup_ratio: Share = Field(0.03, description="The share of the steps in which the learning rate rises.")
+    method: Literal["lora", "full"] = Field(
+        "lora", description="`lora` trains an adapter, `full` every weight, without quantisation.")
+    packing: bool = Field(
+        False, description="Whether several texts share a row of `max_length` tokens; none of them sees another.")
+    completion_only: bool = Field(True, description="Whether texts with a prompt teach the completion alone.")
 
 
 class PairTable(Section):
-    """A preference set: `prompt`, and the answers that are preferred and refused."""
+    """A preference set: prompts with a preferred and a rejected answer."""
 
-    source: Source
+    source: Source = Field(
+        description="Where the pairs are: a hub id (`owner/name` or `owner/name@revision`), a path, `s3://` or "
+                    "`package://`.")
     prompt_column: str | None = Field(
-        "prompt", description="None: the conversation that both begin with, up to their last answer")
-    chosen_column: str = Field("chosen", description="the preferred answers")
-    rejected_column: str = Field("rejected", description="the others")
-    count: Positive = Field(1000, description="at most so many")
+        "prompt",
+        description="The column with the prompt; with `null` it is the conversation that both texts begin with, up to "
+                    "the last answer.")
+    chosen_column: str = Field("chosen", description="The column with the preferred answers.")
+    rejected_column: str = Field("rejected", description="The column with the rejected answers.")
+    count: Positive = Field(1000, description="How many pairs are used at most.")
 
 
 class DpoSection(OptimisationSection):
-    enabled: bool = Field(True, description="false: no preference training, the SFT adapter is the last arm")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="at its highest")
+    """Preference training (Rafailov et al. 2023)."""
+
+    enabled: bool = Field(
+        True, description="With `false` there is no preference training, and the adapter of SFT is the last arm.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="The learning rate at its highest.")
     max_prompt_length: Positive | None = Field(
-        None, description="tokens of a prompt's end that are kept; None: half of max_length")
-    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="how near to its start the model is held")
-    warmup_ratio: Share = Field(0.1, description="of the steps, in which the learning rate rises")
-    loss: PreferenceLoss = Field("sigmoid", description="a preference loss, as TRL names it")
+        None, description="How many tokens of a prompt's end are kept; `null` keeps half of `max_length`.")
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="How strongly the model is held near its start.")
+    warmup_ratio: Share = Field(0.1, description="The share of the steps in which the learning rate rises.")
+    loss: PreferenceLoss = Field("sigmoid", description="The preference loss, by its name in TRL.")
     likelihood_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the chosen text's likelihood (RPO)")
+        0.0, description="The weight of the chosen text's likelihood in the loss (RPO).")
     anchor_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of KL(start || model) on the start's continuations of clean openings")
-    anchor_samples: Positive = Field(400, description="how many such continuations, where clean text is given")
-    pairs_per_prompt: Positive = Field(1, description="sampled pairs from one prompt, at most")
-    samples_per_prompt: Positive = Field(8, description="continuations that pairs are chosen from")
-    margin: Share = Field(0.3, description="least difference of toxicity between rejected and chosen")
-    max_pairs: int = Field(200, ge=0, description="at most so many sampled pairs")
-    rewrite_pairs: int = Field(60, ge=0, description="at most so many pairs rewrite against original")
-    pairs: list[PairTable] = Field([], description="preference sets made elsewhere")
+        0.0, description="The weight of KL(start, model) on the start model's own continuations of clean openings.")
+    anchor_samples: Positive = Field(
+        400, description="How many such continuations are sampled, if clean text is given.")
+    pairs_per_prompt: Positive = Field(1, description="How many pairs are made from one prompt's samples, at most.")
+    samples_per_prompt: Positive = Field(8, description="How many continuations of a prompt are sampled.")
+    margin: Share = Field(0.3, description="How much less toxic the chosen text must be than the rejected one.")
+    max_pairs: int = Field(200, ge=0, description="How many sampled pairs are used at most.")
+    rewrite_pairs: int = Field(60, ge=0, description="How many pairs of a rewrite and its original are used at most.")
+    pairs: list[PairTable] = Field([], description="Preference sets made elsewhere.")
 
 
 class TrainingSection(Section):
-    quantization: Literal["nf4", "int8", "none"] = Field("nf4", description="of the frozen base under LoRA")
-    double_quantization: bool = Field(True, description="of nf4: the scales are quantised, too")
+    """How models are trained."""
+
+    quantization: Literal["nf4", "int8", "none"] = Field(
+        "nf4", description="How the frozen base under an adapter is quantised.")
+    double_quantization: bool = Field(True, description="Whether the scales of `nf4` are quantised, too.")
     precision: Literal["bf16", "auto"] = Field(
-        "bf16", description="products in bfloat16 (on CPUs float32); auto: and no quantisation where the memory allows")
+        "bf16",
+        description="With `bf16`, products are computed in bfloat16 (on CPUs in float32); `auto` also leaves out "
+                    "quantisation where the memory allows it.")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
-        5.0, description="between two checkpoints: what a kill costs at most; 0 saves after every step")
-    tensorboard: bool = Field(False, description="the figures of each step as event files, too, in `tensorboard`")
+        5.0,
+        description="The time between two checkpoints, which is the most that a kill costs; 0 saves after every step.")
+    tensorboard: bool = Field(
+        False, description="Whether each step's figures are also written as event files to the folder `tensorboard`.")
     job: TrainJobSection = TrainJobSection()
     lora: LoraSection = LoraSection()
     sft: SftSection = SftSection()
