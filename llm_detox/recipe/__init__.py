@@ -28,10 +28,11 @@ _MOVED_TO_CLUSTER = ("s3_secret", "hub_secret", "ca_config_map")
 class Recipe(Section):
     """One experiment."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="of runs, folders and reports")
-    description: str = Field("", description="for people")
-    translations: list[Translation] = Field([], description="what a published source has otherwise")
-    seed: int = Field(42, description="of all that is drawn")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="The name of runs, folders and reports.")
+    description: str = Field("", description="What the experiment is, for people.")
+    translations: list[Translation] = Field(
+        [], description="Values of the published source that this recipe could not take over.")
+    seed: int = Field(42, description="The seed of everything that is random.")
     model: ModelSection
     data: DataSection
     budget: BudgetSection = BudgetSection()
