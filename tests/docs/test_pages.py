@@ -35,10 +35,21 @@ def test_the_configuration_reference_is_that_of_the_schema() -> None:
     assert (DOCS / "configuration.md").read_text("utf-8") == reference(), "make docs"
 
 
-def test_every_key_has_a_meaning() -> None:
-    rows = [line.split(" | ") for line in reference().splitlines() if line.startswith("| `")]
+def test_every_key_has_a_type_and_a_meaning_in_whole_sentences() -> None:
+    rows = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in reference().splitlines() if line.startswith("| `")]
     assert len(rows) > 100
-    assert not [row[0] for row in rows if row[1] != "section" and not row[-1].strip(" |")]
+    assert not [row[0] for row in rows if len(row) != 4 or not row[1]]
+    assert not [row[0] for row in rows if not re.fullmatch(r"[A-Z`\[].*\w.* .*\.", row[-1])]
+
+
+def test_the_reference_says_which_values_a_key_takes() -> None:
+    text = reference()
+    for row in ("| `toxic_share` | number from 0 to 1 | `0.5` |", "| `count` | integer at least 1 | `1000` |",
+                "| `max_chars` | integer at least 1 or `mean` | `240` |",
+                "| `weights` | list of numbers | `[-0.5, 0.5]` |", "| `rest_port` | integer from 0 to 65535 | `0` |",
+                "| `model` | [section](#model) | *required* |", "| `rollout` | `replace` or `canary` | `\"replace\"` |",
+                "`causal`, `delete`, `tmarco`, `marco`, `paraphrase`, `instruct` or `plugin:NAME`"):
+        assert row in text
 
 
 def test_the_architecture_is_that_of_the_code(architecture: ModuleType) -> None:
