@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ def serve_published(walk: Walk, address: str) -> Endpoint:
 
     folder = _free(walk.folder / "serving" / "detoxified")
     with walk.store():
-        found = deploy_local(address, name=walk.recipe.deploy.name, output=folder)
-    return _ours(found["urls"], found["model_id"], folder)
+        deployed = deploy_local(address, name=walk.recipe.deploy.name, output=folder)
+    return _ours(deployed.urls, deployed.model_id, folder)
 
 
 def serve_base(walk: Walk) -> Endpoint:
@@ -90,8 +90,8 @@ def serve_base(walk: Walk) -> Endpoint:
     model = walk.step("base-model", convert, model=walk.recipe.model.source)
     folder = _free(walk.folder / "serving" / "base")
     folder.mkdir(parents=True)
-    state = serve_folder(model.folder, name="base", ports=Ports.choose(), output=folder, about={})
-    return _ours(state["urls"], "base", folder)
+    state = serve_folder(model.folder, name="base", ports=Ports.choose(), output=folder)
+    return _ours(state.urls, "base", folder)
 
 
 def _free(folder: Path) -> Path:
@@ -103,7 +103,7 @@ def _free(folder: Path) -> Path:
     return folder
 
 
-def _ours(urls: dict[str, str], model_id: str, folder: Path) -> Endpoint:
+def _ours(urls: Mapping[str, str], model_id: str, folder: Path) -> Endpoint:
     endpoint = Endpoint({"REST": urls["rest"], "gRPC": urls["grpc"]}, model_id, folder)
     atexit.register(endpoint.stop)  # where the kernel ends before the notebook's last cell
     return endpoint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ import llm_detox
 from llm_detox.errors import DetoxError
 from llm_detox.processes import environment
 from llm_detox.recipe import Recipe
-from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE
+from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE, StepError
 from llm_detox.serve.local import stop_local
 from llm_detox.storage.seaweed import Seaweed
 from pipelines.console import step_console
@@ -44,7 +43,7 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
     """Run `detox-and-serve` with Kubeflow's local runner.
 
     Finished steps are kept under `runs/<recipe>/` and found again by the next run of the same recipe and code,
-    so an interrupted run goes on where it stopped; publishing, deploying and asking always happen anew.
+    so an interrupted run continues where it stopped; publishing, deploying and asking always happen anew.
 
     Args:
         recipe: what to run.
@@ -143,10 +142,10 @@ def _errors_of_steps(note: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if note.exists():
-            told = json.loads(note.read_text("utf-8"))
-            place = f"step {told['step']}" + (f", {told['place']}" if told["place"] else "")
-            raise DetoxError(told["message"], place=place, remedy=told["remedy"]) from None
+        failure = StepError.read(note.read_text("utf-8")) if note.exists() else None
+        if failure:
+            place = f"step {failure.step}" + (f", {failure.place}" if failure.place else "")
+            raise DetoxError(failure.message, place=place, remedy=failure.remedy) from None
         raise DetoxError(f"a step failed: {error}", place=str(note.parent / "run.log"),
                          remedy="its output above tells why") from None
     finally:

@@ -10,7 +10,7 @@ def deploy(recipe: str, address: str, deployment: dsl.Output[dsl.Artifact], run:
     from pathlib import Path
 
     from llm_detox.runs.pipeline_step import pipeline_step
-    from llm_detox.serve.deploy import deploy
+    from llm_detox.serve import deploy
 
     with pipeline_step("deploy", recipe) as settings:
         deploy(settings, address=address, output=Path(deployment.path), run=run)

@@ -14,4 +14,4 @@ def publish(recipe: str, model: dsl.Input[dsl.Model]) -> str:
 
     with pipeline_step("publish", recipe) as settings:
         result = publish(Path(model.path), settings.publish.url)
-    return result["address"]
+    return result.address

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,12 @@ def list_versions(url: Url, as_json: AsJson = False) -> None:
     """Show all versions, newest first; the current one has a star."""
     from llm_detox.storage.publishing import versions
 
-    found = versions(url)
+    listed = versions(url)
     if as_json:
-        print(json.dumps({"versions": found}))
+        print(json.dumps({"versions": [asdict(one) for one in listed]}))
         return
-    for one in found:
-        print(f"{'*' if one['current'] else ' '} {one['digest']}  {one['published']}  {one['bytes'] / 2**20:8.1f} MiB")
+    for one in listed:
+        print(f"{'*' if one.current else ' '} {one.digest}  {one.published}  {one.bytes / 2**20:8.1f} MiB")
 
 
 @app.command()
@@ -33,7 +34,7 @@ def rollback(url: Url, digest: Annotated[str | None, typer.Argument(help="Else t
     """Make an older version current."""
     from llm_detox.storage.publishing import rollback as run
 
-    print(run(url, digest)["address"])
+    print(run(url, digest).address)
 
 
 @app.command()
@@ -50,8 +51,8 @@ def fetch(url: Url, to: Annotated[Path, typer.Argument(help="The folder to make.
     """Fetch a published model, verified by its checksums."""
     from llm_detox.storage import fetch_model
 
-    result = fetch_model(url, to)
-    print(json.dumps(result) if as_json else f"{result['address']} is in {to}")
+    model = fetch_model(url, to)
+    print(json.dumps(asdict(model)) if as_json else f"{model.address} is in {to}")
 
 
 @exports.callback()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llm_detox.cli.common import AsJson, Overrides, RecipeFile, read_recipe
 from llm_detox.errors import UsageError
+
+if TYPE_CHECKING:
+    from llm_detox.serve.deployment import DeploymentState
 
 
 def serve(
@@ -23,12 +26,12 @@ def serve(
     """Serve a model on this machine until Ctrl-C. It answers behind the Caikit API."""
     from llm_detox.serve.foreground import serve as run
 
-    def ready(state: dict[str, Any]) -> None:
+    def ready(state: DeploymentState) -> None:
         if as_json:
-            print(json.dumps({"model_id": name, **state["urls"]}), flush=True)
+            print(json.dumps({"model_id": name, **state.urls}), flush=True)
             return
-        address = state["urls"]["grpc"].removeprefix("grpc://")
-        print(f'llm-detox ask --url {state["urls"]["rest"]} --model {name} "The best thing about my neighbours is"')
+        address = state.urls["grpc"].removeprefix("grpc://")
+        print(f'llm-detox ask --url {state.urls["rest"]} --model {name} "The best thing about my neighbours is"')
         print(f'llm-detox ask --grpc {address} --model {name} "The best thing about my neighbours is"', flush=True)
 
     run(model or _last_deployed(), name=name, rest_port=rest_port, grpc_port=grpc_port, on_ready=ready)
@@ -46,7 +49,8 @@ def stop(
     deployment: Annotated[Path, typer.Argument(help="The folder that `deploy` wrote.", show_default=False)],
 ) -> None:
     """End a local deployment."""
-    from llm_detox.serve.local import read_state, stop_local
+    from llm_detox.serve.deployment import read_state
+    from llm_detox.serve.local import stop_local
 
     read_state(deployment)
     ended = stop_local(deployment)

@@ -192,7 +192,7 @@ def publish(
     if as_json:
         show_outcome(result, None, as_json)
     else:
-        print(result["address"])
+        print(result.address)
 
 
 def deploy(
@@ -210,7 +210,7 @@ def deploy(
     if dry_run:
         _show_dry_run(settings, address)
         return
-    from llm_detox.serve.deploy import deploy as run
+    from llm_detox.serve import deploy as run
 
     show_outcome(run(settings, address=address, output=output), output, as_json)
     if settings.deploy.target == "local":
@@ -224,7 +224,7 @@ def _show_dry_run(recipe: Recipe, address: str) -> None:
         raise UsageError("a local deployment sends nothing", place="--dry-run", remedy="--set deploy.target=kserve")
     from llm_detox.serve.kserve.deploy import dry_run
 
-    print(dry_run(recipe, address=address), end="")
+    print(dry_run(recipe.deploy, recipe.cluster, address=address), end="")
 
 
 def smoke(

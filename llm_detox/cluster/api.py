@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llm_detox.cluster.objects import Event, InferenceService, Manifest, Node, Pod, Quota, TrainJob
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 
@@ -21,7 +22,6 @@ _AWAY = {429, 500, 502, 503, 504}
 # An API server that has just come back knows neither its roles nor its custom kinds for a moment.
 _WAKING, _WAKING_SECONDS = {401, 403, 404}, 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
-Object = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -79,52 +79,54 @@ class Cluster:
                              ) from None
         return cls(client.ApiClient(), _known(namespace or context.get("namespace")), away_seconds=away_seconds)
 
-    def service(self, name: str) -> Object | None:
+    def service(self, name: str) -> InferenceService | None:
         """An InferenceService, or None."""
-        return self._get(_SERVICES, name)
+        live = self._get(_SERVICES, name)
+        return InferenceService.of(live) if live else None
 
-    def runtime(self, name: str) -> Object | None:
-        """A ServingRuntime, or None."""
-        return self._get(_RUNTIMES, name)
+    def has_runtime(self, name: str) -> bool:
+        """Whether there is a ServingRuntime of this name."""
+        return self._get(_RUNTIMES, name) is not None
 
-    def train_job(self, name: str) -> Object | None:
+    def train_job(self, name: str) -> TrainJob | None:
         """A TrainJob, or None."""
-        return self._get(_TRAIN_JOBS, name)
+        live = self._get(_TRAIN_JOBS, name)
+        return TrainJob.of(live) if live else None
 
-    def train_jobs(self, selector: str) -> list[Object]:
+    def train_jobs(self, selector: str) -> list[TrainJob]:
         """The TrainJobs with these labels."""
         group, version, plural = _TRAIN_JOBS
-        return list(self._call("list", plural, lambda **options: self._custom.list_namespaced_custom_object(
-            group, version, self.namespace, plural, label_selector=selector, **options))["items"])
+        answer = self._call("list", plural, lambda **options: self._custom.list_namespaced_custom_object(
+            group, version, self.namespace, plural, label_selector=selector, **options))
+        return [TrainJob.of(one) for one in answer["items"]]
 
-    def create(self, service: Object, *, dry_run: bool = False) -> Object:
+    def create(self, service: Manifest, *, dry_run: bool = False) -> None:
         """Make an InferenceService.
 
         Raises:
             Conflict: it is there already.
         """
-        return self._create(_SERVICES, service, dry_run)
+        self._create(_SERVICES, service, dry_run)
 
-    def create_train_job(self, job: Object, *, dry_run: bool = False) -> Object:
+    def create_train_job(self, job: Manifest, *, dry_run: bool = False) -> None:
         """Make a TrainJob.
 
         Raises:
             Conflict: it is there already.
         """
-        return self._create(_TRAIN_JOBS, job, dry_run)
+        self._create(_TRAIN_JOBS, job, dry_run)
 
-    def patch(self, name: str, patch: Object, *, dry_run: bool = False) -> Object:
-        """Send a merge patch.
+    def patch(self, name: str, patch: Manifest, *, dry_run: bool = False) -> None:
+        """Send a merge patch to an InferenceService.
 
         Raises:
             Conflict: the patch names a `resourceVersion` that is no longer the live one.
         """
         group, version, plural = _SERVICES
-        patched: Object = self._call("patch", plural, lambda **options: self._custom.patch_namespaced_custom_object(
+        self._call("patch", plural, lambda **options: self._custom.patch_namespaced_custom_object(
             group, version, self.namespace, plural, name, patch, **options), dry_run=dry_run)
-        return patched
 
-    def delete(self, name: str, *, as_read: Object | None = None) -> None:
+    def delete(self, name: str, *, as_read: InferenceService | None = None) -> None:
         """Remove an InferenceService; it is fine if it is not there.
 
         Raises:
@@ -136,27 +138,21 @@ class Cluster:
         """Remove a TrainJob with its pods; it is fine if it is not there."""
         self._delete(_TRAIN_JOBS, name)
 
-    def pods(self, name: str) -> list[Object]:
-        """The pods of an InferenceService as plain values."""
+    def pods(self, name: str) -> list[Pod]:
+        """The pods of an InferenceService."""
         return self._pods(f"{GROUP}/inferenceservice={name}")
 
-    def pods_of_run(self, run: str) -> list[Object]:
+    def pods_of_run(self, run: str) -> list[Pod]:
         """The pods of a pipeline run, those that have ended too."""
         return self._pods(f"pipeline/runid={run}")
 
-    def _pods(self, selector: str) -> list[Object]:
-        found = self._call("list", "pods", lambda **options: self._core.list_namespaced_pod(
-            self.namespace, label_selector=selector, **options))
-        return list(self._plain(found)["items"])
-
-    def warnings(self, name: str) -> list[Object]:
+    def warnings(self, name: str) -> list[Event]:
         """Events of kind Warning about an InferenceService and what was made for it."""
-        found = self._call("list", "events", lambda **options: self._core.list_namespaced_event(
+        answer = self._call("list", "events", lambda **options: self._core.list_namespaced_event(
             self.namespace, field_selector="type=Warning", **options))
         owned = (f"{name}-predictor", f"{name}-transformer")
-        return [event for event in self._plain(found)["items"]
-                if event["involvedObject"].get("name") == name
-                or str(event["involvedObject"].get("name", "")).startswith(owned)]
+        events = [Event.of(one) for one in self._items(answer)]
+        return [event for event in events if event.about == name or event.about.startswith(owned)]
 
     def version(self) -> str:
         """The version of the API server: whether it answers, and knows this login."""
@@ -167,10 +163,10 @@ class Cluster:
 
     def kinds(self, version: str) -> set[str]:
         """The plural names of the kinds of a group's version; empty where the cluster does not know it."""
-        found = self._call("get", "kinds", lambda **options: self._api.call_api(
+        answer = self._call("get", "kinds", lambda **options: self._api.call_api(
             f"/apis/{version}", "GET", response_type="object", auth_settings=["BearerToken"],
             _return_http_data_only=True, **options), missing=None)
-        return {str(one["name"]) for one in (found or {}).get("resources", ())}
+        return {str(one["name"]) for one in (answer or {}).get("resources", ())}
 
     def may(self, verb: str, group: str, resource: str) -> bool:
         """Whether this login has a right in the namespace."""
@@ -192,33 +188,43 @@ class Cluster:
         return self._call("get", plural, lambda **options: singles[single](
             name, self.namespace, **options), missing=None) is not None
 
-    def listed(self, plural: str) -> list[Object] | None:
-        """All nodes, or the quotas of the namespace; None where this login may not list them."""
-        lists = {"nodes": self._core.list_node, "resourcequotas": lambda **options:
-                 self._core.list_namespaced_resource_quota(self.namespace, **options)}
-        if not self.may("list", "", plural):
+    def nodes(self) -> list[Node] | None:
+        """All nodes; None where this login may not list them."""
+        if not self.may("list", "", "nodes"):
             return None
-        return list(self._plain(self._call("list", plural, lists[plural]))["items"])
+        return [Node.of(one) for one in self._items(self._call("list", "nodes", self._core.list_node))]
 
-    def _plain(self, thing: Any) -> Object:
-        plain: Object = self._api.sanitize_for_serialization(thing)
-        return plain
+    def quotas(self) -> list[Quota] | None:
+        """The resource quotas of the namespace; None where this login may not list them."""
+        if not self.may("list", "", "resourcequotas"):
+            return None
+        answer = self._call("list", "resourcequotas", lambda **options: self._core.list_namespaced_resource_quota(
+            self.namespace, **options))
+        return [Quota.of(one) for one in self._items(answer)]
 
-    def _get(self, kind: tuple[str, str, str], name: str) -> Object | None:
+    def _pods(self, selector: str) -> list[Pod]:
+        answer = self._call("list", "pods", lambda **options: self._core.list_namespaced_pod(
+            self.namespace, label_selector=selector, **options))
+        return [Pod.of(one) for one in self._items(answer)]
+
+    def _items(self, answer: Any) -> list[Manifest]:
+        """The objects of the client's answer, as their YAML has them."""
+        return list(self._api.sanitize_for_serialization(answer)["items"])
+
+    def _get(self, kind: tuple[str, str, str], name: str) -> Manifest | None:
         group, version, plural = kind
-        found: Object | None = self._call("get", plural, lambda **options: self._custom.get_namespaced_custom_object(
+        live: Manifest | None = self._call("get", plural, lambda **options: self._custom.get_namespaced_custom_object(
             group, version, self.namespace, plural, name, **options), missing=None)
-        return found
+        return live
 
-    def _create(self, kind: tuple[str, str, str], thing: Object, dry_run: bool) -> Object:
+    def _create(self, kind: tuple[str, str, str], manifest: Manifest, dry_run: bool) -> None:
         group, version, plural = kind
-        made: Object = self._call("create", plural, lambda **options: self._custom.create_namespaced_custom_object(
-            group, version, self.namespace, plural, thing, **options), dry_run=dry_run)
-        return made
+        self._call("create", plural, lambda **options: self._custom.create_namespaced_custom_object(
+            group, version, self.namespace, plural, manifest, **options), dry_run=dry_run)
 
-    def _delete(self, kind: tuple[str, str, str], name: str, as_read: Object | None = None) -> None:
+    def _delete(self, kind: tuple[str, str, str], name: str, as_read: InferenceService | None = None) -> None:
         group, version, plural = kind
-        seen = {"preconditions": {"resourceVersion": as_read["metadata"]["resourceVersion"]}} if as_read else {}
+        seen = {"preconditions": {"resourceVersion": as_read.resource_version}} if as_read else {}
         self._call("delete", plural, lambda **options: self._custom.delete_namespaced_custom_object(
             group, version, self.namespace, plural, name, body=seen, **options), missing=None)
 
@@ -227,7 +233,7 @@ class Cluster:
         from urllib3.exceptions import HTTPError
 
         options = {"_request_timeout": _TIMEOUT, **({"dry_run": "All"} if dry_run else {})}
-        until, pause, told = time.monotonic() + self._away_seconds, _FIRST_PAUSE, False
+        until, pause, said = time.monotonic() + self._away_seconds, _FIRST_PAUSE, False
         while True:
             try:
                 return call(**options)
@@ -245,9 +251,9 @@ class Cluster:
                 if "certificate" in str(error).lower() or time.monotonic() >= until:
                     raise self._unreachable(error) from None
                 self._awake_at = time.monotonic() + _WAKING_SECONDS
-            if not told:
+            if not said:
                 say("the cluster does not answer; trying again")
-                told = True
+                said = True
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -265,10 +271,11 @@ class Cluster:
             return DetoxError("the cluster does not know this login", place=self._api.configuration.host,
                               remedy="log in again (oc login); tokens expire")
         if error.status == 403 and "exceeded quota" not in message:
-            what, role = (("an overlay with the component trainjob-rights", "llm-detox-train") if plural == "trainjobs"
-                          else ("manifests/overlays/openshift-ai (or overlays/kserve)", "llm-detox-deploy"))
+            overlay, role = (
+                ("an overlay with the component trainjob-rights", "llm-detox-train") if plural == "trainjobs"
+                else ("manifests/overlays/openshift-ai (or overlays/kserve)", "llm-detox-deploy"))
             return DetoxError(f"no right to {verb} {plural}", place=place,
-                              remedy=f"an administrator of the project runs: kubectl apply -k {what}, and binds the "
+                              remedy=f"an administrator of the project runs: kubectl apply -k {overlay}, and binds the "
                                      f"Role {role} to this account. The cluster said: {message}")
         if error.status == 404 and plural in ("inferenceservices", "servingruntimes"):
             return DetoxError("KServe is not installed in this cluster", place=self._api.configuration.host,

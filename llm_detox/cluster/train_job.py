@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from llm_detox.cluster.api import Cluster, Conflict
+from llm_detox.cluster.objects import Manifest
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
@@ -26,7 +27,6 @@ from llm_detox.recipe.cluster import IMAGE_VARIABLE, WORKBENCH_IMAGE, Connection
 from llm_detox.recipe.training import TrainJobSection
 from llm_detox.runs.folders import digest_of, input_digest
 
-Object = dict[str, Any]
 JOB_FILE = "trainjob.yaml"
 _INPUTS, _OUTCOME = "inputs", "outcome"  # in a folder of the pod that is its own
 # Where the pods of a job, and those of the pipeline's steps, have an own certificate authority.
@@ -41,7 +41,7 @@ RUN_LABEL = "llm-detox/run"
 
 
 def train_job(job: TrainJobSection, connection: ConnectionSection, step: str, files: Mapping[str, str], *, name: str,
-              inputs: str, outcome: str) -> Object:
+              inputs: str, outcome: str) -> Manifest:
     """The TrainJob of a step.
 
     Args:
@@ -60,7 +60,7 @@ def train_job(job: TrainJobSection, connection: ConnectionSection, step: str, fi
         f"llm-detox models fetch {shlex.quote(inputs)} {_INPUTS}",
         f"torchrun --no-python llm-detox {step} --recipe {_INPUTS}/recipe.json {given} --output {_OUTCOME}",
         f'if [ "${{PET_NODE_RANK:-0}}" = 0 ]; then llm-detox publish {_OUTCOME} {shlex.quote(outcome)}; fi'))
-    amounts: Object = {"cpu": job.cpu, "memory": job.memory, **({job.gpu_resource: job.gpus} if job.gpus else {})}
+    amounts: Manifest = {"cpu": job.cpu, "memory": job.memory, **({job.gpu_resource: job.gpus} if job.gpus else {})}
     run = os.environ.get(RUN_VARIABLE)
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob",
@@ -79,9 +79,9 @@ def train_job(job: TrainJobSection, connection: ConnectionSection, step: str, fi
                     "spec": _pod(job, connection)}}}}]}}}}]}}
 
 
-def _environment(connection: ConnectionSection) -> list[Object]:
+def _environment(connection: ConnectionSection) -> list[Manifest]:
     """Secrets by name, and where an own authority is."""
-    secrets: list[tuple[str, str, Object]] = [(connection.s3_secret, key, {}) for key in connection.s3_keys]
+    secrets: list[tuple[str, str, Manifest]] = [(connection.s3_secret, key, {}) for key in connection.s3_keys]
     if connection.hub_secret:
         secrets.append((connection.hub_secret, "HF_TOKEN", {"optional": True}))
     return [*({"name": key, "valueFrom": {"secretKeyRef": {"name": name, "key": key, **more}}}
@@ -89,19 +89,19 @@ def _environment(connection: ConnectionSection) -> list[Object]:
             *({"name": name, "value": CA_FILE} for name in CA_VARIABLES if connection.ca_config_map)]
 
 
-def _pod(job: TrainJobSection, connection: ConnectionSection) -> Object:
+def _pod(job: TrainJobSection, connection: ConnectionSection) -> Manifest:
     """What the job changes in the pods of its runtime: they meet the restricted standard, without a token."""
-    volumes: list[Object] = []
-    mounts: list[Object] = []
+    volumes: list[Manifest] = []
+    mounts: list[Manifest] = []
     if job.shm:  # NCCL passes tensors between the GPUs of a node through it; a container's own has 64 MiB
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.shm}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
     if connection.ca_config_map:
         volumes.append({"name": "ca", "configMap": {"name": connection.ca_config_map}})
         mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
-    container: Object = {"name": _NODE, "volumeMounts": mounts, "securityContext": {
+    container: Manifest = {"name": _NODE, "volumeMounts": mounts, "securityContext": {
         "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
-    more: Object = {"nodeSelector": job.node_selector, "tolerations": [toleration(one) for one in job.tolerations],
+    more: Manifest = {"nodeSelector": job.node_selector, "tolerations": [toleration(one) for one in job.tolerations],
                     "volumes": volumes}
     return {
         "serviceAccountName": job.account,
@@ -109,7 +109,7 @@ def _pod(job: TrainJobSection, connection: ConnectionSection) -> Object:
         "containers": [_without_empty(container)], **_without_empty(more)}
 
 
-def _without_empty(thing: Object) -> Object:
+def _without_empty(thing: Manifest) -> Manifest:
     return {key: value for key, value in thing.items() if value}
 
 
@@ -142,7 +142,7 @@ def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, out
     place = f"{recipe.publish.url.rstrip('/')}/training/{name}"
     with tempfile.TemporaryDirectory() as folder:
         files = _gather(recipe.model_dump_json(), inputs, Path(folder))
-        address = publish(Path(folder), f"{place}/inputs")["address"]
+        address = publish(Path(folder), f"{place}/inputs").address
     job = train_job(recipe.training.job, recipe.cluster, step, files, name=name, inputs=address,
                     outcome=f"{place}/outcome")
     job_yaml = yaml.safe_dump(job, sort_keys=False)
@@ -158,8 +158,7 @@ def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, out
 
 def remove_running(cluster: Cluster, run: str) -> list[str]:
     """Remove the jobs of a pipeline run that have not ended; their names."""
-    running = [job["metadata"]["name"] for job in cluster.train_jobs(f"{RUN_LABEL}={run}")
-               if not {"Complete", "Failed"} & _ended(job).keys()]
+    running = [job.name for job in cluster.train_jobs(f"{RUN_LABEL}={run}") if not job.complete and not job.failed]
     for name in running:
         cluster.delete_train_job(name)
     return running
@@ -178,7 +177,7 @@ def _gather(recipe_json: str, inputs: Mapping[str, Path], folder: Path) -> dict[
     return files
 
 
-def _create(cluster: Cluster, job: Object, poll: float) -> None:
+def _create(cluster: Cluster, job: Manifest, poll: float) -> None:
     """Make the job, unless it is there and has not failed."""
     name, until = job["metadata"]["name"], time.monotonic() + _GONE_SECONDS
     while True:
@@ -188,48 +187,38 @@ def _create(cluster: Cluster, job: Object, poll: float) -> None:
             return
         except Conflict:
             there = cluster.train_job(name)
-        going = there is None or "deletionTimestamp" in there["metadata"]
-        if there is not None and not going and "Failed" not in _ended(there):
+        leaving = there is None or there.leaving
+        if there is not None and not leaving and not there.failed:
             say(f"{name}: is there already; waiting for it")
             return
         if time.monotonic() >= until:
             raise DetoxError("the job that failed before is being removed, and does not go", place=name,
                              remedy=f"see its finalizers: oc get trainjob {name} -o yaml")
-        if not going:
+        if not leaving:
             say(f"{name}: failed before; removing it to train anew")
             cluster.delete_train_job(name)
         time.sleep(poll)
 
 
-def _ended(job: Object) -> dict[str, Object]:
-    """The conditions that hold, by type: `Complete` or `Failed` when the job has ended."""
-    conditions = (job.get("status") or {}).get("conditions", ())
-    return {one["type"]: one for one in conditions if one.get("status") == "True"}
-
-
 def _wait(cluster: Cluster, name: str, deadline: float, poll: float) -> None:
-    """Until the job is complete; what its nodes do is told when it changes."""
-    started, told = time.monotonic(), ""
+    """Until the job is complete; what its nodes do is said when it changes."""
+    started, said = time.monotonic(), ""
     while True:
         job = cluster.train_job(name)
         if job is None:
             raise DetoxError(f"the training job {name} was removed", place=f"namespace {cluster.namespace}",
                              remedy="run the pipeline again, if the training is still wanted")
-        status, ended = job.get("status") or {}, _ended(job)
-        now = ", ".join(f"{count} {what}" for one in status.get("jobsStatus", ()) if one["name"] == _NODE
-                        for what in ("active", "ready", "succeeded", "failed") if (count := one.get(what)))
-        if now and now != told:
-            told = now
-            say(f"{name}: nodes {now} ({human_seconds(time.monotonic() - started)})")
-        if "Complete" in ended:
+        if job.nodes and job.nodes != said:
+            said = job.nodes
+            say(f"{name}: nodes {said} ({human_seconds(time.monotonic() - started)})")
+        if job.complete:
             return
         late = time.monotonic() - started > deadline
-        if late and "Failed" not in ended:
+        if late and not job.failed:
             cluster.delete_train_job(name)
-        if "Failed" in ended or late:
-            why = ended.get("Failed", {}).get("message") or f"not complete after {human_seconds(deadline)}"
-            raise DetoxError(f"the training on {name}'s nodes failed: {why}", place=f"namespace {cluster.namespace}",
+        if job.failed or late:
+            cause = job.message or f"not complete after {human_seconds(deadline)}"
+            raise DetoxError(f"the training on {name}'s nodes failed: {cause}", place=f"namespace {cluster.namespace}",
                              remedy=f"read its log: oc logs -l jobset.sigs.k8s.io/jobset-name={name}; a step that is "
                                     "tried again makes the job anew")
         time.sleep(poll)
-

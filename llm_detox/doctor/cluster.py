@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
 
 from llm_detox.cluster.api import GROUP, Cluster
+from llm_detox.cluster.objects import Manifest, Quota
 from llm_detox.doctor.finding import Finding
 from llm_detox.errors import DetoxError
 from llm_detox.recipe.cluster import ConnectionSection
@@ -90,7 +90,7 @@ def _trainer(cluster: Cluster) -> Finding:
 def _things(cluster: Cluster, kserve: KserveSection, connection: ConnectionSection) -> Iterator[Finding]:
     apply = f"kubectl apply -k manifests/overlays/{kserve.platform}"
     try:
-        yield (Finding("runtime", "ok", kserve.runtime) if cluster.runtime(kserve.runtime)
+        yield (Finding("runtime", "ok", kserve.runtime) if cluster.has_runtime(kserve.runtime)
                else Finding("runtime", "missing", f"no ServingRuntime {kserve.runtime}", apply))
     except DetoxError as error:
         yield Finding("runtime", "unknown", error.message, error.remedy)
@@ -108,12 +108,11 @@ def _things(cluster: Cluster, kserve: KserveSection, connection: ConnectionSecti
 def _gpus(cluster: Cluster, kserve: KserveSection) -> Finding:
     if not kserve.gpus:
         return Finding("GPUs", "ok", "none wanted")
-    nodes = cluster.listed("nodes")
+    nodes = cluster.nodes()
     if nodes is None:
         return Finding("GPUs", "unknown", "this login may not list nodes", "ask an administrator: oc describe nodes")
     resource = kserve.gpu_resource
-    counts = [amount(node["status"].get("allocatable", {}).get(resource, "0")) for node in nodes
-              if not node.get("spec", {}).get("unschedulable")]
+    counts = [amount(node.allocatable.get(resource, "0")) for node in nodes if not node.unschedulable]
     able = sum(count >= kserve.gpus for count in counts)
     if able:
         return Finding("GPUs", "ok", f"{able} nodes with at least {kserve.gpus} {resource}")
@@ -123,7 +122,7 @@ def _gpus(cluster: Cluster, kserve: KserveSection) -> Finding:
 
 
 def _quota(cluster: Cluster, settings: DeploySection, connection: ConnectionSection) -> Iterator[Finding]:
-    quotas = cluster.listed("resourcequotas")
+    quotas = cluster.quotas()
     if quotas is None:
         yield Finding("quota", "unknown", "this login may not list resource quotas")
         return
@@ -137,15 +136,14 @@ def _quota(cluster: Cluster, settings: DeploySection, connection: ConnectionSect
         yield Finding("quota", "ok", f"room in all {len(quotas)}" if quotas else "none set")
 
 
-def _short(quota: Mapping[str, Any], resources: Mapping[str, Any], replicas: int) -> Iterator[str]:
-    status = quota.get("status") or {}
-    hard, used = status.get("hard") or {}, status.get("used") or {}
+def _short(quota: Quota, resources: Manifest, replicas: int) -> Iterator[str]:
+    """What of the pods' requests and limits has no room in a quota, in words."""
     for kind in ("requests", "limits"):
         for resource, wanted in resources[kind].items():
             name = f"{kind}.{resource}"
-            if name in hard and amount(used.get(name, "0")) + amount(wanted) * replicas > amount(hard[name]):
-                yield (f"{quota['metadata']['name']}: {name} {used.get(name, '0')} of {hard[name]} used, "
-                       f"{replicas} x {wanted} wanted")
+            hard, used = quota.hard.get(name), quota.used.get(name, "0")
+            if hard is not None and amount(used) + amount(wanted) * replicas > amount(hard):
+                yield f"{quota.name}: {name} {used} of {hard} used, {replicas} x {wanted} wanted"
 
 
 def amount(quantity: str | int) -> Decimal:

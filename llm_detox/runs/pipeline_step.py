@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,34 @@ if TYPE_CHECKING:
 ERROR_FILE_VARIABLE = "LLM_DETOX_ERROR_FILE"
 # Together with their JSON they stay under the 4096 bytes that a pod's status keeps.
 _MESSAGE_BYTES, _PLACE_BYTES, _REMEDY_BYTES = 1800, 300, 600
+
+
+@dataclass(frozen=True)
+class StepError:
+    """What a step that failed leaves for its runner: which step, and its error with place and remedy."""
+
+    step: str
+    message: str
+    place: str | None
+    remedy: str | None
+
+    @classmethod
+    def of(cls, step: str, error: DetoxError) -> StepError:
+        """Short enough for a pod's status."""
+        return cls(step, str(_shortened(error.message, _MESSAGE_BYTES)), _shortened(error.place, _PLACE_BYTES),
+                   _shortened(error.remedy, _REMEDY_BYTES))
+
+    @classmethod
+    def read(cls, text: str) -> StepError | None:
+        """From what was left; None where it is something else."""
+        try:
+            value = json.loads(text)
+            return cls(str(value["step"]), str(value["message"]), value.get("place"), value.get("remedy"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
 
 
 class MetricsArtifact(Protocol):
@@ -68,9 +97,7 @@ def pipeline_step(
 def _write_error(name: str, error: DetoxError) -> None:
     """For the local runner; in a cluster the file is the status of the pod, which the step `outcome` reads."""
     if path := os.environ.get(ERROR_FILE_VARIABLE):
-        message = {"step": name, "message": _shortened(error.message, _MESSAGE_BYTES),
-                   "place": _shortened(error.place, _PLACE_BYTES), "remedy": _shortened(error.remedy, _REMEDY_BYTES)}
-        Path(path).write_text(json.dumps(message, ensure_ascii=False), "utf-8")
+        Path(path).write_text(StepError.of(name, error).text(), "utf-8")
 
 
 def _shortened(text: str | None, longest: int) -> str | None:

@@ -2,7 +2,7 @@
 
 The new version is fetched and verified beside the old one, the link that the engine reads moves on to it, and the
 engine is told to load anew. Requests that run end with the old model; where the new one does not load, the old one
-goes on.
+stays.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from llm_detox import processes
 from llm_detox.errors import DetoxError
@@ -23,6 +22,7 @@ from llm_detox.processes import Process
 from llm_detox.progress import say
 from llm_detox.storage import fetch_model
 from llm_detox.storage.fetch import resolve
+from llm_detox.storage.layout import Version
 
 POLL_SECONDS = 5.0
 LOAD_SECONDS = 1800.0
@@ -42,16 +42,16 @@ class Versions:
         self.current = folder / "model"
         self.digest = ""
 
-    def fetch(self) -> dict[str, Any]:
-        """Fetch what the address stands for now and point the link to it; returns `address` and `digest`.
+    def fetch(self) -> Version:
+        """Fetch what the address stands for now and point the link to it.
 
         Raises:
             DetoxError: it cannot be fetched; the link stays as it is.
         """
-        address, digest = resolve(self.address)
-        fetch_model(address, self._folder / "versions" / digest)
-        self.point(digest)
-        return {"address": address, "digest": digest}
+        version = resolve(self.address)
+        fetch_model(version.address, self._folder / "versions" / version.digest)
+        self.point(version.digest)
+        return version
 
     def point(self, digest: str) -> None:
         """Move the link to a fetched version, in one step."""
@@ -75,11 +75,11 @@ class Refresher(threading.Thread):
         versions: what is served, already fetched.
         engine: the process that loads the model anew on SIGUSR1.
         metrics: its address.
-        on_change: called with `address` and `digest` of a version that is served now.
+        on_change: called with a version when it is served.
         over: ends the work.
     """
 
-    def __init__(self, versions: Versions, engine: Process, metrics: str, on_change: Callable[[dict[str, Any]], None],
+    def __init__(self, versions: Versions, engine: Process, metrics: str, on_change: Callable[[Version], None],
                  over: threading.Event) -> None:
         super().__init__(name="refresh", daemon=True)
         self._versions, self._engine, self._metrics = versions, engine, metrics
@@ -100,21 +100,21 @@ class Refresher(threading.Thread):
 
     def _look(self) -> None:
         before = self._versions.digest
-        if resolve(self._versions.address)[1] in (before, self._refused):
+        if resolve(self._versions.address).digest in (before, self._refused):
             return
-        found = self._versions.fetch()
-        say(f"{found['address']} is the current version now; loading it")
-        if self._loaded(found["digest"]):
-            self._on_change(found)
+        new = self._versions.fetch()
+        say(f"{new.address} is the current version now; loading it")
+        if self._loaded(new.digest):
+            self._on_change(new)
             self._versions.remove_others()
             return
         if self._over.is_set():
             return
-        self._refused = found["digest"]
+        self._refused = new.digest
         self._versions.point(before)
         self._versions.remove_others()
         raise DetoxError(f"the new version does not load:\n{processes.last_lines(self._engine.log, 3)}",
-                         place=found["address"], remedy="publish it again, or roll back: llm-detox models rollback")
+                         place=new.address, remedy="publish it again, or roll back: llm-detox models rollback")
 
     def _loaded(self, digest: str) -> bool:
         """Tell the engine to load anew, and wait for its word."""

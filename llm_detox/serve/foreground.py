@@ -6,16 +6,16 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from llm_detox import processes
 from llm_detox.errors import DetoxError
 from llm_detox.processes import Process
 from llm_detox.progress import say
+from llm_detox.serve.deployment import DeploymentState, note_version
 from llm_detox.serve.follow_pointer import Refresher, Versions
-from llm_detox.serve.local import serve_folder, stop_local, update_state
+from llm_detox.serve.local import serve_folder, stop_local
 from llm_detox.serve.local_stack import Ports
 
 _WATCH_SECONDS = 0.5
@@ -23,7 +23,7 @@ _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def serve(model: str, *, name: str, rest_port: int = 0, grpc_port: int = 0,
-          on_ready: Callable[[dict[str, Any]], None] | None = None) -> None:
+          on_ready: Callable[[DeploymentState], None] | None = None) -> None:
     """Serve a model until this process is told to end (SIGINT, SIGTERM, SIGHUP).
 
     Args:
@@ -42,16 +42,16 @@ def serve(model: str, *, name: str, rest_port: int = 0, grpc_port: int = 0,
         work = Path(folder)
         try:
             versions = Versions(model, work) if model.startswith("s3://") else None
-            about = versions.fetch() if versions else {"address": None}
-            state = serve_folder(versions.current if versions else _caikit_folder(model, work), name=name, ports=ports,
-                                 output=work, about=about)
+            version = versions.fetch() if versions else None
+            state = serve_folder(
+                versions.current if versions else _caikit_folder(model, work), name=name, ports=ports, output=work,
+                address=version.address if version else None, digest=version.digest if version else None)
             if on_ready:
                 on_ready(state)
-            running = [Process(**one) for one in state["processes"]]
-            if versions and about["address"] != model.rstrip("/"):
-                Refresher(versions, running[0], f"{state['urls']['engine']}/metrics",
-                          lambda found: update_state(work, found), over).start()
-            _watch(running, ended)
+            if versions and state.address != model.rstrip("/"):
+                Refresher(versions, state.processes[0], f"{state.urls['engine']}/metrics",
+                          lambda new: note_version(work, address=new.address, digest=new.digest), over).start()
+            _watch(state.processes, ended)
         except _Ended:
             say("ending")
         finally:
@@ -70,7 +70,7 @@ def _caikit_folder(model: str, work: Path) -> Path:
     return work / "model"
 
 
-def _watch(running: list[Process], ended: _EndSignal) -> None:
+def _watch(running: Sequence[Process], ended: _EndSignal) -> None:
     while not ended.seen:
         for process in running:
             if not processes.is_running(process):

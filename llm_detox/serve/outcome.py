@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llm_detox.cluster.objects import InferenceService, Pod
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
-from llm_detox.recipe import Recipe
+from llm_detox.recipe.deploy import DeploySection
 from llm_detox.recipe.files import resolve_recipe
 from llm_detox.runs.artifacts import OutcomeFolder
 from llm_detox.runs.folders import step_folder
+from llm_detox.runs.pipeline_step import StepError
 
 _AWAY_SECONDS = 60.0
 _NODE_NAME = "workflows.argoproj.io/node-name"
@@ -39,10 +41,97 @@ class Ending:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class PodFailure:
+    """The last attempt at a step failed without words of its own; `message` is what its pod says."""
+
+    step: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the pods of a run say: the steps that failed, and the gate ("passed", "not passed", None: no report)."""
+
+    failures: tuple[StepError | PodFailure, ...]
+    gate: str | None
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the cluster serves now: an address, and whether it is ready."""
+
+    address: str | None
+    ready: bool
+
+
+@dataclass
+class Outcome:
+    """What became of a run; None is what nobody could or had to look at.
+
+    Args:
+        ending: how it ended.
+        ended: when, in UTC.
+        recipe: its name.
+        steps: what its pods say.
+        canaries: the canary that it left, which was removed; empty where it left none.
+        ended_jobs: training that it left running, which was removed.
+        served: what is served now.
+        unseen: why some of these are not known.
+    """
+
+    ending: Ending
+    ended: str
+    recipe: str | None = None
+    steps: Steps | None = None
+    canaries: tuple[str, ...] | None = None
+    ended_jobs: tuple[str, ...] | None = None
+    served: Served | None = None
+    unseen: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """The content of `outcome.json`: what is not known has no key."""
+        value: dict[str, object] = {**asdict(self.ending), "ended": self.ended}
+        if self.recipe is not None:
+            value["recipe"] = self.recipe
+        if self.steps is not None:
+            value["failures"] = [asdict(one) for one in self.steps.failures]
+            value |= {"gate": self.steps.gate} if self.steps.gate else {}
+        if self.canaries is not None:
+            value["removed"] = next(iter(self.canaries), None)
+        if self.served is not None:
+            value |= {"serving": self.served.address, "ready": self.served.ready}
+        if self.ended_jobs is not None:
+            value["ended_jobs"] = list(self.ended_jobs)
+        if self.unseen is not None:
+            value["unseen"] = self.unseen
+        return value
+
+    def lines(self) -> list[str]:
+        """For people, as Markdown."""
+        text = [f"**{self.ending.state}**: run {self.ending.run} of {self.recipe or 'a recipe that cannot be read'}"]
+        if self.ending.state != "SUCCEEDED":
+            failures = (self.steps.failures if self.steps else ()) or (
+                PodFailure(self.ending.task, self.ending.message),)
+            text += [line for one in failures for line in _failure_lines(one)]
+        elif self.steps and self.steps.gate == "not passed":
+            text.append("- the model did not pass the gate: nothing was published; the report says why")
+        text += [f"- removed: the canary {name}, which this run left behind" for name in self.canaries or ()]
+        if self.ended_jobs:
+            text.append(f"- removed: the training jobs {', '.join(self.ended_jobs)}, which this run left running")
+        if self.served:
+            state = "ready" if self.served.ready else "not ready"
+            text.append(f"- serving now: {self.served.address} ({state})" if self.served.address
+                        else "- serving now: nothing")
+        if self.unseen:
+            text.append(f"- not looked at: {self.unseen}")
+        return text
+
+
 def write_outcome(
     ending: Ending, recipe: str, *, output: Path, changes: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> Outcome:
     """Remove what a run left half done in its cluster, and write what became of it.
 
     Nothing that is missing or unreachable here is an error: the run has its outcome already, and the words say what
@@ -53,64 +142,32 @@ def write_outcome(
         recipe: as the run was given it, maybe wrong.
         output: a new folder: `outcome.json`, and `outcome.md` for people.
         changes, overrides: see `resolve_recipe`.
-
-    Returns:
-        The fields of `ending`, `recipe` (its name), `ended` (UTC), and for a cluster `failures` (step, message, place
-        and remedy of the last attempt), `gate` ("passed" or "not passed", where a report was made), `removed` (a canary
-        that this run left), `ended_jobs` (training that it left running), `serving` (the address that is served now)
-        and `ready`; `unseen` says why some of these are not known.
     """
-    told: dict[str, Any] = {**asdict(ending), "ended": datetime.now(UTC).isoformat("T", "seconds")}
+    outcome = Outcome(ending, datetime.now(UTC).isoformat("T", "seconds"))
     try:
-        settled = resolve_recipe(recipe, changes=changes, overrides=overrides)
-        told["recipe"] = settled.name
-        if settled.deploy.target == "kserve":
-            told |= _tidy_up(settled, ending.run)
+        settings = resolve_recipe(recipe, changes=changes, overrides=overrides)
+        outcome.recipe = settings.name
+        if settings.deploy.target == "kserve":
+            _tidy_up(outcome, settings.deploy, on_nodes=settings.training.job.nodes > 1)
     except DetoxError as error:
-        told["unseen"] = error.message
+        outcome.unseen = error.message
+    value, lines = outcome.as_json(), outcome.lines()
     with step_folder(output, "outcome", settings=asdict(ending), inputs={}) as folder:
-        (folder / OutcomeFolder.outcome).write_text(json.dumps(told, indent=2, ensure_ascii=False), "utf-8")
-        (folder / OutcomeFolder.page).write_text("\n".join(lines(told)) + "\n", "utf-8")
-        folder.result.update(told)
-    for line in lines(told):
+        (folder / OutcomeFolder.outcome).write_text(json.dumps(value, indent=2, ensure_ascii=False), "utf-8")
+        (folder / OutcomeFolder.page).write_text("\n".join(lines) + "\n", "utf-8")
+        folder.result.update(value)
+    for line in lines:
         say(line)
-    return told
+    return outcome
 
 
-def lines(told: Mapping[str, Any]) -> list[str]:
-    """The outcome for people, as Markdown."""
-    found = [f"**{told['state']}**: run {told['run']} of {told.get('recipe', 'a recipe that cannot be read')}"]
-    if told["state"] != "SUCCEEDED":
-        failures = told.get("failures") or [{"step": told["task"], "message": told["message"]}]
-        found += [line for one in failures for line in _failure_lines(one)]
-    elif told.get("gate") == "not passed":
-        found.append("- the model did not pass the gate: nothing was published; the report says why")
-    if told.get("removed"):
-        found.append(f"- removed: the canary {told['removed']}, which this run left behind")
-    if told.get("ended_jobs"):
-        found.append(f"- removed: the training jobs {', '.join(told['ended_jobs'])}, which this run left running")
-    if "serving" in told:
-        state = "ready" if told["ready"] else "not ready"
-        found.append(f"- serving now: {told['serving']} ({state})" if told["serving"] else "- serving now: nothing")
-    if told.get("unseen"):
-        found.append(f"- not looked at: {told['unseen']}")
-    return found
-
-
-def _failure_lines(failure: Mapping[str, str | None]) -> Iterator[str]:
-    place = f" (at {failure['place']})" if failure.get("place") else ""
-    yield f"- failed: {failure['step'] or 'a step'}: {failure['message'] or 'its log says why'}{place}"
-    if failure.get("remedy"):
-        yield f"  - remedy: {failure['remedy']}"
-
-
-def _tidy_up(recipe: Recipe, run: str) -> dict[str, Any]:
-    """Each of its parts, whether or not the others can be done."""
+def _tidy_up(outcome: Outcome, settings: DeploySection, *, on_nodes: bool) -> None:
+    """Look at the cluster and remove what is left; each part, whether or not the others can be done."""
     from llm_detox.cluster.api import Cluster
     from llm_detox.cluster.train_job import remove_running
     from llm_detox.serve.kserve.deploy import remove_leftover
 
-    settings = recipe.deploy
+    run = outcome.ending.run
 
     def serving_project() -> Cluster:
         return Cluster.connect(settings.namespace, away_seconds=_AWAY_SECONDS)
@@ -118,47 +175,51 @@ def _tidy_up(recipe: Recipe, run: str) -> dict[str, Any]:
     def own_project() -> Cluster:
         return Cluster.connect(away_seconds=_AWAY_SECONDS)
 
-    parts: list[Callable[[], dict[str, Any]]] = [
-        lambda: _told_by_pods(own_project().pods_of_run(run)),
-        lambda: {"removed": remove_leftover(settings, run, serving_project())},
-        lambda: _served(serving_project().service(settings.name))]
-    if recipe.training.job.nodes > 1:
-        parts.append(lambda: {"ended_jobs": remove_running(own_project(), run)})
-    told: dict[str, Any] = {}
+    def look_at_steps() -> None:
+        outcome.steps = _steps(own_project().pods_of_run(run))
+
+    def remove_canary() -> None:
+        name = remove_leftover(settings, run, serving_project())
+        outcome.canaries = (name,) if name else ()
+
+    def look_at_service() -> None:
+        outcome.served = _served(serving_project().service(settings.name))
+
+    def remove_jobs() -> None:
+        outcome.ended_jobs = tuple(remove_running(own_project(), run))
+
     unseen = []
-    for part in parts:
+    for part in (look_at_steps, remove_canary, look_at_service, *((remove_jobs,) if on_nodes else ())):
         try:
-            told |= part()
+            part()
         except DetoxError as error:
             unseen.append(error.message)
-    return {**told, **({"unseen": "; ".join(dict.fromkeys(unseen))} if unseen else {})}
+    outcome.unseen = "; ".join(dict.fromkeys(unseen)) or None
 
 
-def _served(live: dict[str, Any] | None) -> dict[str, Any]:
+def _served(live: InferenceService | None) -> Served:
     from llm_detox.serve.kserve.render import ADDRESS
-    from llm_detox.serve.kserve.status import condition
 
-    return {"serving": live["metadata"].get("annotations", {}).get(ADDRESS) if live else None,
-            "ready": live is not None and condition(live, "Ready").get("status") == "True"}
+    return Served(live.annotations.get(ADDRESS), live.ready) if live else Served(None, False)
 
 
-def _told_by_pods(pods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _steps(pods: Sequence[Pod]) -> Steps:
     """The failures, of the last attempt at each step only, and what became of the gate, where there is one."""
-    last: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    last: dict[str, tuple[int, Pod]] = {}
     for pod in pods:
         node, attempt = _node(pod)
         if node not in last or attempt > last[node][0]:
             last[node] = (attempt, pod)
-    steps = {_step(node) for node in last}
-    told: dict[str, Any] = {"failures": [one for node, (_, pod) in last.items() if (one := _failure(pod, _step(node)))]}
-    if "report" in steps and not told["failures"]:
-        told["gate"] = "passed" if "publish" in steps else "not passed"
-    return told
+    names = {_step(node) for node in last}
+    failures = tuple(one for node, (_, pod) in last.items() if (one := _failure(pod, _step(node))))
+    if "report" not in names or failures:
+        return Steps(failures, None)
+    return Steps(failures, "passed" if "publish" in names else "not passed")
 
 
-def _node(pod: Mapping[str, Any]) -> tuple[str, int]:
+def _node(pod: Pod) -> tuple[str, int]:
     """Where in the run's graph a pod stands, `run.root.steps.sft.executor`, and which attempt it is."""
-    name = str(pod["metadata"].get("annotations", {}).get(_NODE_NAME) or pod["metadata"]["name"])
+    name = pod.annotations.get(_NODE_NAME) or pod.name
     attempt = _ATTEMPT.search(name)
     return (name[:attempt.start()], int(attempt[1])) if attempt else (name, 0)
 
@@ -168,22 +229,21 @@ def _step(node: str) -> str:
     return node.removesuffix(".executor").rpartition(".")[2].removesuffix("-driver")
 
 
-def _failure(pod: Mapping[str, Any], step: str) -> dict[str, str | None] | None:
+def _failure(pod: Pod, step: str) -> StepError | PodFailure | None:
     """What a step's pod ended with; `pipeline_step` leaves its error as the last words of its container."""
-    status = pod.get("status") or {}
-    for container in status.get("containerStatuses") or ():
-        ended = (container.get("state") or {}).get("terminated") or {}
-        if ended.get("exitCode"):
-            return _last_words(str(ended.get("message") or ""), step,
-                               f"{ended.get('reason', 'ended')}, exit code {ended['exitCode']}")
-    if status.get("phase") == "Failed":  # evicted, or never started
-        return _last_words("", step, ": ".join(filter(None, (status.get("reason"), status.get("message")))))
+    for container in pod.containers:
+        end = container.termination
+        if end and end.exit_code:
+            return StepError.read(end.message) or PodFailure(
+                step, end.message.strip() or f"{end.reason or 'ended'}, exit code {end.exit_code}")
+    if pod.phase == "Failed":  # evicted, or never started
+        return PodFailure(step, ": ".join(part for part in (pod.reason, pod.message) if part))
     return None
 
 
-def _last_words(message: str, step: str, otherwise: str) -> dict[str, str | None]:
-    try:
-        told = json.loads(message)
-        return {"step": str(told["step"]), **{key: told.get(key) for key in ("message", "place", "remedy")}}
-    except (ValueError, KeyError, TypeError):
-        return {"step": step, "message": message.strip() or otherwise}
+def _failure_lines(failure: StepError | PodFailure) -> Iterator[str]:
+    place = failure.place if isinstance(failure, StepError) else None
+    at = f" (at {place})" if place else ""
+    yield f"- failed: {failure.step or 'a step'}: {failure.message or 'its log says why'}{at}"
+    if isinstance(failure, StepError) and failure.remedy:
+        yield f"  - remedy: {failure.remedy}"

@@ -10,17 +10,21 @@ AWS_S3_ENDPOINT, AWS_DEFAULT_REGION and AWS_CA_BUNDLE.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llm_detox.storage.fetch import LocalModel
+    from llm_detox.storage.publishing import Publication
 
 
-def publish(folder: Path, url: str) -> dict[str, Any]:
+def publish(folder: Path, url: str) -> Publication:
     """Publish a model folder: see `llm_detox.storage.publishing`."""
     from llm_detox.storage.publishing import publish as run  # boto3 loads only where S3 is used
 
     return run(folder, url)
 
 
-def fetch_model(address: str, to: Path) -> dict[str, Any]:
+def fetch_model(address: str, to: Path) -> LocalModel:
     """Fetch a published model, verified: see `llm_detox.storage.fetch.fetch_model`."""
     from llm_detox.storage.fetch import fetch_model as run
 

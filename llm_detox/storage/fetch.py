@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.runs.artifacts import ModelFolder
 from llm_detox.runs.folders import cache_dir, digest_of, sha256_of
-from llm_detox.storage.layout import INDEX, checked_index, digest_of_index, part_size, read_json, read_pointer
+from llm_detox.storage.layout import INDEX, Index, Version, part_size, read_index, read_pointer
 from llm_detox.storage.publishing import listing
 from llm_detox.storage.s3 import Place, clear_errors, connect, endpoint_of, is_missing, may_pass
 from llm_detox.storage.transfer import PARTS_SUFFIX, transfers
@@ -22,18 +22,26 @@ from llm_detox.storage.transfer import PARTS_SUFFIX, transfers
 _ROUNDS = 3
 
 
-def fetch_model(address: str, to: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class LocalModel:
+    """A version that is on this machine: its address and digest, the number of its files, their bytes, the seconds."""
+
+    address: str
+    digest: str
+    files: int
+    bytes: int
+    seconds: float
+
+
+def fetch_model(address: str, to: Path) -> LocalModel:
     """Fetch a published model, verified by SHA-256; `to` exists only when it is complete.
 
-    An interrupted fetch goes on behind the files that arrived. A `to` that holds this version already is verified
+    An interrupted fetch continues after the files that arrived. A `to` that holds this version already is verified
     and kept.
 
     Args:
         address: of a version (`s3://bucket/prefix/digest`), or of the place it was published to: the current one.
         to: the folder to make.
-
-    Returns:
-        `address` (of the version), `digest`, `files`, `bytes`, `seconds`.
 
     Raises:
         DetoxError: nothing is published there, the store refuses or fails, a file is not what was published, the
@@ -43,23 +51,20 @@ def fetch_model(address: str, to: Path) -> dict[str, Any]:
     client = connect()
     with clear_errors(address):
         version, index = _resolve(client, Place.parse(address)) or _nothing_there(address)
-        digest = digest_of_index(index)
-        size = sum(file["bytes"] for file in index["files"].values())
         if to.exists():
             if not _holds(to, index):
                 raise DetoxError("the folder exists and holds something else", place=str(to),
                                  remedy="remove it, or choose another one")
         else:
             _fetch_version(client, version, index, to)
-    return {"address": str(version), "digest": digest, "files": len(index["files"]), "bytes": size,
-            "seconds": round(time.monotonic() - started, 2)}
+    return LocalModel(str(version), index.digest, len(index.files), index.bytes, round(time.monotonic() - started, 2))
 
 
-def resolve(address: str) -> tuple[str, str]:
-    """The version that an address stands for now: its own address and its digest."""
+def resolve(address: str) -> Version:
+    """The version that an address stands for now."""
     with clear_errors(address):
         version, index = _resolve(connect(), Place.parse(address)) or _nothing_there(address)
-    return str(version), digest_of_index(index)
+    return Version(index.digest, str(version), bytes=index.bytes, files=len(index.files))
 
 
 def fetch_source(url: str) -> Path:
@@ -75,38 +80,39 @@ def fetch_source(url: str) -> Path:
     client = connect()
     with clear_errors(url):
         if published := _resolve(client, place):
-            folder = cache_dir("s3") / digest_of_index(published[1])
-            fetch_model(str(published[0]), folder)
+            version, index = published
+            folder = cache_dir("s3") / index.digest
+            fetch_model(str(version), folder)
             return folder / "artifacts" if ModelFolder(folder / "artifacts").config.exists() else folder
         return _fetch_plain(client, place)
 
 
-def _resolve(client: Any, place: Place) -> tuple[Place, dict[str, Any]] | None:
-    stored = read_json(client, place / INDEX)
-    if stored is None:
+def _resolve(client: Any, place: Place) -> tuple[Place, Index] | None:
+    """The version at a place, or the current one below it; None where nothing is published."""
+    index = read_index(client, place)
+    if index is None:
         pointer = read_pointer(client, place)
         if pointer is None:
             return None
-        place = place / str(pointer.value["digest"])
-        stored = read_json(client, place / INDEX)
-        if stored is None:
+        place = place / pointer.digest
+        index = read_index(client, place)
+        if index is None:
             raise DetoxError("the version that the pointer names is gone", place=str(place),
                              remedy="publish the model again, or roll back to a version that is there")
-    index = checked_index(stored.value, str(place / INDEX))
-    if place.key.rpartition("/")[2] != digest_of_index(index):
+    if place.key.rpartition("/")[2] != index.digest:
         raise DetoxError("the list of checksums does not belong to this address", place=str(place / INDEX),
                          remedy="publish the model again")
     return place, index
 
 
-def _nothing_there(address: str) -> tuple[Place, dict[str, Any]]:
+def _nothing_there(address: str) -> NoReturn:
     raise DetoxError("no model is published here", place=address,
                      remedy="check the address: `publish` prints it, of a version or of the place of all versions")
 
 
-def _fetch_version(client: Any, version: Place, index: dict[str, Any], to: Path) -> None:
+def _fetch_version(client: Any, version: Place, index: Index, to: Path) -> None:
     staging = to.parent / f".{to.name}.part"
-    files = {name: staging / name for name in index["files"]}
+    files = {name: staging / name for name in index.files}
     with _writing(staging, to):
         begun = _keep_only(staging, set(files.values()))
         for path in files.values():
@@ -120,25 +126,24 @@ def _fetch_version(client: Any, version: Place, index: dict[str, Any], to: Path)
                 again = may_pass(error) or (isinstance(error, _Damaged) and begun and round_number == 1)
                 if round_number == _ROUNDS or not again:
                     raise
-        _write_index(staging, index)
+        (staging / INDEX).write_text(index.text(), "utf-8")
         staging.rename(to)
 
 
-def _fetch_missing(client: Any, version: Place, index: dict[str, Any], files: dict[str, Path], staging: Path) -> None:
-    expected = {name: file["sha256"] for name, file in index["files"].items()}
+def _fetch_missing(client: Any, version: Place, index: Index, files: Mapping[str, Path], staging: Path) -> None:
     begun = {name for name, path in files.items() if path.with_name(path.name + PARTS_SUFFIX).exists()}
     missing = {name: path for name, path in files.items()
-               if name in begun or not (path.is_file() and sha256_of(path) == expected[name])}
+               if name in begun or not (path.is_file() and sha256_of(path) == index.files[name].sha256)}
     if begun or len(missing) < len(files):
-        say(f"going on with an interrupted fetch: {len(files) - len(missing)} of {len(files)} files are here"
+        say(f"continuing an interrupted fetch: {len(files) - len(missing)} of {len(files)} files are here"
             + (f", {len(begun)} in part" if begun else ""))
-    needed = sum(index["files"][name]["bytes"] for name in missing)
+    needed = sum(index.files[name].bytes for name in missing)
     _check_room(staging, needed - sum(files[name].stat().st_blocks * 512 for name in begun if files[name].is_file()))
-    part = part_size(max((file["bytes"] for file in index["files"].values()), default=0))
-    with transfers(client, part, "fetching", needed) as running:
+    with transfers(client, part_size(index.largest), "fetching", needed) as running:
         for name, path in missing.items():
-            running.download(version / name, path, index["files"][name]["bytes"], expected[name],
-                             _checker(path, expected[name], str(version / name)))
+            file = index.files[name]
+            running.download(version / name, path, file.bytes, file.sha256,
+                             _checker(path, file.sha256, str(version / name)))
 
 
 def _keep_only(staging: Path, wanted: set[Path]) -> bool:
@@ -178,7 +183,7 @@ def _fetch_plain(client: Any, place: Place) -> Path:
     if not objects:
         raise DetoxError("there is no object and no prefix of this name", place=str(place),
                          remedy="check the address and the bucket")
-    checked_index({"files": {name: {"sha256": etag, "bytes": size} for name, (size, etag) in objects.items()}},
+    Index.checked({"files": {name: {"sha256": etag, "bytes": size} for name, (size, etag) in objects.items()}},
                   str(place))
     folder = cache_dir("s3") / digest_of([endpoint_of(), str(place), objects])[:32]
     if not folder.exists():
@@ -200,18 +205,14 @@ def _fetch_objects(client: Any, place: Place, objects: dict[str, tuple[int, str]
         staging.rename(folder)
 
 
-def _holds(folder: Path, index: dict[str, Any]) -> bool:
-    return all((folder / name).is_file() and sha256_of(folder / name) == file["sha256"]
-               for name, file in index["files"].items())
+def _holds(folder: Path, index: Index) -> bool:
+    return all((folder / name).is_file() and sha256_of(folder / name) == file.sha256
+               for name, file in index.files.items())
 
 
 def _check_room(folder: Path, needed: int) -> None:
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, "not enough room", str(folder))
-
-
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), "utf-8")
 
 
 class _writing:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,10 +15,13 @@ from llm_detox.errors import DetoxError
 from llm_detox.runs.folders import MANIFEST, digest_of
 from llm_detox.storage.s3 import Place, error_code, is_missing
 
-INDEX = "checksums.json"
+INDEX, POINTER = "checksums.json", "latest.json"
 MEBIBYTE = 1024 * 1024
+_SCHEMA = 1
 _READ = 4 * MEBIBYTE
 _DIGEST_CHARS = 32
+_ATTEMPTS = 8
+_READS = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,93 @@ class FileSum:
     bytes: int
     etag: str
     parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class IndexedFile:
+    """A file of a version: its SHA-256 in hex, and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """`checksums.json` of a version: relative path (with `/`) -> file."""
+
+    files: Mapping[str, IndexedFile]
+
+    @classmethod
+    def of(cls, sums: Mapping[str, FileSum]) -> Index:
+        return cls({name: IndexedFile(one.sha256, one.bytes) for name, one in sums.items()})
+
+    @classmethod
+    def checked(cls, value: object, place: str) -> Index:
+        """An index as read from a store, with names that stay inside the folder they are written to.
+
+        Raises:
+            DetoxError: it is malformed, or a name leads elsewhere.
+        """
+        files = value.get("files") if isinstance(value, dict) else None
+        if not isinstance(files, dict) or not files or not all(_is_indexed(*item) for item in files.items()):
+            raise DetoxError("the list of checksums is damaged", place=place, remedy="publish the model again")
+        return cls({name: IndexedFile(file["sha256"], file["bytes"]) for name, file in files.items()})
+
+    @property
+    def digest(self) -> str:
+        """The content address: it follows from names and checksums alone."""
+        return digest_of({name: file.sha256 for name, file in self.files.items()})[:_DIGEST_CHARS]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(file.bytes for file in self.files.values())
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest file."""
+        return max((file.bytes for file in self.files.values()), default=0)
+
+    def text(self) -> str:
+        """The content of `checksums.json`."""
+        return json.dumps({"schema": _SCHEMA, **asdict(self)}, indent=2, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version, as the pointer lists it; `published` is UTC, `files` their number."""
+
+    digest: str
+    address: str
+    published: str = ""
+    bytes: int = 0
+    files: int = 0
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """`latest.json`: the digest of the current version, and all versions, newest first.
+
+    `etag` is the one under which it was read.
+    """
+
+    digest: str
+    address: str
+    versions: tuple[Version, ...]
+    etag: str = field(default="", compare=False)
+
+    def text(self) -> str:
+        """The content of `latest.json`."""
+        return json.dumps({"schema": _SCHEMA, "digest": self.digest, "address": self.address,
+                           "versions": [asdict(one) for one in self.versions]}, indent=2)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A small JSON object and the ETag under which it was read."""
+
+    value: object
+    etag: str
 
 
 def part_size(largest: int) -> int:
@@ -82,51 +172,6 @@ def sum_folder(folder: Path, part: int) -> dict[str, FileSum]:
         return dict(zip(paths, sums, strict=True))
 
 
-def index_of(sums: Mapping[str, FileSum]) -> dict[str, Any]:
-    """The JSON value of a version's index."""
-    return {"schema": 1, "files": {name: {"sha256": one.sha256, "bytes": one.bytes} for name, one in sums.items()}}
-
-
-def digest_of_index(index: Mapping[str, Any]) -> str:
-    """The content address: it follows from names and checksums alone."""
-    return digest_of({name: file["sha256"] for name, file in index["files"].items()})[:_DIGEST_CHARS]
-
-
-def checked_index(value: Any, place: str) -> dict[str, Any]:
-    """An index as read from a store, with names that stay inside the folder they are written to.
-
-    Raises:
-        DetoxError: it is malformed, or a name leads elsewhere.
-    """
-    broken = DetoxError("the list of checksums is damaged", place=place, remedy="publish the model again")
-    if not isinstance(value, dict) or not isinstance(value.get("files"), dict) or not value["files"]:
-        raise broken
-    for name, file in value["files"].items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or str(path) != name:
-            raise broken
-        if not (isinstance(file, dict) and isinstance(file.get("sha256"), str) and isinstance(file.get("bytes"), int)):
-            raise broken
-    return value
-
-
-def _md5(data: bytes = b"") -> hashlib._Hash:
-    return hashlib.md5(data, usedforsecurity=False)
-
-
-POINTER = "latest.json"
-_ATTEMPTS = 8
-_READS = 4
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A small JSON object and the ETag under which it was read."""
-
-    value: Any
-    etag: str
-
-
 def read_json(client: Any, place: Place) -> Stored | None:
     """A small JSON object; None where there is none.
 
@@ -151,21 +196,34 @@ def read_json(client: Any, place: Place) -> Stored | None:
     return None
 
 
-def read_pointer(client: Any, place: Place) -> Stored | None:
-    """The pointer below a published URL.
+def read_index(client: Any, version: Place) -> Index | None:
+    """The index of a version; None where there is none.
+
+    Raises:
+        DetoxError: it is damaged.
+    """
+    stored = read_json(client, version / INDEX)
+    return Index.checked(stored.value, str(version / INDEX)) if stored else None
+
+
+def read_pointer(client: Any, place: Place) -> Pointer | None:
+    """The pointer below a published URL; None where there is none.
 
     Raises:
         DetoxError: it is damaged.
     """
     stored = read_json(client, place / POINTER)
-    if stored and not (isinstance(stored.value, dict) and isinstance(stored.value.get("digest"), str)
-                       and isinstance(stored.value.get("versions"), list)):
-        raise DetoxError("the pointer is damaged", place=str(place / POINTER), remedy="publish the model again")
-    return stored
+    if stored is None:
+        return None
+    try:
+        return _pointer(stored, place)
+    except (KeyError, TypeError, AttributeError):
+        raise DetoxError("the pointer is damaged", place=str(place / POINTER),
+                         remedy="publish the model again") from None
 
 
-def move_pointer(client: Any, place: Place, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> None:
-    """Replace the pointer by `change(old value)`; when somebody else moved it meanwhile, read again and repeat.
+def move_pointer(client: Any, place: Place, change: Callable[[Pointer | None], Pointer]) -> None:
+    """Replace the pointer by `change(old one)`; when somebody else moved it meanwhile, read again and repeat.
 
     Raises:
         DetoxError: others kept moving it.
@@ -174,9 +232,8 @@ def move_pointer(client: Any, place: Place, change: Callable[[dict[str, Any] | N
     for _ in range(_ATTEMPTS):
         old = read_pointer(client, place)
         condition = ({"IfMatch": old.etag} if old else {"IfNoneMatch": "*"}) if conditional else {}
-        body = json.dumps(change(old.value if old else None), indent=2).encode()
         try:
-            client.put_object(Bucket=place.bucket, Key=(place / POINTER).key, Body=body,
+            client.put_object(Bucket=place.bucket, Key=(place / POINTER).key, Body=change(old).text().encode(),
                               ContentType="application/json", CacheControl="no-cache", **condition)
             return
         except client.exceptions.ClientError as error:
@@ -186,3 +243,24 @@ def move_pointer(client: Any, place: Place, change: Callable[[dict[str, Any] | N
             elif error_code(error) not in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
                 raise
     raise DetoxError("others keep publishing here at the same time", place=str(place), remedy="try again later")
+
+
+def _pointer(stored: Stored, place: Place) -> Pointer:
+    value: Any = stored.value
+    if not isinstance(value["digest"], str) or not isinstance(value["versions"], list):
+        raise TypeError
+    versions = tuple(Version(str(one["digest"]), one.get("address", str(place / str(one["digest"]))),
+                             one.get("published", ""), one.get("bytes", 0), one.get("files", 0))
+                     for one in value["versions"])
+    return Pointer(value["digest"], value.get("address", str(place / value["digest"])), versions, stored.etag)
+
+
+def _is_indexed(name: str, file: object) -> bool:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or str(path) != name:
+        return False
+    return isinstance(file, dict) and isinstance(file.get("sha256"), str) and isinstance(file.get("bytes"), int)
+
+
+def _md5(data: bytes = b"") -> hashlib._Hash:
+    return hashlib.md5(data, usedforsecurity=False)

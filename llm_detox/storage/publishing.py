@@ -1,4 +1,4 @@
-"""Publishing and the versions of a model.
+"""Publishing, and the versions of a model.
 
 All files of a version are sent first and verified, then its index; the pointer is moved last. Published versions are
 listed, gone back to and cleaned up here."""
@@ -6,9 +6,9 @@ listed, gone back to and cleaned up here."""
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,12 @@ from llm_detox.storage.layout import (
     INDEX,
     MEBIBYTE,
     FileSum,
-    Stored,
-    checked_index,
-    digest_of_index,
-    index_of,
+    Index,
+    Pointer,
+    Version,
     move_pointer,
     part_size,
-    read_json,
+    read_index,
     read_pointer,
     sum_folder,
 )
@@ -35,54 +34,129 @@ from llm_detox.storage.transfer import transfers
 _LOOK_BACK = 3
 _ROUNDS = 3
 _COPY_FROM = MEBIBYTE  # smaller files are sent sooner than they are looked up
+_UNFINISHED = timedelta(days=1)
 
 
-def publish(folder: Path, url: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Publication:
+    """What `publish` did.
+
+    Args:
+        address: of the version: `s3://bucket/prefix/digest`.
+        pointer: the place of all versions: `s3://bucket/prefix`.
+        digest: of the content.
+        files, bytes: of the version.
+        sent, copied, kept: how many of the files came from here, from another version, or were there already.
+        seconds: that it took.
+    """
+
+    address: str
+    pointer: str
+    digest: str
+    files: int
+    bytes: int
+    sent: int
+    copied: int
+    kept: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ListedVersion(Version):
+    """A version, and whether it is the one that the pointer names."""
+
+    current: bool = False
+
+
+def publish(folder: Path, url: str) -> Publication:
     """Put a folder into the store under its content address and make it the current version.
 
     Only files that the store lacks are sent; what an earlier version holds is copied inside the store. A failure
-    leaves the old version current, and a second call goes on behind the files that arrived.
+    leaves the old version current, and a second call continues after the files that arrived.
 
     Args:
         folder: what to publish, such as the output of `convert`.
         url: `s3://bucket/prefix`, below which versions and the pointer lie.
-
-    Returns:
-        `address` (`s3://bucket/prefix/digest`), `pointer`, `digest`, `files`, `bytes`, `sent`, `copied`, `kept`
-        (numbers of files) and `seconds`.
 
     Raises:
         DetoxError: the folder is missing or empty, or the store refuses, fails or holds something else after all.
     """
     started, place = time.monotonic(), Place.parse(url)
     client = connect()
-    largest = max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
-    part = part_size(largest)
+    part = part_size(max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0))
     sums = sum_folder(folder, part)
-    index = index_of(sums)
-    digest = digest_of_index(index)
-    version = place / digest
+    index = Index.of(sums)
+    version = place / index.digest
     with clear_errors(version):
         sent, copied = _fill(client, folder, version, place, sums, part)
-        _put_json(client, version / INDEX, index)
-        entry = {"digest": digest, "address": str(version), "published": datetime.now(UTC).isoformat("T", "seconds"),
-                 "bytes": sum(one.bytes for one in sums.values()), "files": len(sums)}
-        move_pointer(client, place, lambda old: _with_version(old, entry))
-    seconds = round(time.monotonic() - started, 2)
-    say(f"published {version}: {sent} files sent, {copied} copied, {len(sums) - sent - copied} there already")
-    return {"address": str(version), "pointer": str(place), "digest": digest, "files": len(sums),
-            "bytes": entry["bytes"], "sent": sent, "copied": copied, "kept": len(sums) - sent - copied,
-            "seconds": seconds}
+        client.put_object(Bucket=version.bucket, Key=(version / INDEX).key, Body=index.text().encode(),
+                          ContentType="application/json")
+        now = datetime.now(UTC).isoformat("T", "seconds")
+        newest = Version(index.digest, str(version), now, index.bytes, len(sums))
+        move_pointer(client, place, lambda old: _with_version(old, newest))
+    kept = len(sums) - sent - copied
+    say(f"published {version}: {sent} files sent, {copied} copied, {kept} there already")
+    return Publication(str(version), str(place), index.digest, len(sums), index.bytes, sent, copied, kept,
+                       round(time.monotonic() - started, 2))
+
+
+def versions(url: str) -> list[ListedVersion]:
+    """All versions, newest first.
+
+    Raises:
+        DetoxError: nothing is published there, or the store fails.
+    """
+    with clear_errors(url):
+        pointer = _pointer(connect(), Place.parse(url))
+    return [ListedVersion(**asdict(one), current=one.digest == pointer.digest) for one in pointer.versions]
+
+
+def rollback(url: str, digest: str | None = None) -> Version:
+    """Make an older version current: the named one (a beginning of its digest will do), else the one before.
+
+    Raises:
+        DetoxError: there is no such version, or it is incomplete.
+    """
+    place = Place.parse(url)
+    client = connect()
+    with clear_errors(url):
+        pointer = _pointer(client, place)
+        version = _pick(pointer, digest, url)
+        _check_complete(client, place / version.digest)
+        move_pointer(client, place, lambda old: replace(
+            old or pointer, digest=version.digest, address=version.address))
+    say(f"current is now {version.address}")
+    return version
+
+
+def prune(url: str, keep: int = 3) -> list[str]:
+    """Remove all but the newest `keep` versions and the current one; returns the digests removed.
+
+    Parts of uploads that were begun more than a day ago and never completed go, too.
+    """
+    place = Place.parse(url)
+    client = connect()
+    with clear_errors(url):
+        pointer = _pointer(client, place)
+        kept = {one.digest for one in pointer.versions[:max(keep, 1)]} | {pointer.digest}
+        removed = [one.digest for one in pointer.versions if one.digest not in kept]
+        # First out of the list, then out of the store: no reader is led to a version that is going.
+        move_pointer(client, place, lambda old: replace(old or pointer, versions=tuple(
+            one for one in (old or pointer).versions if one.digest not in removed)))
+        for digest in removed:
+            _delete(client, place / digest)
+        _abort_old_uploads(client, place)
+    return removed
 
 
 def listing(client: Any, place: Place) -> dict[str, tuple[int, str]]:
     """Name below the place -> size in bytes and ETag."""
-    found: dict[str, tuple[int, str]] = {}
+    objects: dict[str, tuple[int, str]] = {}
     prefix = f"{place.key}/" if place.key else ""
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=place.bucket, Prefix=prefix):
         for item in page.get("Contents", ()):
-            found[item["Key"].removeprefix(prefix)] = (item["Size"], item["ETag"].strip('"'))
-    return found
+            objects[item["Key"].removeprefix(prefix)] = (item["Size"], item["ETag"].strip('"'))
+    return objects
 
 
 def _fill(client: Any, folder: Path, version: Place, place: Place, sums: Mapping[str, FileSum],
@@ -123,13 +197,16 @@ def _copy_sources(client: Any, place: Place, missing: Mapping[str, FileSum]) -> 
     wanted = {name: one for name, one in missing.items() if one.bytes >= _COPY_FROM}
     pointer = read_pointer(client, place) if wanted else None
     held: dict[tuple[str, int, str], Place] = {}
-    for entry in (pointer.value["versions"] if pointer else [])[:_LOOK_BACK]:
-        older = place / str(entry["digest"])
-        stored = read_json(client, older / INDEX)
-        there = listing(client, older) if stored else {}
-        for name, file in (stored.value["files"] if stored else {}).items():
+    for version in (pointer.versions if pointer else ())[:_LOOK_BACK]:
+        older = place / version.digest
+        try:
+            index = read_index(client, older)
+        except DetoxError:  # a version that is damaged has nothing to give
+            continue
+        there = listing(client, older) if index else {}
+        for name, file in (index.files if index else {}).items():
             if name in there:
-                held[file["sha256"], *there[name]] = older / name
+                held[file.sha256, *there[name]] = older / name
     return {name: held[one.sha256, one.bytes, one.etag]
             for name, one in wanted.items() if (one.sha256, one.bytes, one.etag) in held}
 
@@ -149,99 +226,42 @@ def _verify(client: Any, version: Place, sums: Mapping[str, FileSum]) -> None:
 
 
 def _read_back(client: Any, place: Place) -> str:
-    found = hashlib.sha256()
+    """The SHA-256 of an object, in hex."""
+    digest = hashlib.sha256()
     for block in client.get_object(Bucket=place.bucket, Key=place.key)["Body"].iter_chunks(MEBIBYTE):
-        found.update(block)
-    return found.hexdigest()
+        digest.update(block)
+    return digest.hexdigest()
 
 
-def _with_version(old: dict[str, Any] | None, entry: dict[str, Any]) -> dict[str, Any]:
-    others = [one for one in (old or {}).get("versions", []) if one["digest"] != entry["digest"]]
-    return {"schema": 1, "digest": entry["digest"], "address": entry["address"], "versions": [entry, *others]}
+def _with_version(old: Pointer | None, newest: Version) -> Pointer:
+    others = (one for one in (old.versions if old else ()) if one.digest != newest.digest)
+    return Pointer(newest.digest, newest.address, (newest, *others))
 
 
-def _put_json(client: Any, place: Place, value: object) -> None:
-    client.put_object(Bucket=place.bucket, Key=place.key, Body=json.dumps(value, indent=2, sort_keys=True).encode(),
-                      ContentType="application/json")
-
-
-_UNFINISHED = timedelta(days=1)
-
-
-def versions(url: str) -> list[dict[str, Any]]:
-    """All versions, newest first: `digest`, `address`, `published`, `bytes`, `files`, and `current` (true for one).
-
-    Raises:
-        DetoxError: nothing is published there, or the store fails.
-    """
-    with clear_errors(url):
-        value = _pointer(connect(), Place.parse(url)).value
-    return [{**entry, "current": entry["digest"] == value["digest"]} for entry in value["versions"]]
-
-
-def rollback(url: str, digest: str | None = None) -> dict[str, Any]:
-    """Make an older version current: the named one (a beginning of its digest will do), else the one before.
-
-    Raises:
-        DetoxError: there is no such version, or it is incomplete.
-    """
-    place = Place.parse(url)
-    client = connect()
-    with clear_errors(url):
-        value = _pointer(client, place).value
-        entry = _pick(value, digest, url)
-        _check_complete(client, place / str(entry["digest"]))
-        move_pointer(client, place, lambda old: {
-            **(old or value), "digest": entry["digest"], "address": entry["address"]})
-    say(f"current is now {entry['address']}")
-    return dict(entry)
-
-
-def prune(url: str, keep: int = 3) -> list[str]:
-    """Remove all but the newest `keep` versions and the current one; returns the digests removed.
-
-    Parts of uploads that were begun more than a day ago and never completed go, too.
-    """
-    place = Place.parse(url)
-    client = connect()
-    with clear_errors(url):
-        value = _pointer(client, place).value
-        kept = {entry["digest"] for entry in value["versions"][:max(keep, 1)]} | {value["digest"]}
-        removed = [entry["digest"] for entry in value["versions"] if entry["digest"] not in kept]
-        # First out of the list, then out of the store: no reader is led to a version that is going.
-        move_pointer(client, place, lambda old: {**(old or value), "versions": [
-            entry for entry in (old or value)["versions"] if entry["digest"] not in removed]})
-        for digest in removed:
-            _delete(client, place / str(digest))
-        _abort_old_uploads(client, place)
-    return removed
-
-
-def _pointer(client: Any, place: Place) -> Stored:
-    stored = read_pointer(client, place)
-    if stored is None:
+def _pointer(client: Any, place: Place) -> Pointer:
+    pointer = read_pointer(client, place)
+    if pointer is None:
         raise DetoxError("nothing is published here", place=str(place), remedy="check the address, or publish first")
-    return stored
+    return pointer
 
 
-def _pick(value: dict[str, Any], digest: str | None, url: str) -> dict[str, Any]:
-    entries: list[dict[str, Any]] = value["versions"]
+def _pick(pointer: Pointer, digest: str | None, url: str) -> Version:
+    """The version whose digest begins so; without one, the version before the current one."""
     if digest is None:
-        current = next((i for i, entry in enumerate(entries) if entry["digest"] == value["digest"]), len(entries))
-        found = entries[current + 1:current + 2]
+        digests = [one.digest for one in pointer.versions]
+        older = digests.index(pointer.digest) + 1 if pointer.digest in digests else len(digests) + 1
+        candidates = pointer.versions[older:older + 1]
     else:
-        found = [entry for entry in entries if entry["digest"].startswith(digest)]
-    if len(found) != 1:
+        candidates = tuple(one for one in pointer.versions if one.digest.startswith(digest))
+    if len(candidates) != 1:
         raise DetoxError("there is no older version" if digest is None else f"no single version begins with {digest!r}",
                          place=url, remedy="list the versions with their digests")
-    return found[0]
+    return candidates[0]
 
 
 def _check_complete(client: Any, version: Place) -> None:
-    stored = read_json(client, version / INDEX)
-    there = listing(client, version)
-    files = checked_index(stored.value, str(version))["files"] if stored else {"": {"bytes": 0}}
-    if any(there.get(name, (-1, ""))[0] != file["bytes"] for name, file in files.items()):
+    index, there = read_index(client, version), listing(client, version)
+    if index is None or any(there.get(name, (-1, ""))[0] != file.bytes for name, file in index.files.items()):
         raise DetoxError("this version is incomplete in the store", place=str(version),
                          remedy="choose another version, or publish it again")
 

@@ -14,8 +14,9 @@ import pytest
 from llm_detox.cluster.api import Cluster
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
+from llm_detox.serve.deployment import KserveDeployment
 from llm_detox.serve.kserve.deploy import deploy_kserve
-from llm_detox.serve.kserve.wait import Patience
+from llm_detox.serve.kserve.status import Patience
 from tests.cluster.controller import Controller
 from tests.cluster.server import ENVTEST, ApiServer, Object, moved
 from tests.conftest import REPOSITORY
@@ -53,10 +54,11 @@ class Project:
     asked: list[dict[str, Any]]
 
     def deploy(self, version: str = "1" * 64, *, probe: Callable[..., None] | None = None,
-               patience: Patience = QUICK, **settings: Any) -> dict[str, Any]:
+               patience: Patience = QUICK, **settings: Any) -> KserveDeployment:
         """The deploy step, for a version by its digest; `settings` go into `deploy.kserve`."""
+        recipe = self.recipe(**settings)
         return deploy_kserve(
-            self.recipe(**settings), address=address(version), output=self.folder / f"deploy-{next(_numbers)}",
+            recipe.deploy, recipe.cluster, address=address(version), output=self.folder / f"deploy-{next(_numbers)}",
             cluster=self.cluster, patience=patience, probe=probe or self.probe)
 
     def recipe(self, **settings: Any) -> Recipe:
@@ -75,7 +77,8 @@ class Project:
         self.asked.append({"name": name, "versions": ready, **places})
 
     def live(self, name: str = "llm-detox") -> Object | None:
-        return self.admin.service(name)
+        live = self.admin.service(name)
+        return live.manifest if live else None
 
     def bind_training(self, rules: list[Object] | None = None) -> None:
         """Apply the component trainjob-rights; `rules` in place of the shipped ones."""

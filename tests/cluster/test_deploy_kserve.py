@@ -30,9 +30,9 @@ OLD, NEW = "1" * 64, "2" * 64
 
 def test_the_first_deployment_is_made_answers_and_is_described(project: Project) -> None:
     result = project.deploy(OLD)
-    assert result["rollout"] == "created"
-    assert result["address"] == address(OLD)
-    assert result["previous"] is None
+    assert result.rollout == "created"
+    assert result.address == address(OLD)
+    assert result.previous is None
     assert [one["versions"] for one in project.asked] == [{OLD}]
     live = project.live()
     assert live is not None
@@ -43,7 +43,7 @@ def test_the_first_deployment_is_made_answers_and_is_described(project: Project)
 def test_the_same_deployment_again_sends_nothing(project: Project) -> None:
     project.deploy(OLD)
     before = project.live()
-    assert project.deploy(OLD)["rollout"] == "unchanged"
+    assert project.deploy(OLD).rollout == "unchanged"
     after = project.live()
     assert before is not None
     assert after is not None
@@ -138,7 +138,7 @@ def test_a_conflict_is_read_again_and_the_others_change_survives(
         return plain(name, body, **options)
 
     monkeypatch.setattr(project.cluster, "patch", patch)
-    assert project.deploy(NEW)["rollout"] == "replaced"
+    assert project.deploy(NEW).rollout == "replaced"
     live = project.live()
     assert live is not None
     assert live["metadata"]["annotations"]["someone"] == "was-here"
@@ -211,14 +211,14 @@ def test_a_first_version_that_fails_stays_for_a_look_and_the_next_one_replaces_i
     with pytest.raises(DetoxError, match="BlockedByFailedLoad"):
         project.deploy(OLD)
     assert project.live() is not None
-    assert project.deploy(NEW)["rollout"] == "replaced"
+    assert project.deploy(NEW).rollout == "replaced"
 
 
 def test_a_canary_that_answers_is_promoted_and_goes(project: Project) -> None:
     project.deploy(OLD)
     result = project.deploy(NEW, rollout="canary")
-    assert result["rollout"] == "promoted"
-    assert result["previous"] == address(OLD)
+    assert result.rollout == "promoted"
+    assert result.previous == address(OLD)
     assert [(one["name"], one["versions"]) for one in project.asked[1:]] == [
         ("llm-detox-canary", {NEW}), ("llm-detox", {NEW})]
     assert project.live("llm-detox-canary") is None
@@ -240,7 +240,8 @@ def test_a_canary_that_fails_goes_and_the_model_was_never_touched(project: Proje
 
 
 def test_a_dry_run_is_checked_by_the_server_and_keeps_nothing(project: Project) -> None:
-    text = dry_run(project.recipe(rollout="canary"), address=address(NEW), cluster=project.cluster)
+    recipe = project.recipe(rollout="canary")
+    text = dry_run(recipe.deploy, recipe.cluster, address=address(NEW), cluster=project.cluster)
     assert text.count("kind: InferenceService") == 2
     assert address(NEW) in text
     assert project.live() is None
@@ -268,7 +269,7 @@ def test_a_name_that_no_host_name_takes_is_refused_first(project: Project, tmp_p
     from llm_detox.serve.kserve.deploy import deploy_kserve
 
     with pytest.raises(UsageError, match="71 characters together"):
-        deploy_kserve(long, address=address(OLD), output=tmp_path / "out", cluster=None)
+        deploy_kserve(long.deploy, long.cluster, address=address(OLD), output=tmp_path / "out", cluster=None)
 
 
 def test_what_kubectl_applied_by_hand_goes_on_with_the_deploy_step(project: Project) -> None:
@@ -282,7 +283,7 @@ def test_what_kubectl_applied_by_hand_goes_on_with_the_deploy_step(project: Proj
     objects[0]["spec"]["predictor"]["annotations"] = {"llm-detox/version": OLD}
     objects[0]["spec"]["predictor"]["timeout"] = 60
     project.server.kubectl("apply", "--validate=false", "-f", "-", text=yaml.safe_dump(objects[0]))
-    assert project.deploy(NEW)["rollout"] == "replaced"
+    assert project.deploy(NEW).rollout == "replaced"
     live = project.live()
     assert live is not None
     assert "timeout" not in live["spec"]["predictor"], "applied by hand before, wanted no more"
@@ -302,7 +303,7 @@ def test_a_canary_that_is_still_being_removed_is_waited_for(project: Project) ->
     release = {"metadata": {"finalizers": None}}
     releasing = threading.Timer(1.0, lambda: project.admin.patch("llm-detox-canary", release))
     releasing.start()
-    assert project.deploy(NEW, rollout="canary")["rollout"] == "promoted"
+    assert project.deploy(NEW, rollout="canary").rollout == "promoted"
     releasing.join()
 
 

@@ -14,7 +14,7 @@ from llm_detox.export import convert
 from llm_detox.processes import Process
 from llm_detox.recipe import Recipe
 from llm_detox.serve.kserve.deploy import answers
-from llm_detox.serve.kserve.wait import Patience
+from llm_detox.serve.kserve.status import Patience
 from llm_detox.serve.local_stack import Ports, caikit_python, start, wait_until_ready
 from llm_detox.serve.smoke import smoke
 from llm_detox.storage import fetch_model, publish
@@ -23,6 +23,7 @@ from tests.cluster.conftest import Project
 from tests.cluster.controller import Controller, Object, version_of
 
 pytestmark = pytest.mark.slow
+SLOW = Patience(ready=400, start=400, settle=1, poll=0.2)
 
 
 class Kubelet:
@@ -79,7 +80,7 @@ def address(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with seaweed(tmp_path / "store", buckets=["models"]) as store:
         for name, value in store.env().items():
             monkeypatch.setenv(name, value)
-        yield publish(tmp_path / "converted", "s3://models/tiny")["address"]
+        yield publish(tmp_path / "converted", "s3://models/tiny").address
 
 
 def test_deploy_ready_and_smoke_over_rest_and_grpc(
@@ -91,12 +92,12 @@ def test_deploy_ready_and_smoke_over_rest_and_grpc(
     project.controller.play("llm-detox", kubelet.act)
     recipe: Recipe = project.recipe()
     deployment = project.folder / "deployment"
-    result = deploy_kserve(recipe, address=address, output=deployment, cluster=project.cluster, probe=answers,
-                           patience=Patience(ready=400, start=400, settle=1, poll=0.2))
-    assert result["address"] == address, kubelet.failure
+    result = deploy_kserve(recipe.deploy, recipe.cluster, address=address, output=deployment,
+                           cluster=project.cluster, probe=answers, patience=SLOW)
+    assert result.address == address, kubelet.failure
     told = smoke(recipe, deployment=deployment, output=project.folder / "smoke")
-    assert told["text"].strip()
-    assert {(one["protocol"], one["mode"]) for one in told["answers"]} == {
+    assert told.text.strip()
+    assert {(one.protocol, one.mode) for one in told.answers} == {
         ("rest", "unary"), ("rest", "stream"), ("grpc", "unary"), ("grpc", "stream")}
 
 
@@ -106,6 +107,7 @@ def test_a_version_that_is_not_in_the_store_is_said_with_its_cause(
     from llm_detox.serve.kserve.deploy import deploy_kserve
 
     project.controller.play("llm-detox", kubelet.act)
+    recipe: Recipe = project.recipe()
     with pytest.raises(DetoxError, match="BlockedByFailedLoad: ModelLoadFailed"):
-        deploy_kserve(project.recipe(), address=address[:-6] + "000000", output=project.folder / "deployment",
-                      cluster=project.cluster, patience=Patience(ready=400, start=400, settle=1, poll=0.2))
+        deploy_kserve(recipe.deploy, recipe.cluster, address=address[:-6] + "000000",
+                      output=project.folder / "deployment", cluster=project.cluster, patience=SLOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from llm_detox.cluster.api import Cluster
 from llm_detox.serve.kserve.deploy import remove_leftover
 from llm_detox.serve.kserve.render import RUN
-from llm_detox.serve.outcome import Ending, lines, write_outcome
+from llm_detox.serve.outcome import Ending, Outcome, Served, write_outcome
 from tests.cluster.conftest import Project, address
 from tests.cluster.controller import Object
 
@@ -32,12 +33,13 @@ def leave_canary(project: Project, run: str) -> None:
 
     with pytest.MonkeyPatch.context() as gone, pytest.raises(Killed):
         gone.setattr(project.cluster, "delete", lambda *_, **__: None)
-        deploy_kserve(project.recipe(rollout="canary"), address=address(NEW), output=project.folder / f"deploy-{run}",
+        recipe = project.recipe(rollout="canary")
+        deploy_kserve(recipe.deploy, recipe.cluster, address=address(NEW), output=project.folder / f"deploy-{run}",
                       cluster=project.cluster, patience=QUICK, probe=killed, run=run)
     assert project.live("llm-detox-canary") is not None
 
 
-def ended(project: Project, run: str, state: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def ended(project: Project, run: str, state: str, monkeypatch: pytest.MonkeyPatch) -> Outcome:
     monkeypatch.setattr(Cluster, "connect", classmethod(lambda *_, **__: project.cluster))
     return write_outcome(Ending(run, state, "exit-handler-1"), project.recipe().model_dump_json(),
                          output=project.folder / f"outcome-{run}")
@@ -61,9 +63,9 @@ def test_the_canary_of_a_killed_run_is_removed_and_what_serves_is_told(
     project.deploy(OLD)
     leave_canary(project, "run-1")
     told = ended(project, "run-1", "FAILED", monkeypatch)
-    assert told["removed"] == "llm-detox-canary"
+    assert told.as_json()["removed"] == "llm-detox-canary"
     assert project.live("llm-detox-canary") is None
-    assert (told["serving"], told["ready"]) == (address(OLD), True), "the old version was not touched"
+    assert told.served == Served(address(OLD), True), "the old version was not touched"
 
 
 def test_the_canary_of_another_run_is_left_alone(project: Project) -> None:
@@ -98,8 +100,8 @@ def test_the_step_that_failed_is_told_in_its_own_words(project: Project, monkeyp
     failed_pod(project, "run-1", "dpo", "")
     failed_pod(project, "run-2", "data", "not of this run")
     told = ended(project, "run-1", "FAILED", monkeypatch)
-    assert sorted(told["failures"], key=lambda one: one["step"]) == [
+    assert sorted(map(asdict, told.steps.failures if told.steps else ()), key=lambda one: one["step"]) == [
         {"step": "dpo", "message": "Error, exit code 1"}, json.loads(words)]
-    page = "\n".join(lines(told))
+    page = "\n".join(told.lines())
     assert "failed: sft: out of memory" in page
     assert "serving now: s3://llm-detox/models/111" in page

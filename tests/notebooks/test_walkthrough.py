@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from llm_detox.serve.local import is_serving
+from llm_detox import processes
+from llm_detox.serve.deployment import read_state
 from llm_detox.storage.seaweed import STATE_FILE
 from tests.notebooks.conftest import run, walk
 
@@ -56,4 +57,5 @@ def test_the_fourth_notebook_asks_both_models_and_ends_them(environment: dict[st
     assert "the same answer on 4 ways" in text
     for arm in ("base", "detoxified"):
         assert re.search(rf"{arm}: .*engine.* ended", text)
-        assert not is_serving(walk(environment) / "serving" / arm)
+        state = read_state(walk(environment) / "serving" / arm)
+        assert not any(processes.is_running(one) for one in state.processes)

@@ -15,7 +15,8 @@ from llm_detox import processes
 from llm_detox.client import TextGenerationClient
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
-from llm_detox.serve.local import deploy_local, is_serving, read_state, stop_local
+from llm_detox.serve.deployment import read_state
+from llm_detox.serve.local import deploy_local, stop_local
 from llm_detox.serve.local_stack import caikit_python
 from llm_detox.storage import publish
 from llm_detox.storage.seaweed import find_weed, seaweed
@@ -75,14 +76,14 @@ def deployed(model: str, root: Path) -> Iterator[Stack]:
     try:
         with seaweed(root / "store", buckets=["models"]) as store:
             os.environ.update(store.env())
-            address = publish(root / "converted", "s3://models/published")["address"]
+            address = publish(root / "converted", "s3://models/published").address
             result = deploy_local(address, name=NAME, output=root / "deployment")
     finally:
         os.environ.clear()
         os.environ.update(before)
-    yield Stack(root / "deployment", result["urls"])
-    running = [processes.Process(**one) for one in read_state(root / "deployment")["processes"]]
-    assert is_serving(root / "deployment"), processes.last_lines(running[0].log)
+    yield Stack(root / "deployment", dict(result.urls))
+    running = read_state(root / "deployment").processes
+    assert all(processes.is_running(one) for one in running), processes.last_lines(running[0].log)
     assert stop_local(root / "deployment") == ["caikit", "engine"]
     assert not any(processes.is_running(one) for one in running)
     assert stop_local(root / "deployment") == []

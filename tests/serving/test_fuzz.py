@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_detox import processes
-from llm_detox.serve.local import read_state
+from llm_detox.serve.deployment import read_state
 from tests.serving.conftest import NAME, Stack, assert_greedy, greedy
 from tests.serving.engine.running import SERVICE, pb
 from tests.serving.fuzzing import JSON, by_message, by_schema, damaged
@@ -36,7 +36,7 @@ REFUSALS = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCod
 
 @pytest.fixture(scope="module", autouse=True)
 def _both_still_answer_correctly(stack: Stack) -> Iterator[None]:
-    ours = [processes.Process(**one) for one in read_state(stack.folder)["processes"]]
+    ours = read_state(stack.folder).processes
     expected = greedy(stack.artifacts, ["the quick brown fox", "naïve ☕"], new_tokens=16)
     threads = {one.name: _threads(one.pid) for one in ours}
     yield

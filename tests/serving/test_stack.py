@@ -271,8 +271,8 @@ def test_smoke_asks_on_every_way_and_scores_the_answer(
     recipe = load_recipe(repository / "recipes/smollm2-demo.yaml",
                          [f"deploy.prompt={prompt}", "deploy.max_new_tokens=24", f"deploy.name={NAME}"])
     result = smoke(recipe, deployment=stack.folder, output=tmp_path / "smoke")
-    assert result["text"] == expected[prompt][1]
-    assert result["toxicity"] == 0.5
-    assert [(one["protocol"], one["mode"]) for one in result["answers"]] == [
+    assert result.text == expected[prompt][1]
+    assert result.toxicity == 0.5
+    assert [(one.protocol, one.mode) for one in result.answers] == [
         ("rest", "unary"), ("rest", "stream"), ("grpc", "unary"), ("grpc", "stream")]
     assert read_manifest(tmp_path / "smoke")["result"] == result

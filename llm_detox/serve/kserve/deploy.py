@@ -6,71 +6,60 @@ taken back where one that worked was there before.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llm_detox.cluster.api import Cluster, Conflict
+from llm_detox.cluster.objects import InferenceService, Manifest
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
-from llm_detox.recipe import Recipe
 from llm_detox.recipe.cluster import ConnectionSection
 from llm_detox.recipe.deploy import DeploySection
 from llm_detox.runs.artifacts import DeploymentFolder
 from llm_detox.runs.folders import step_folder
+from llm_detox.serve.deployment import KserveDeployment
 from llm_detox.serve.kserve.patch import last_applied, merge_patch, with_last_applied, without_last_applied
-from llm_detox.serve.kserve.render import ADDRESS, CANARY, RUN, VERSION, inference_service, version_of
-from llm_detox.serve.kserve.status import condition, urls
-from llm_detox.serve.kserve.wait import Patience, noted_warnings, wait_until_ready
+from llm_detox.serve.kserve.render import ADDRESS, CANARY, RUN, VERSION, PublishedAddress, inference_service
+from llm_detox.serve.kserve.status import Patience, noted_warnings, urls, wait_until_ready
 
 _OURS = ("app.kubernetes.io/part-of", "llm-detox")
 _CONFLICTS = 8
 _ANSWER_SECONDS = 180.0
 _GONE_SECONDS = 120.0
-Object = dict[str, Any]
 Probe = Callable[[dict[str, str], str, DeploySection], None]
 
 
 def deploy_kserve(
-    recipe: Recipe, *, address: str, output: Path, cluster: Cluster | None = None, patience: Patience | None = None,
-    probe: Probe | None = None, run: str = "",
-) -> dict[str, Any]:
+    settings: DeploySection, connection: ConnectionSection, *, address: str, output: Path,
+    cluster: Cluster | None = None, patience: Patience | None = None, probe: Probe | None = None, run: str = "",
+) -> KserveDeployment:
     """Serve a published model in a cluster; returns when a generation has come back from it.
 
     Args:
-        recipe: its `deploy` section counts.
+        settings, connection: the recipe's sections `deploy` and `cluster`.
         address: what `publish` returned.
         output: a new folder: `deployment.json`.
         cluster, patience, probe: instead of the configured cluster, the recipe's patience, and a request to the model.
         run: the pipeline run that deploys; the canary carries it, for `remove_leftover`.
 
-    Returns:
-        `model_id`, `address`, `version`, `namespace`, `rest_url`, `grpc_url`, `rollout` ("created", "unchanged",
-        "replaced", or "promoted" after a canary), `previous` (the address before; None for the first).
-
     Raises:
         UsageError: a name or the address cannot work.
         DetoxError: no right, no runtime, not ready, no answer. What worked before is then served again.
     """
-    settings, connection = recipe.deploy, recipe.cluster
     # Wrong names are refused before the cluster is asked anything.
     plan(settings, connection, address, namespace=settings.namespace or "default")
     cluster = cluster or Cluster.connect(settings.namespace)
     patience = patience or Patience(ready=settings.kserve.ready_seconds, pending=settings.kserve.pending_seconds)
-    with step_folder(output, "deployment", settings=recipe.settings("deploy"), inputs={}) as folder:
-        deployment = _Deployment(settings, connection, address, cluster, patience, probe or answers, run)
-        state = deployment.roll_out()
-        (folder / DeploymentFolder.deployment).write_text(
-            json.dumps({"schema": 1, "target": "kserve", **state}, indent=2), "utf-8")
-        folder.result.update({
-            "model_id": state["name"], "rest_url": state["urls"]["rest"], "grpc_url": state["urls"]["grpc"],
-            **{key: state[key] for key in ("address", "version", "namespace", "rollout", "previous")}})
-        return folder.result
+    plain = {"deploy": settings.model_dump(mode="json"), "cluster": connection.model_dump(mode="json")}
+    with step_folder(output, "deployment", settings=plain, inputs={}) as folder:
+        deployed = _RollOut(settings, connection, address, cluster, patience, probe or answers, run).deploy()
+        (folder / DeploymentFolder.deployment).write_text(deployed.text(), "utf-8")
+        folder.finish(deployed)
+    return deployed
 
 
 def remove_leftover(settings: DeploySection, run: str, cluster: Cluster) -> str | None:
@@ -78,7 +67,7 @@ def remove_leftover(settings: DeploySection, run: str, cluster: Cluster) -> str 
     name = settings.name + CANARY
     for _ in range(_CONFLICTS):
         live = cluster.service(name)
-        if live is None or live["metadata"].get("annotations", {}).get(RUN) != run:
+        if live is None or live.annotations.get(RUN) != run:
             return None
         try:
             cluster.delete(name, as_read=live)
@@ -88,21 +77,22 @@ def remove_leftover(settings: DeploySection, run: str, cluster: Cluster) -> str 
     return None
 
 
-def plan(settings: DeploySection, connection: ConnectionSection, address: str, *, namespace: str) -> list[Object]:
+def plan(settings: DeploySection, connection: ConnectionSection, address: str, *, namespace: str) -> list[Manifest]:
     """What `deploy_kserve` would send, without a cluster: the canary first, where the recipe wants one."""
     both = (True, False) if settings.kserve.rollout == "canary" else (False,)
     return [inference_service(settings, connection, address, namespace=namespace, canary=canary) for canary in both]
 
 
-def dry_run(recipe: Recipe, *, address: str, cluster: Cluster | None = None) -> str:
+def dry_run(settings: DeploySection, connection: ConnectionSection, *, address: str,
+            cluster: Cluster | None = None) -> str:
     """What `deploy_kserve` would send, as YAML, after the API server has checked it without keeping it."""
     import yaml
 
-    cluster = cluster or Cluster.connect(recipe.deploy.namespace)
-    things = plan(recipe.deploy, recipe.cluster, address, namespace=cluster.namespace)
-    for thing in things:
-        _apply(cluster, thing, dry=True)
-    return yaml.safe_dump_all(things, sort_keys=False)
+    cluster = cluster or Cluster.connect(settings.namespace)
+    services = plan(settings, connection, address, namespace=cluster.namespace)
+    for service in services:
+        _apply(cluster, service, dry=True)
+    return yaml.safe_dump_all(services, sort_keys=False)
 
 
 def answers(places: dict[str, str], name: str, settings: DeploySection) -> None:
@@ -132,8 +122,8 @@ def answers(places: dict[str, str], name: str, settings: DeploySection) -> None:
 
 
 @dataclass(frozen=True)
-class _Deployment:
-    """One roll-out."""
+class _RollOut:
+    """One version on its way into service."""
 
     settings: DeploySection
     connection: ConnectionSection
@@ -147,25 +137,30 @@ class _Deployment:
     def name(self) -> str:
         return self.settings.name
 
-    def roll_out(self) -> dict[str, Any]:
+    @property
+    def version(self) -> str:
+        return PublishedAddress.parse(self.address).version
+
+    def deploy(self) -> KserveDeployment:
+        """Bring the version up, and take back what does not get there."""
         self._require_runtime()
         before = self.cluster.service(self.name)
         _require_ours(before, self.name)
-        previous = (before or {}).get("metadata", {}).get("annotations", {}).get(ADDRESS)
-        how = "replaced" if before else "created"
+        previous = before.annotations.get(ADDRESS) if before else None
+        rollout = "replaced" if before else "created"
         if before and previous != self.address and self.settings.kserve.rollout == "canary":
             with self._taking_back_the_pointer(previous), self._canary():
                 self._bring_up(canary=True)
-            how = "promoted"
+            rollout = "promoted"
         with self._taking_back_the_pointer(previous), self._taking_back(before):
             live, sent = self._bring_up(canary=False)
         places = urls(live, self.settings.kserve.rest_url, self.settings.kserve.grpc_url)
         say(f"{self.name} answers at {places['rest']} (REST) and {places['grpc']} (gRPC)")
-        return {"name": self.name, "namespace": self.cluster.namespace, "address": self.address,
-                "version": version_of(self.address), "urls": places, "previous": previous,
-                "rollout": how if sent else "unchanged"}
+        return KserveDeployment(self.name, places["rest"], places["grpc"], self.address, self.version,
+                                self.cluster.namespace, rollout if sent else "unchanged", previous)
 
-    def _bring_up(self, *, canary: bool) -> tuple[Object, bool]:
+    def _bring_up(self, *, canary: bool) -> tuple[InferenceService, bool]:
+        """The service when the version has answered, and whether anything was sent for it."""
         wanted = inference_service(self.settings, self.connection, self.address, namespace=self.cluster.namespace,
                                    canary=canary)
         name = wanted["metadata"]["name"]
@@ -173,7 +168,7 @@ class _Deployment:
             wanted["metadata"]["annotations"][RUN] = self.run
         known = noted_warnings(self.cluster, name)
         sent = _apply(self.cluster, wanted)
-        live = wait_until_ready(self.cluster, name, version_of(self.address), self.patience, known)
+        live = wait_until_ready(self.cluster, name, self.version, self.patience, known)
         kserve = self.settings.kserve
         places = urls(live) if canary else urls(live, kserve.rest_url, kserve.grpc_url)
         self.probe(places, name, self.settings)
@@ -183,7 +178,7 @@ class _Deployment:
     def _canary(self) -> Iterator[None]:
         """The second InferenceService goes again, whatever happens."""
         name = self.name + CANARY
-        say(f"trying the new version as {name}; {self.name} goes on as it is")
+        say(f"trying the new version as {name}; {self.name} serves as before")
         try:
             yield
             say(f"{name} answered; promoting the version to {self.name}")
@@ -194,12 +189,12 @@ class _Deployment:
             self.cluster.delete(name)
 
     @contextmanager
-    def _taking_back(self, before: Object | None) -> Iterator[None]:
+    def _taking_back(self, before: InferenceService | None) -> Iterator[None]:
         """Put back what was served, if it worked."""
         try:
             yield
         except (DetoxError, KeyboardInterrupt) as error:
-            if before is None or condition(before, "Ready").get("status") != "True":
+            if before is None or not before.ready:
                 raise
             say(f"{self.name}: putting back what was served before")
             outcome = self._put_back(before, wait=isinstance(error, DetoxError))
@@ -208,12 +203,12 @@ class _Deployment:
             raise DetoxError(f"{error.message}\n  {self.name} {outcome}", place=error.place,
                              remedy=error.remedy) from error
 
-    def _put_back(self, before: Object, *, wait: bool) -> str:
+    def _put_back(self, before: InferenceService, *, wait: bool) -> str:
         """What came of it, in words: the failure that led here is the one to report."""
         try:
             known = noted_warnings(self.cluster, self.name)
             _apply(self.cluster, _as_it_was(before))
-            version = before["spec"]["predictor"].get("annotations", {}).get(VERSION)
+            version = before.pod_annotations.get(VERSION)
             if wait and version is not None:
                 wait_until_ready(self.cluster, self.name, version, self.patience, known)
         except DetoxError as error:
@@ -232,25 +227,25 @@ class _Deployment:
 
     def _require_runtime(self) -> None:
         runtime = self.settings.kserve.runtime
-        if self.cluster.runtime(runtime) is None:
+        if not self.cluster.has_runtime(runtime):
             raise DetoxError(f"the ServingRuntime {runtime} is not there", place=f"namespace {self.cluster.namespace}",
                              remedy="an administrator runs: kubectl apply -k manifests/overlays/"
                                     f"{self.settings.kserve.platform}")
 
 
-def _apply(cluster: Cluster, wanted: Object, *, dry: bool = False) -> bool:
+def _apply(cluster: Cluster, wanted: Manifest, *, dry: bool = False) -> bool:
     """Create or patch, again when somebody else was faster; whether anything was sent."""
     name, wanted = wanted["metadata"]["name"], with_last_applied(wanted)
     for _ in range(_CONFLICTS):
-        live = _settled(cluster, name)
+        live = _live(cluster, name)
         try:
             if live is None:
                 cluster.create(wanted, dry_run=dry)
                 return True
-            patch = merge_patch(last_applied(live), live, wanted)
+            patch = merge_patch(last_applied(live.manifest), live.manifest, wanted)
             if not patch:
                 return False
-            patch.setdefault("metadata", {})["resourceVersion"] = live["metadata"]["resourceVersion"]
+            patch.setdefault("metadata", {})["resourceVersion"] = live.resource_version
             cluster.patch(name, patch, dry_run=dry)
             return True
         except Conflict:
@@ -259,12 +254,12 @@ def _apply(cluster: Cluster, wanted: Object, *, dry: bool = False) -> bool:
                      remedy="see who does: oc get inferenceservice --show-managed-fields -o yaml")
 
 
-def _settled(cluster: Cluster, name: str) -> Object | None:
+def _live(cluster: Cluster, name: str) -> InferenceService | None:
     """The live object; one that is being removed is waited for, because a change to it would go with it."""
     until = time.monotonic() + _GONE_SECONDS
     while True:
         live = cluster.service(name)
-        if live is None or "deletionTimestamp" not in live["metadata"]:
+        if live is None or not live.leaving:
             return live
         if time.monotonic() >= until:
             raise DetoxError("the InferenceService is being removed, and does not go", place=name,
@@ -272,15 +267,16 @@ def _settled(cluster: Cluster, name: str) -> Object | None:
         time.sleep(0.5)
 
 
-def _as_it_was(before: Object) -> Object:
+def _as_it_was(before: InferenceService) -> Manifest:
     """The parts of a live object that can be sent again."""
-    metadata = without_last_applied(before)["metadata"]
+    manifest = without_last_applied(before.manifest)
+    metadata = manifest["metadata"]
     kept = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if key in metadata}
-    return {"apiVersion": before["apiVersion"], "kind": before["kind"], "metadata": kept, "spec": before["spec"]}
+    return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": kept, "spec": manifest["spec"]}
 
 
-def _require_ours(live: Object | None, name: str) -> None:
-    if live is not None and live["metadata"].get("labels", {}).get(_OURS[0]) != _OURS[1]:
+def _require_ours(live: InferenceService | None, name: str) -> None:
+    if live is not None and live.labels.get(_OURS[0]) != _OURS[1]:
         raise DetoxError("an InferenceService of this name is there that llm-detox did not make", place=name,
                          remedy=f"choose another deploy.name, or label it {_OURS[0]}={_OURS[1]}")
 

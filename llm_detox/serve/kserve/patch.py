@@ -10,10 +10,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from llm_detox.cluster.objects import Manifest
+
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
-def with_last_applied(wanted: Mapping[str, Any]) -> dict[str, Any]:
+def with_last_applied(wanted: Mapping[str, Any]) -> Manifest:
     """The object with the annotation that says what was wanted."""
     plain = without_last_applied(wanted)
     note = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
@@ -22,14 +24,15 @@ def with_last_applied(wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "metadata": {**metadata, "annotations": annotations}}
 
 
-def without_last_applied(thing: Mapping[str, Any]) -> dict[str, Any]:
+def without_last_applied(thing: Mapping[str, Any]) -> Manifest:
+    """The object without that annotation."""
     metadata = dict(thing["metadata"])
     if "annotations" in metadata:
         metadata["annotations"] = {key: value for key, value in metadata["annotations"].items() if key != LAST_APPLIED}
     return {**thing, "metadata": metadata}
 
 
-def last_applied(live: Mapping[str, Any]) -> dict[str, Any]:
+def last_applied(live: Mapping[str, Any]) -> Manifest:
     """What was wanted last time; empty where nobody noted it."""
     try:
         noted = json.loads(live["metadata"].get("annotations", {}).get(LAST_APPLIED, "{}"))
@@ -38,13 +41,13 @@ def last_applied(live: Mapping[str, Any]) -> dict[str, Any]:
     return noted if isinstance(noted, dict) else {}
 
 
-def merge_patch(last: Mapping[str, Any], live: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def merge_patch(last: Mapping[str, Any], live: Mapping[str, Any], wanted: Mapping[str, Any]) -> Manifest:
     """A JSON merge patch (RFC 7386); empty where nothing is to do.
 
     Fields that are wanted are set; those wanted last time and no more are removed; all others are left alone. Lists
     are replaced as a whole.
     """
-    patch: dict[str, Any] = {}
+    patch: Manifest = {}
     for key, value in wanted.items():
         if isinstance(value, Mapping) and isinstance(live.get(key), Mapping):
             older = last.get(key)

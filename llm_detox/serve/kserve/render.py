@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Any
 
+from llm_detox.cluster.objects import Manifest
 from llm_detox.errors import UsageError
 from llm_detox.recipe.cluster import GPU_RESOURCE, LABEL_PATTERN, ConnectionSection, toleration
 from llm_detox.recipe.deploy import DeploySection, KserveSection
 
-Object = dict[str, Any]
 VERSION = "llm-detox/version"
 ADDRESS = "llm-detox/address"
 RUN = "llm-detox/run"
@@ -26,8 +26,33 @@ _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<pa
                       r"(?P<version>[\w.-]{1,128}))")
 
 
+@dataclass(frozen=True)
+class PublishedAddress:
+    """`s3://bucket/path`; the path's last part is the version, the digest of the content."""
+
+    bucket: str
+    path: str
+    version: str
+
+    @classmethod
+    def parse(cls, address: str) -> PublishedAddress:
+        """Read what `publish` returned.
+
+        Raises:
+            UsageError: it is no such address.
+        """
+        match = _ADDRESS.fullmatch(address)
+        if not match:
+            raise UsageError("not the address of a published model", place=address,
+                             remedy="pass what `llm-detox publish` printed: s3://bucket/prefix/version")
+        return cls(**match.groupdict())
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.path}"
+
+
 def inference_service(settings: DeploySection, connection: ConnectionSection, address: str, *, namespace: str,
-                      canary: bool = False) -> Object:
+                      canary: bool = False) -> Manifest:
     """The InferenceService that serves a published model.
 
     Args:
@@ -42,36 +67,18 @@ def inference_service(settings: DeploySection, connection: ConnectionSection, ad
     """
     name = settings.name + (CANARY if canary else "")
     check_names(name, namespace)
-    parts = split_address(address)
+    published = PublishedAddress.parse(address)
     thing = copy.deepcopy(_rendered(settings.kserve.platform))
     metadata, predictor = thing["metadata"], thing["spec"]["predictor"]
     metadata["name"], metadata["namespace"] = name, namespace
     metadata["annotations"][ADDRESS] = address
     # KServe copies these to the pods: that is how a ready pod says which version it holds.
-    predictor.setdefault("annotations", {})[VERSION] = parts["version"]
-    _set_model(metadata, predictor["model"], connection, address, parts)
+    predictor.setdefault("annotations", {})[VERSION] = published.version
+    _set_model(metadata, predictor["model"], connection, published)
     predictor["serviceAccountName"] = settings.kserve.account
     predictor["model"]["runtime"] = settings.kserve.runtime
     _set_sizes(predictor, settings.kserve)
     return thing
-
-
-def version_of(address: str) -> str:
-    """The last part of a published address: the digest of the content."""
-    return split_address(address)["version"]
-
-
-def split_address(address: str) -> dict[str, str]:
-    """`bucket`, `path` and `version` of a published address.
-
-    Raises:
-        UsageError: it is not one.
-    """
-    found = _ADDRESS.fullmatch(address)
-    if not found:
-        raise UsageError("not the address of a published model", place=address,
-                         remedy="pass what `llm-detox publish` printed: s3://bucket/prefix/version")
-    return found.groupdict()
 
 
 def check_names(name: str, namespace: str) -> None:
@@ -95,16 +102,16 @@ def check_names(name: str, namespace: str) -> None:
 
 
 @lru_cache
-def _rendered(platform: str) -> Object:
+def _rendered(platform: str) -> Manifest:
     import yaml
 
     text = resources.files("llm_detox.serve.kserve").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
-    thing: Object = yaml.safe_load(text)
+    thing: Manifest = yaml.safe_load(text)
     return thing
 
 
-def _set_model(metadata: Object, model: Object, connection: ConnectionSection, address: str,
-               parts: dict[str, str]) -> None:
+def _set_model(metadata: Manifest, model: Manifest, connection: ConnectionSection,
+               published: PublishedAddress) -> None:
     """The address, in the form that the platform's YAML uses: a connection of the dashboard, or a URI.
 
     Behind a URI the account says which Secret is used, see `manifests/base/serviceaccount.yaml`.
@@ -112,14 +119,14 @@ def _set_model(metadata: Object, model: Object, connection: ConnectionSection, a
     if "storage" in model:
         model["storage"]["key"] = connection.s3_secret
         metadata["annotations"]["opendatahub.io/connections"] = connection.s3_secret
-        model["storage"]["path"] = parts["path"]
-        model["storage"]["parameters"] = {"bucket": parts["bucket"]}
-        metadata["annotations"]["opendatahub.io/connection-path"] = parts["path"]
+        model["storage"]["path"] = published.path
+        model["storage"]["parameters"] = {"bucket": published.bucket}
+        metadata["annotations"]["opendatahub.io/connection-path"] = published.path
     else:
-        model["storageUri"] = address
+        model["storageUri"] = str(published)
 
 
-def _set_sizes(predictor: Object, kserve: KserveSection) -> None:
+def _set_sizes(predictor: Manifest, kserve: KserveSection) -> None:
     predictor["minReplicas"] = predictor["maxReplicas"] = kserve.replicas
     if kserve.replicas > 1:
         predictor["deploymentStrategy"] = {"type": "RollingUpdate"}

@@ -1,22 +1,38 @@
-"""Reading what a cluster says about an InferenceService: is it ready, and if not, why, and can it still heal?"""
+"""Is an InferenceService ready, and if not, why, and can it still heal? And waiting for it, with the reasons shown."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import urlsplit
 
+from llm_detox.cluster.api import Cluster
+from llm_detox.cluster.objects import Container, Event, InferenceService, Pod
+from llm_detox.errors import DetoxError
+from llm_detox.progress import human_seconds, say
 from llm_detox.serve.kserve.render import VERSION
 
-Object = dict[str, Any]
-Patience = Literal["settle", "pending", "start", "none"]
 _BLOCKED = {
     "BlockedByFailedLoad": "read the logs: oc logs <pod> -c storage-initializer, then -c kserve-container",
     "InvalidSpec": "compare the InferenceService with the ServingRuntime that it names",
 }
 _PULL = {"ErrImagePull", "ImagePullBackOff"}
 _MANY_RESTARTS = 3
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds: for all, for the controllers to begin, for pods that nobody admits, for a failure to turn out stale, and
+    between two looks."""
+
+    ready: float = 1800.0
+    start: float = 300.0
+    pending: float = 600.0
+    settle: float = 20.0
+    poll: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -33,140 +49,182 @@ class Reason:
 
     key: str
     text: str
-    patience: Patience = "none"
+    patience: Literal["settle", "pending", "start", "none"] = "none"
     remedy: str = "see the events: oc get events --sort-by=.lastTimestamp"
 
 
-def is_ready(service: Object, pods: Sequence[Object], version: str) -> bool:
+def is_ready(service: InferenceService, pods: Sequence[Pod], version: str) -> bool:
     """Whether the version wanted, and no other, takes the requests.
 
     The condition `Ready` alone is not enough: it stays true for the old pods while the new ones come up, and it may
     be older than the last change.
     """
-    status = service.get("status") or {}
-    model = status.get("modelStatus") or {}
-    ready = [pod for pod in pods if _pod_ready(pod)]
-    return (
-        seen(service) and condition(service, "Ready").get("status") == "True"
-        and model.get("transitionStatus", "") in ("", "UpToDate")
-        and bool(ready) and all(_version(pod) == version for pod in ready)
-    )
+    ready = [pod for pod in pods if pod.ready]
+    return (is_seen(service) and service.ready and service.transition in ("", "UpToDate")
+            and bool(ready) and all(_version(pod) == version for pod in ready))
 
 
-def seen(service: Object) -> bool:
+def is_seen(service: InferenceService) -> bool:
     """Whether the controller has looked at the last change."""
-    return int((service.get("status") or {}).get("observedGeneration", -1)) >= int(service["metadata"]["generation"])
+    return service.observed_generation >= service.generation
 
 
-def condition(service: Object, kind: str) -> Object:
-    conditions = (service.get("status") or {}).get("conditions") or ()
-    return next((one for one in conditions if one.get("type") == kind), {})
-
-
-def reasons(service: Object, pods: Sequence[Object], warnings: Sequence[Object], version: str) -> list[Reason]:
+def reasons(service: InferenceService, pods: Sequence[Pod], warnings: Sequence[Event], version: str) -> list[Reason]:
     """All that stands between the service and being ready, the most telling first."""
-    if not seen(service):
+    if not is_seen(service):
         return [Reason("unseen", "the KServe controller has not seen the change yet", "start",
                        "check that the controller runs: oc get pods -A -l control-plane=kserve-controller-manager")]
-    found = [*_model(service)]
+    known = [*_of_model(service)]
     for pod in pods:
-        if _version(pod) == version and not pod["metadata"].get("deletionTimestamp"):
-            found += _pod(pod)
-    found += [reason for event in warnings for reason in _event(event)]
-    if not found:
-        found += _waiting(service, pods, version)
-    return found
+        if _version(pod) == version and not pod.leaving:
+            known += _of_pod(pod)
+    known += [reason for event in warnings for reason in _of_event(event)]
+    return known or [_of_coming_up(service, pods, version)]
 
 
-def _model(service: Object) -> Iterator[Reason]:
-    model = service["status"].get("modelStatus") or {}
-    failure = model.get("lastFailureInfo") or {}
-    transition = model.get("transitionStatus", "")
-    if transition in _BLOCKED:
-        told = ": ".join(str(failure[key]) for key in ("reason", "message") if failure.get(key))
-        code = f" (exit code {failure['exitCode']})" if failure.get("exitCode") else ""
-        yield Reason(f"model {transition}", f"{transition}: {told or 'no details'}{code}", "settle",
-                     _BLOCKED[transition])
+def noted_warnings(cluster: Cluster, name: str) -> set[tuple[str, int]]:
+    """The warnings that are there already: what they say is about an earlier change."""
+    return {(event.uid, event.count) for event in cluster.warnings(name)}
 
 
-def _pod(pod: Object) -> Iterator[Reason]:
-    name, status = pod["metadata"]["name"], pod.get("status") or {}
-    for one in status.get("conditions") or ():
-        if one.get("type") == "PodScheduled" and one.get("status") == "False":
-            yield Reason(f"{name} unscheduled", f"pod {name} waits for a node: {one.get('message', one.get('reason'))}",
-                         "pending", "free a GPU, add a node, or set deploy.kserve.gpus, tolerations or node_selector")
-    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        yield from _container(name, container)
+def wait_until_ready(cluster: Cluster, name: str, version: str, patience: Patience,
+                     known: set[tuple[str, int]]) -> InferenceService:
+    """Wait until pods of this version, and only they, take requests.
+
+    Args:
+        cluster: where.
+        name: the InferenceService.
+        version: what its pods must hold.
+        patience: how long.
+        known: what `noted_warnings` gave before the change.
+
+    Returns:
+        The InferenceService as it is then.
+
+    Raises:
+        DetoxError: it was removed, does not heal, or takes too long; with the last reason and what helps.
+    """
+    started, shown = time.monotonic(), _ShownReasons()
+    while True:
+        service = cluster.service(name)
+        if service is None:
+            raise DetoxError("somebody removed the InferenceService meanwhile", place=name, remedy="deploy again")
+        pods = cluster.pods(name)
+        if is_ready(service, pods, version):
+            say(f"{name}: ready after {human_seconds(time.monotonic() - started)}")
+            return service
+        warnings = [event for event in cluster.warnings(name) if (event.uid, event.count) not in known]
+        current = reasons(service, pods, warnings, version)
+        shown.update(name, current, started)
+        _give_up_where_it_cannot_heal(name, current, shown.since, patience, started)
+        time.sleep(patience.poll)
 
 
-def _container(pod: str, container: Object) -> Iterator[Reason]:
-    where, state = f"pod {pod}, container {container['name']}", container.get("state") or {}
-    waiting, last = state.get("waiting") or {}, (container.get("lastState") or {}).get("terminated") or {}
-    reason, told = waiting.get("reason", ""), waiting.get("message", "")
-    key = f"{pod} {container['name']} {reason}"
-    if reason in _PULL:
-        yield Reason(f"{pod} {container['name']} image", f"{where}: the image does not come: {told or reason}",
-                     "pending", "check the image's name in manifests/settings and the pull secret")
-    elif reason in ("InvalidImageName", "ErrImageNeverPull"):
-        yield Reason(key, f"{where}: {reason}: {told}", "settle", "correct the image in manifests/settings")
-    elif reason in ("CreateContainerConfigError", "CreateContainerError"):
-        yield Reason(key, f"{where}: {told or reason}", "settle", "make the Secret or ConfigMap that it names")
-    elif last and int(container.get("restartCount", 0)) >= _MANY_RESTARTS:
-        cause = last.get("message") or last.get("reason") or "no message"
-        remedy = ("give it more memory: deploy.kserve.memory" if last.get("reason") == "OOMKilled"
-                  else f"oc logs {pod} -c {container['name']} --previous")
-        code, times = last.get("exitCode"), container["restartCount"]
-        yield Reason(key, f"{where} ended {times} times (exit code {code}): {cause}", "settle", remedy)
-
-
-def _event(event: Object) -> Iterator[Reason]:
-    reason, told = event.get("reason", ""), str(event.get("message", ""))
-    key = f"event {event['involvedObject'].get('name')} {reason}"
-    if "exceeded quota" in told:
-        yield Reason(key, f"the quota does not admit the pod: {told}", "pending",
-                     "raise the quota, or set deploy.kserve.cpu, memory or gpus lower")
-    elif reason in ("FailedCreate", "FailedMount", "FailedAttachVolume", "InternalError"):
-        yield Reason(key, f"{reason}: {told}", "pending")
-    elif reason in ("FailedScheduling", "Unhealthy", "BackOff", "Failed", "Evicted"):
-        yield Reason(key, f"{reason}: {told}")
-
-
-def _waiting(service: Object, pods: Sequence[Object], version: str) -> Iterator[Reason]:
-    of_version = [pod for pod in pods if _version(pod) == version]
-    if not of_version:
-        yield Reason("no pod", "no pod of this version yet", "start")
-    elif any(_pod_ready(pod) and _version(pod) != version for pod in pods):
-        yield Reason("old pod", "a pod of the version before still takes requests")
-    else:
-        ready = condition(service, "Ready")
-        told = ready.get("message") or ready.get("reason") or "the model is being fetched and loaded"
-        yield Reason("coming up", str(told))
-
-
-def _version(pod: Object) -> str | None:
-    version = (pod["metadata"].get("annotations") or {}).get(VERSION)
-    return None if version is None else str(version)
-
-
-def _pod_ready(pod: Object) -> bool:
-    if pod["metadata"].get("deletionTimestamp"):
-        return False
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
-
-
-def urls(service: Object, rest_url: str | None = None, grpc_url: str | None = None) -> dict[str, str]:
+def urls(service: InferenceService, rest_url: str | None = None, grpc_url: str | None = None) -> dict[str, str]:
     """Where the model answers: what the recipe says, else the status, else KServe's naming rule.
 
     Returns:
         `rest` and `grpc`.
     """
-    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
-    status = service.get("status") or {}
-    rest = rest_url or (status.get("address") or {}).get("url") or (
-        f"http://{name}-predictor.{namespace}.svc.cluster.local:8080")
-    told = ((status.get("components") or {}).get("predictor") or {}).get("grpcUrl")
+    rest = rest_url or service.url or f"http://{service.name}-predictor.{service.namespace}.svc.cluster.local:8080"
     parts = urlsplit(rest)
     scheme = "grpcs" if parts.scheme == "https" else "grpc"
-    derived = f"{scheme}://{told.partition('://')[2] or told}" if told else f"{scheme}://{parts.hostname}:8085"
-    return {"rest": rest.rstrip("/"), "grpc": grpc_url or derived}
+    host = service.grpc_url.partition("://")[2] or service.grpc_url or f"{parts.hostname}:8085"
+    return {"rest": rest.rstrip("/"), "grpc": grpc_url or f"{scheme}://{host}"}
+
+
+@dataclass
+class _ShownReasons:
+    """Which reasons there are since when, and what was said about them."""
+
+    since: dict[str, float] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+    last: float = 0.0
+
+    def update(self, name: str, current: list[Reason], started: float) -> None:
+        now = time.monotonic()
+        self.since = {reason.key: self.since.get(reason.key, now) for reason in current}
+        fresh = [reason for reason in current if reason.text not in self.said]
+        if not fresh and now - self.last >= _SECONDS_BETWEEN_LINES:
+            fresh = current[:1]
+        for reason in fresh:
+            say(f"{name}: {reason.text} ({human_seconds(now - started)})")
+            self.said.add(reason.text)
+            self.last = now
+
+
+def _give_up_where_it_cannot_heal(
+    name: str, current: list[Reason], since: dict[str, float], patience: Patience, started: float
+) -> None:
+    now = time.monotonic()
+    limits = {"settle": patience.settle, "pending": patience.pending, "start": patience.start}
+    for reason in current:
+        if reason.patience in limits and now - since[reason.key] >= limits[reason.patience]:
+            raise DetoxError(reason.text, place=f"InferenceService {name}", remedy=reason.remedy)
+    if now - started >= patience.ready:
+        raise DetoxError(f"not ready after {human_seconds(patience.ready)}: {current[0].text}",
+                         place=f"InferenceService {name}", remedy=current[0].remedy)
+
+
+def _of_model(service: InferenceService) -> Iterator[Reason]:
+    if service.transition not in _BLOCKED:
+        return
+    failure = service.failure
+    cause = ": ".join(part for part in (failure.reason, failure.message) if part) if failure else ""
+    code = f" (exit code {failure.exit_code})" if failure and failure.exit_code else ""
+    yield Reason(f"model {service.transition}", f"{service.transition}: {cause or 'no details'}{code}", "settle",
+                 _BLOCKED[service.transition])
+
+
+def _of_pod(pod: Pod) -> Iterator[Reason]:
+    scheduled = pod.conditions.get("PodScheduled")
+    if scheduled and scheduled.status == "False":
+        yield Reason(f"{pod.name} unscheduled", f"pod {pod.name} waits for a node: "
+                     f"{scheduled.message or scheduled.reason}", "pending",
+                     "free a GPU, add a node, or set deploy.kserve.gpus, tolerations or node_selector")
+    for container in (*pod.init_containers, *pod.containers):
+        yield from _of_container(pod.name, container)
+
+
+def _of_container(pod: str, container: Container) -> Iterator[Reason]:
+    place, last = f"pod {pod}, container {container.name}", container.last_termination
+    reason, message = container.waiting_reason, container.waiting_message
+    key = f"{pod} {container.name} {reason}"
+    if reason in _PULL:
+        yield Reason(f"{pod} {container.name} image", f"{place}: the image does not come: {message or reason}",
+                     "pending", "check the image's name in manifests/settings and the pull secret")
+    elif reason in ("InvalidImageName", "ErrImageNeverPull"):
+        yield Reason(key, f"{place}: {reason}: {message}", "settle", "correct the image in manifests/settings")
+    elif reason in ("CreateContainerConfigError", "CreateContainerError"):
+        yield Reason(key, f"{place}: {message or reason}", "settle", "make the Secret or ConfigMap that it names")
+    elif last and container.restarts >= _MANY_RESTARTS:
+        cause = last.message or last.reason or "no message"
+        remedy = ("give it more memory: deploy.kserve.memory" if last.reason == "OOMKilled"
+                  else f"oc logs {pod} -c {container.name} --previous")
+        yield Reason(key, f"{place} ended {container.restarts} times (exit code {last.exit_code}): {cause}", "settle",
+                     remedy)
+
+
+def _of_event(event: Event) -> Iterator[Reason]:
+    key = f"event {event.about} {event.reason}"
+    if "exceeded quota" in event.message:
+        yield Reason(key, f"the quota does not admit the pod: {event.message}", "pending",
+                     "raise the quota, or set deploy.kserve.cpu, memory or gpus lower")
+    elif event.reason in ("FailedCreate", "FailedMount", "FailedAttachVolume", "InternalError"):
+        yield Reason(key, f"{event.reason}: {event.message}", "pending")
+    elif event.reason in ("FailedScheduling", "Unhealthy", "BackOff", "Failed", "Evicted"):
+        yield Reason(key, f"{event.reason}: {event.message}")
+
+
+def _of_coming_up(service: InferenceService, pods: Sequence[Pod], version: str) -> Reason:
+    if not any(_version(pod) == version for pod in pods):
+        return Reason("no pod", "no pod of this version yet", "start")
+    if any(pod.ready and _version(pod) != version for pod in pods):
+        return Reason("old pod", "a pod of the version before still takes requests")
+    ready = service.conditions.get("Ready")
+    return Reason("coming up", (ready.message or ready.reason if ready else "")
+                  or "the model is being fetched and loaded")
+
+
+def _version(pod: Pod) -> str | None:
+    return pod.annotations.get(VERSION)

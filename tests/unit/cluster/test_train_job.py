@@ -16,6 +16,7 @@ import yaml
 
 from llm_detox import storage
 from llm_detox.cluster.api import Conflict
+from llm_detox.cluster.objects import TrainJob
 from llm_detox.cluster.train_job import remove_running, train_job, train_on_nodes
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
@@ -139,12 +140,12 @@ class Trainer:
         self.made.append(job)
         return job
 
-    def train_job(self, name: str) -> dict[str, Any] | None:
+    def train_job(self, name: str) -> TrainJob | None:
         status = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        return None if status is None else {"metadata": {"name": name}, "status": status}
+        return None if status is None else TrainJob.of({"metadata": {"name": name}, "status": status})
 
-    def train_jobs(self, selector: str) -> list[dict[str, Any]]:
-        return [{"metadata": {"name": f"{selector}-{number}"}, "status": status}
+    def train_jobs(self, selector: str) -> list[TrainJob]:
+        return [TrainJob.of({"metadata": {"name": f"{selector}-{number}"}, "status": status})
                 for number, status in enumerate(self.states)]
 
     def delete_train_job(self, name: str) -> None:
@@ -162,16 +163,15 @@ def store(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
     """The store, as what was published where: file -> content."""
     held: dict[str, dict[str, str]] = {}
 
-    def publish(folder: Path, url: str) -> dict[str, Any]:
+    def publish(folder: Path, url: str) -> SimpleNamespace:
         held[url] = {str(path.relative_to(folder)): path.read_text("utf-8")
                      for path in folder.rglob("*") if path.is_file()}
-        return {"address": f"{url}/{'ab' * 32}"}
+        return SimpleNamespace(address=f"{url}/{'ab' * 32}")
 
-    def fetch(url: str, to: Path) -> dict[str, Any]:
+    def fetch(url: str, to: Path) -> None:
         assert url.endswith("/outcome")
         to.mkdir(parents=True)
         (to / "manifest.json").write_text(json.dumps({"result": {"loss_last": 1.5, "steps": 3}}), "utf-8")
-        return {}
 
     monkeypatch.setattr(storage, "publish", publish)
     monkeypatch.setattr(storage, "fetch_model", fetch)

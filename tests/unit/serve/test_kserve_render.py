@@ -16,7 +16,7 @@ from llm_detox.recipe.cluster import ConnectionSection, toleration
 from llm_detox.recipe.deploy import DeploySection, KserveSection
 from llm_detox.serve.kserve.deploy import plan
 from llm_detox.serve.kserve.patch import last_applied, merge_patch, with_last_applied
-from llm_detox.serve.kserve.render import inference_service, split_address
+from llm_detox.serve.kserve.render import PublishedAddress, inference_service
 
 DIGEST = "ab" * 32
 ADDRESS = f"s3://models/teams/detox/{DIGEST}"
@@ -110,7 +110,7 @@ def test_a_canary_stands_beside_under_a_name_of_its_own() -> None:
                                      "s3://bucket/a b", "s3://bucket/x\n", "s3://bucket/x;rm -rf"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="not the address of a published model"):
-        split_address(address)
+        PublishedAddress.parse(address)
 
 
 @pytest.mark.parametrize(("name", "told"), [("m" * 47, "54 characters")])

@@ -6,21 +6,22 @@ from typing import Any
 
 import pytest
 
+from llm_detox.cluster.objects import InferenceService, Pod
 from llm_detox.serve.kserve.status import Reason, is_ready, reasons, urls
 
 OLD, NEW = "1" * 64, "2" * 64
 
 
-def service(*, ready: bool = True, observed: int = 2, generation: int = 2, **status: Any) -> dict[str, Any]:
-    return {"metadata": {"name": "m", "namespace": "p", "generation": generation},
+def service(*, ready: bool = True, observed: int = 2, generation: int = 2, **status: Any) -> InferenceService:
+    return InferenceService.of({"metadata": {"name": "m", "namespace": "p", "generation": generation},
             "status": {"observedGeneration": observed, "conditions": [{"type": "Ready", "status": str(ready)}],
-                       **status}}
+                       **status}})
 
 
-def pod(version: str = NEW, *, ready: bool = True, leaving: bool = False, **status: Any) -> dict[str, Any]:
+def pod(version: str = NEW, *, ready: bool = True, leaving: bool = False, **status: Any) -> Pod:
     metadata = {"name": "m-predictor-1", "annotations": {"llm-detox/version": version}}
-    return {"metadata": metadata | ({"deletionTimestamp": "now"} if leaving else {}),
-            "status": {"conditions": [{"type": "Ready", "status": str(ready)}], **status}}
+    return Pod.of({"metadata": metadata | ({"deletionTimestamp": "now"} if leaving else {}),
+                   "status": {"conditions": [{"type": "Ready", "status": str(ready)}], **status}})
 
 
 def container(waiting: str = "", *, message: str = "", restarts: int = 0, last: dict[str, Any] | None = None) -> Any:
@@ -47,9 +48,9 @@ def test_ready_is_the_condition_of_this_generation_and_pods_of_this_version() ->
     (service(), [pod(), pod(OLD)]),
     (service(), [pod(ready=False)]),
     (service(), [pod(leaving=True)]),
-    ({"metadata": {"name": "m", "generation": 1}}, [pod()]),
+    (InferenceService.of({"metadata": {"name": "m", "generation": 1}}), [pod()]),
 ])
-def test_all_else_is_not_ready(state: dict[str, Any], pods: list[dict[str, Any]]) -> None:
+def test_all_else_is_not_ready(state: InferenceService, pods: list[Pod]) -> None:
     assert not is_ready(state, pods, NEW)
 
 

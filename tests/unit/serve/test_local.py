@@ -13,9 +13,11 @@ import pytest
 from llm_detox import processes
 from llm_detox.errors import DetoxError
 from llm_detox.serve import local, local_stack
+from llm_detox.serve.deployment import read_state
 from llm_detox.serve.foreground import serve
-from llm_detox.serve.local import deploy_local, is_serving, read_state, stop_local
+from llm_detox.serve.local import deploy_local, stop_local
 from llm_detox.serve.local_stack import Ports
+from llm_detox.storage.fetch import LocalModel
 
 
 @pytest.fixture
@@ -30,10 +32,10 @@ def model(tmp_path: Path) -> Path:
 def published(model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Fetching brings the model, without a store."""
 
-    def fetch(address: str, to: Path) -> dict[str, Any]:
+    def fetch(address: str, to: Path) -> LocalModel:
         (to / "artifacts").mkdir(parents=True)
         (to / "config.yml").write_text("name: x")
-        return {"address": address + "/abc", "digest": "abc"}
+        return LocalModel(address + "/abc", "abc", files=1, bytes=7, seconds=0.1)
 
     monkeypatch.setattr(local, "fetch_model", fetch)
     return "s3://models/x"
@@ -137,7 +139,7 @@ def test_stopping_ends_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
     reused = {**other.as_dict(), "name": "caikit", "started": "12345"}
     (tmp_path / "deployment.json").write_text(json.dumps({"processes": [ours.as_dict(), reused]}))
     try:
-        assert not is_serving(tmp_path)
+        assert [one.name for one in read_state(tmp_path).processes] == ["engine", "caikit"]
         assert stop_local(tmp_path) == ["engine"]
         assert not processes.is_running(ours)
         assert processes.is_running(other)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from llm_detox.cluster.api import Cluster
+from llm_detox.cluster.objects import Pod
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.recipe.files import load_recipe, resolve_recipe
 from llm_detox.runs.pipeline_step import pipeline_step
 from llm_detox.runs.shards import read_shard, shard_names
-from llm_detox.serve.outcome import Ending, lines, write_outcome
+from llm_detox.serve.outcome import Ending, Outcome, PodFailure, Served, Steps, write_outcome
 from tests.conftest import REPOSITORY
 
 DEMO = REPOSITORY / "recipes" / "smollm2-demo.yaml"
@@ -53,10 +54,10 @@ def test_the_names_of_shards_are_read_back() -> None:
 
 
 def test_the_outcome_of_a_wrong_recipe_is_written_all_the_same(tmp_path: Path) -> None:
-    told = write_outcome(FAILED, "{}", output=tmp_path / "outcome")
+    told = write_outcome(FAILED, "{}", output=tmp_path / "outcome").as_json()
     assert json.loads((tmp_path / "outcome" / "outcome.json").read_text("utf-8")) == told
     assert told["state"] == "FAILED"
-    assert "not valid" in told["unseen"]
+    assert "not valid" in str(told["unseen"])
     page = (tmp_path / "outcome" / "outcome.md").read_text("utf-8")
     assert "**FAILED**: run run-1" in page
     assert "not looked at: the recipe is not valid" in page
@@ -65,39 +66,39 @@ def test_the_outcome_of_a_wrong_recipe_is_written_all_the_same(tmp_path: Path) -
 def test_without_a_cluster_the_outcome_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     told = write_outcome(FAILED, DEMO.read_text("utf-8"), changes={"deploy.target": "kserve"}, output=tmp_path / "out")
-    assert told["recipe"] == "smollm2-demo"
-    assert "no cluster is configured" in told["unseen"]
+    assert told.recipe == "smollm2-demo"
+    assert "no cluster is configured" in str(told.unseen)
 
 
 def test_a_run_that_succeeded_lists_no_failures() -> None:
-    told = {"run": "r", "state": "SUCCEEDED", "recipe": "demo", "serving": "s3://b/m/v", "ready": True,
-            "failures": [{"step": "data", "message": "tried again since"}], "removed": None}
-    assert lines(told) == ["**SUCCEEDED**: run r of demo", "- serving now: s3://b/m/v (ready)"]
+    outcome = Outcome(Ending("r", "SUCCEEDED"), "now", "demo", served=Served("s3://b/m/v", True), canaries=(),
+                      steps=Steps((PodFailure("data", "tried again since"),), None))
+    assert outcome.lines() == ["**SUCCEEDED**: run r of demo", "- serving now: s3://b/m/v (ready)"]
 
 
-def pod(node: str, *, exit_code: int = 0, words: str = "", **status: Any) -> dict[str, Any]:
+def pod(node: str, *, exit_code: int = 0, words: str = "", **status: Any) -> Pod:
     """A step's pod as Argo leaves it."""
     ended = {"terminated": {"exitCode": exit_code, "reason": "OOMKilled" if exit_code == 137 else "Error",
                             "message": words}}
-    return {"metadata": {"name": f"demo-abc-{abs(hash(node))}",
-                         "annotations": {"workflows.argoproj.io/node-name": f"demo-abc.root.steps.{node}"}},
-            "status": {"containerStatuses": [{"name": "main", "state": ended}], **status}}
+    return Pod.of({"metadata": {"name": f"demo-abc-{abs(hash(node))}",
+                                "annotations": {"workflows.argoproj.io/node-name": f"demo-abc.root.steps.{node}"}},
+                   "status": {"containerStatuses": [{"name": "main", "state": ended}], **status}})
 
 
 class Seen:
     """A cluster in which a run left these pods, and nothing else can be looked at."""
 
-    def __init__(self, *pods: dict[str, Any]) -> None:
+    def __init__(self, *pods: Pod) -> None:
         self.pods = list(pods)
 
-    def pods_of_run(self, run: str) -> list[dict[str, Any]]:
+    def pods_of_run(self, run: str) -> list[Pod]:
         return self.pods
 
     def service(self, name: str) -> None:
         raise DetoxError("no right to get inferenceservices")
 
 
-def told_of(folder: Path, monkeypatch: pytest.MonkeyPatch, state: str, *pods: dict[str, Any]) -> dict[str, Any]:
+def told_of(folder: Path, monkeypatch: pytest.MonkeyPatch, state: str, *pods: Pod) -> Outcome:
     asked: list[str | None] = []
 
     def connect(namespace: str | None = None, **_: Any) -> Seen:
@@ -112,10 +113,10 @@ def told_of(folder: Path, monkeypatch: pytest.MonkeyPatch, state: str, *pods: di
 
 
 def test_a_step_that_was_killed_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evicted = {**pod("dpo.executor"), "status": {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}}
+    evicted = pod("dpo.executor", phase="Failed", reason="Evicted", message="low on memory", containerStatuses=[])
     told = told_of(tmp_path, monkeypatch, "FAILED", pod("sft.executor(0)", exit_code=137), evicted,
                    pod("convert-driver", exit_code=1))
-    assert told["failures"] == [{"step": "sft", "message": "OOMKilled, exit code 137"},
+    assert told.as_json()["failures"] == [{"step": "sft", "message": "OOMKilled, exit code 137"},
                                 {"step": "dpo", "message": "Evicted: low on memory"},
                                 {"step": "convert", "message": "Error, exit code 1"}]
 
@@ -124,7 +125,7 @@ def test_only_the_last_attempt_at_a_step_counts(tmp_path: Path, monkeypatch: pyt
     told = told_of(tmp_path, monkeypatch, "FAILED",
                    pod("data.executor(1)"), pod("data.executor(0)", exit_code=1),
                    *(pod(f"sft.executor({number})", exit_code=1, words=str(number)) for number in (1, 10, 2)))
-    assert told["failures"] == [{"step": "sft", "message": "10"}]
+    assert told.as_json()["failures"] == [{"step": "sft", "message": "10"}]
 
 
 def test_the_page_has_the_failed_steps_own_words_its_place_and_remedy(
@@ -136,7 +137,7 @@ def test_the_page_has_the_failed_steps_own_words_its_place_and_remedy(
     assert len(words.read_bytes()) <= 4096, "a pod's status keeps no more"
     told = told_of(tmp_path, monkeypatch, "FAILED",
                    pod("sft.executor(0)", exit_code=1, words=words.read_text("utf-8")))
-    page = lines(told)
+    page = told.lines()
     assert page[1].startswith("- failed: sft on texts.jsonl: no memory")
     assert page[1].endswith("(at batch 3)")
     assert page[2] == "  - remedy: a smaller batch"
@@ -157,18 +158,18 @@ def test_an_error_that_nobody_foresaw_leaves_its_last_words_too(
 def test_a_run_that_succeeded_tells_whether_the_gate_was_passed(
         steps: list[str], gate: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = told_of(tmp_path, monkeypatch, "SUCCEEDED", *map(pod, steps))
-    assert told.get("gate") == gate
-    assert any("did not pass the gate" in line for line in lines(told)) == (gate == "not passed")
+    assert told.as_json().get("gate") == gate
+    assert any("did not pass the gate" in line for line in told.lines()) == (gate == "not passed")
 
 
 def test_what_cannot_be_seen_does_not_hide_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = told_of(tmp_path, monkeypatch, "FAILED", pod("sft.executor(0)", exit_code=1, words="why"))
-    assert told["failures"] == [{"step": "sft", "message": "why"}]
-    assert told["unseen"] == "no right to get inferenceservices"
+    assert told.as_json()["failures"] == [{"step": "sft", "message": "why"}]
+    assert told.unseen == "no right to get inferenceservices"
 
 
 def test_a_pod_without_an_account_still_writes_the_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "cluster.example")
     told = write_outcome(FAILED, DEMO.read_text("utf-8"), changes={"deploy.target": "kserve"}, output=tmp_path / "out")
-    assert "has no account" in told["unseen"]
+    assert "has no account" in str(told.unseen)

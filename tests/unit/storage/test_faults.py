@@ -53,11 +53,11 @@ def once_each(fault: Fault, only: Callable[[Request], bool] = lambda request: Tr
 def test_what_fails_once_is_repeated(fault: Fault, proxy: Proxy, url: str, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     proxy.decide = once_each(fault)
-    address = publish(model, url)["address"]
+    address = publish(model, url).address
     proxy.decide = once_each(fault)
     fetch_model(url, tmp_path / "back")
     assert same(model, tmp_path / "back")
-    assert [one["address"] for one in versions(url)] == [address]
+    assert [one.address for one in versions(url)] == [address]
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_what_lasts_gives_one_error_and_no_pointer(
     assert not pointer_of(store, url)
     proxy.decide = lambda request: None
     sent = publish(model, url)
-    assert sent["sent"] < sent["files"], "what had arrived was sent again"
+    assert sent.sent < sent.files, "what had arrived was sent again"
     fetch_model(url, tmp_path / "back")
     assert same(model, tmp_path / "back")
 
@@ -137,7 +137,7 @@ def test_a_failing_publish_leaves_the_old_version_current(proxy: Proxy, url: str
     with pytest.raises(DetoxError):
         publish(make_model(tmp_path / "new", 2), url)
     proxy.decide = lambda request: None
-    assert fetch_model(url, tmp_path / "back")["digest"] == old["digest"]
+    assert fetch_model(url, tmp_path / "back").digest == old.digest
     assert same(tmp_path / "old", tmp_path / "back")
 
 
@@ -178,10 +178,10 @@ def test_two_publishers_at_once_lose_no_version(proxy: Proxy, url: str, tmp_path
         if request.method == "PUT" and request.path.endswith("latest.json") and not other:
             other.append("")
             proxy.decide = lambda request: None
-            other[0] = publish(make_model(tmp_path / "c", 3), url)["digest"]  # between reading and writing
+            other[0] = publish(make_model(tmp_path / "c", 3), url).digest  # between reading and writing
             proxy.decide = decide
         return None
 
     proxy.decide = decide
     second = publish(make_model(tmp_path / "b", 2), url)
-    assert {one["digest"] for one in versions(url)} == {first["digest"], second["digest"], other[0]}
+    assert {one.digest for one in versions(url)} == {first.digest, second.digest, other[0]}

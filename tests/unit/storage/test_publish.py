@@ -44,10 +44,10 @@ def objects(store: Seaweed, url: str) -> dict[str, bytes]:
 def test_what_is_fetched_is_what_was_published(tmp_path: Path, url: str) -> None:
     model = make_model(tmp_path / "model", size=40 * MIB)  # several parts
     result = publish(model, url)
-    assert result["address"] == f"{url}/{result['digest']}"
-    for address, name in ((url, "by-pointer"), (result["address"], "by-version")):
+    assert result.address == f"{url}/{result.digest}"
+    for address, name in ((url, "by-pointer"), (result.address, "by-version")):
         fetched = fetch_model(address, tmp_path / name)
-        assert fetched["digest"] == result["digest"]
+        assert fetched.digest == result.digest
         for path in model.rglob("*"):
             if path.is_file() and path.name != "manifest.json":
                 assert (tmp_path / name / path.relative_to(model)).read_bytes() == path.read_bytes()
@@ -59,23 +59,23 @@ def test_the_same_model_gets_the_same_address_and_nothing_is_sent_twice(tmp_path
     other = make_model(tmp_path / "b" / "model")
     (other / "manifest.json").write_text(json.dumps({"seconds": 99}))
     second = publish(other, url)
-    assert second["address"] == first["address"]
-    assert (first["sent"], second["sent"], second["kept"]) == (5, 0, 5)
+    assert second.address == first.address
+    assert (first.sent, second.sent, second.kept) == (5, 0, 5)
     assert len(versions(url)) == 1
 
 
 def test_unchanged_big_files_are_copied_inside_the_store(tmp_path: Path, url: str) -> None:
     publish(make_model(tmp_path / "a", seed=1), url)
     second = publish(make_model(tmp_path / "b", seed=2), url)
-    assert second["copied"] == 1
-    assert second["sent"] == 4
+    assert second.copied == 1
+    assert second.sent == 4
     fetch_model(url, tmp_path / "back")
     assert (tmp_path / "back" / "config.yml").read_text() == "name: model 2\n"
     assert (tmp_path / "back/artifacts/model.safetensors").stat().st_size == 3 * MIB
 
 
 def test_a_damaged_object_is_noticed_when_fetched_and_leaves_nothing(tmp_path: Path, url: str, env: Seaweed) -> None:
-    address = publish(make_model(tmp_path / "model"), url)["address"]
+    address = publish(make_model(tmp_path / "model"), url).address
     place = Place.parse(address) / "artifacts/model.safetensors"
     connect().put_object(Bucket=place.bucket, Key=place.key, Body=b"\0" * 3 * MIB)
     with pytest.raises(DetoxError, match="SHA-256 differs"):
@@ -85,9 +85,9 @@ def test_a_damaged_object_is_noticed_when_fetched_and_leaves_nothing(tmp_path: P
 
 def test_publishing_again_repairs_a_damaged_version(tmp_path: Path, url: str, env: Seaweed) -> None:
     model = make_model(tmp_path / "model")
-    place = Place.parse(publish(model, url)["address"]) / "artifacts/model.safetensors"
+    place = Place.parse(publish(model, url).address) / "artifacts/model.safetensors"
     connect().put_object(Bucket=place.bucket, Key=place.key, Body=b"\0" * 3 * MIB)
-    assert publish(model, url)["sent"] == 1
+    assert publish(model, url).sent == 1
     fetch_model(url, tmp_path / "back")
 
 
@@ -101,7 +101,7 @@ def test_the_pointer_is_not_moved_when_the_store_holds_something_else(
         wrong if path.name == "model.safetensors" else real(path, part)))
     with pytest.raises(DetoxError, match="does not hold what was sent"):
         publish(make_model(tmp_path / "b", seed=2), url)
-    assert [one["digest"] for one in versions(url)] == [old["digest"]]
+    assert [one.digest for one in versions(url)] == [old.digest]
 
 
 def test_an_interrupted_fetch_goes_on_where_it_stopped(
@@ -127,13 +127,13 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path: Path, u
 
 
 def test_roll_back_and_clean_up(tmp_path: Path, url: str, env: Seaweed) -> None:
-    digests = [publish(make_model(tmp_path / str(i), seed=i), url)["digest"] for i in range(4)]
-    assert [one["digest"] for one in versions(url)] == digests[::-1]
-    assert rollback(url)["digest"] == digests[2]
-    assert rollback(url, digests[0][:10])["digest"] == digests[0]
-    assert fetch_model(url, tmp_path / "back")["digest"] == digests[0]
+    digests = [publish(make_model(tmp_path / str(i), seed=i), url).digest for i in range(4)]
+    assert [one.digest for one in versions(url)] == digests[::-1]
+    assert rollback(url).digest == digests[2]
+    assert rollback(url, digests[0][:10]).digest == digests[0]
+    assert fetch_model(url, tmp_path / "back").digest == digests[0]
     assert prune(url, keep=2) == [digests[1]]
-    assert [(one["digest"], one["current"]) for one in versions(url)] == [
+    assert [(one.digest, one.current) for one in versions(url)] == [
         (digests[3], False), (digests[2], False), (digests[0], True)]
     assert not any(digests[1] in key for key in objects(env, url))
     with pytest.raises(DetoxError, match="no older version"):
@@ -141,12 +141,12 @@ def test_roll_back_and_clean_up(tmp_path: Path, url: str, env: Seaweed) -> None:
 
 
 def test_rolling_back_to_an_incomplete_version_is_refused(tmp_path: Path, url: str, env: Seaweed) -> None:
-    old = Place.parse(publish(make_model(tmp_path / "0", seed=0), url)["address"])
+    old = Place.parse(publish(make_model(tmp_path / "0", seed=0), url).address)
     new = publish(make_model(tmp_path / "1", seed=1), url)
     connect().delete_object(Bucket=old.bucket, Key=(old / "artifacts/model.safetensors").key)
     with pytest.raises(DetoxError, match="incomplete"):
         rollback(url)
-    assert fetch_model(url, tmp_path / "back")["digest"] == new["digest"]
+    assert fetch_model(url, tmp_path / "back").digest == new.digest
 
 
 def test_sources_from_the_store(tmp_path: Path, url: str, env: Seaweed) -> None:
@@ -235,7 +235,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, url: str, monke
 def test_names_that_lead_out_of_the_folder_are_refused(name: str) -> None:
     index = {"files": {name: {"sha256": "0" * 64, "bytes": 1}}}
     with pytest.raises(DetoxError, match="damaged"):
-        layout.checked_index(index, "here")
+        layout.Index.checked(index, "here")
 
 
 @pytest.mark.parametrize("url", ["http://bucket/x", "s3://", "bucket/x", "s3:///x", "s3://b/../x"])

@@ -163,4 +163,4 @@ def test_parts_that_nobody_came_back_for_are_cleaned_up(
     monkeypatch.setattr("llm_detox.storage.publishing._UNFINISHED", timedelta(0))
     prune(url)
     assert begun() == 0
-    assert fetch_model(url, tmp_path / "back")["files"] == 2
+    assert fetch_model(url, tmp_path / "back").files == 2

@@ -136,14 +136,14 @@ def make_model(folder: Path, seed: int) -> Path:
 def test_publish_fetch_versions_roll_back_and_clean_up(way: str, tmp_path: Path, request: Any) -> None:
     url = f"s3://{BUCKET}/{abs(hash(request.node.name))}"
     results = [publish(make_model(tmp_path / str(seed), seed), url) for seed in range(4)]
-    assert [one["copied"] for one in results] == [0, 1, 0, 1], "every second model has the file of the one before"
-    assert [one["digest"] for one in versions(url)] == [one["digest"] for one in reversed(results)]
-    assert rollback(url, results[1]["digest"])["digest"] == results[1]["digest"]
-    assert fetch_model(url, tmp_path / "back")["digest"] == results[1]["digest"]
+    assert [one.copied for one in results] == [0, 1, 0, 1], "every second model has the file of the one before"
+    assert [one.digest for one in versions(url)] == [one.digest for one in reversed(results)]
+    assert rollback(url, results[1].digest).digest == results[1].digest
+    assert fetch_model(url, tmp_path / "back").digest == results[1].digest
     for path in (tmp_path / "1").rglob("*.*"):
         assert (tmp_path / "back" / path.relative_to(tmp_path / "1")).read_bytes() == path.read_bytes()
-    assert prune(url, keep=1) == [results[2]["digest"], results[0]["digest"]]
-    assert publish(tmp_path / "2", url)["sent"] > 0
+    assert prune(url, keep=1) == [results[2].digest, results[0].digest]
+    assert publish(tmp_path / "2", url).sent > 0
 
 
 def test_another_authority_is_not_trusted(store: Store, way: str, tmp_path: Path,
