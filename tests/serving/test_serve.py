@@ -55,7 +55,7 @@ def _published(seed: int, root: Path) -> tuple[str, str]:
     save_tiny_llama(root / f"model-{seed}", seed=seed)
     convert(model=str(root / f"model-{seed}"), output=root / f"converted-{seed}")
     [(_, text)] = greedy(root / f"converted-{seed}" / "artifacts", [PROMPT], new_tokens=TOKENS).values()
-    return publish(root / f"converted-{seed}", URL)["digest"], text
+    return publish(root / f"converted-{seed}", URL).digest, text
 
 
 class Asking(threading.Thread):
