@@ -59,10 +59,12 @@ def _captured(name: str, folder: Path) -> bool:
     from tests.golden import serving, steps
     from tests.golden.store import Store
 
-    run: Callable[[Store], None] = getattr(steps, name, None) or getattr(serving, name)
+    sections: dict[str, Callable[[Store], None]] = {
+        "rehearsal": steps.rehearsal, "detoxify": steps.detoxify, "evaluation": steps.evaluation,
+        "training": steps.training, "serving": serving.serving, "recipe_and_data": steps.recipe_and_data}
     started = time.monotonic()
     try:
-        run(Store(folder))
+        sections[name](Store(folder))
     except Exception:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc(), "utf-8")

@@ -116,7 +116,7 @@ def _rehearsed() -> dict[str, Any]:
                  "clean": {"sources": ["owner/passages"], "count": 4, "training_count": 4}},
         "scoring": {"training": {"kind": "ngram"}, "judging": {"kind": "bilstm"}},
         "detoxify": {"similarity_model": None, "accept_fluency": 50},
-        "training": _training(max_length=64),
+        "training": {"quantization": "none", **_training(max_length=64)},
         "evaluation": {"continuations": 2, "clean_prompts": 2, **_EVALUATION, "toxic_threshold": 0.8},
         "gate": {"min_prompts": 3},
     }

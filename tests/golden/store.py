@@ -40,13 +40,7 @@ class Store:
 
     def value(self, name: str, value: Any) -> None:
         """Store a JSON value, its keys in their order."""
-        self.text(f"{name}.json", _pretty(_stable(value)) + "\n")
-
-    def json_lines(self, name: str, path: Path) -> None:
-        """Store a file of JSON lines."""
-        lines = [json.dumps(_stable(json.loads(line)), ensure_ascii=False)
-                 for line in path.read_text("utf-8").splitlines()]
-        self.text(f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
+        self.text(f"{name}.json", _json(value))
 
     def text(self, name: str, text: str) -> None:
         """Store a text."""
@@ -54,14 +48,15 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(without_volatile(text), "utf-8")
 
-    def digest(self, name: str, content: bytes) -> None:
+    def digest(self, name: str, content: str | bytes) -> None:
         """Store the SHA-256 of what is too large or no text; one file holds all digests of the section."""
-        self._digests[name] = hashlib.sha256(content).hexdigest()
+        data = without_volatile(content).encode() if isinstance(content, str) else content
+        self._digests[name] = hashlib.sha256(data).hexdigest()
         self.text(DIGESTS, json.dumps(self._digests, indent=1) + "\n")
 
     def value_digest(self, name: str, value: Any) -> None:
         """Store the SHA-256 of a JSON value."""
-        self.digest(name, without_volatile(_pretty(_stable(value))).encode())
+        self.digest(name, _json(value))
 
     def step(self, name: str, folder: Path, *, left_out: Collection[str] = (), hashed: Collection[str] = ()) -> None:
         """Store a step's output folder: text files as they are, of the others the digests.
@@ -74,24 +69,27 @@ class Store:
         """
         for path in sorted(file for file in folder.rglob("*") if file.is_file()):
             inside = path.relative_to(folder).as_posix()
-            if inside not in left_out:
-                self._file(f"{name}/{inside}", path, hashed=inside in hashed)
+            if inside in left_out:
+                continue
+            if path.suffix == ".safetensors":
+                self.digest(f"{name}/{inside}", path.read_bytes())
+            elif inside in hashed or path.suffix == ".html" or path.name == "tokenizer.json":
+                self.digest(f"{name}/{inside}", _content(path))
+            else:
+                self.text(f"{name}/{inside}", _content(path))
 
-    def _file(self, name: str, path: Path, *, hashed: bool) -> None:
-        if path.suffix == ".safetensors":
-            self.digest(name, path.read_bytes())
-        elif hashed and path.suffix == ".json":
-            self.value_digest(name, json.loads(path.read_text("utf-8")))
-        elif hashed or path.suffix == ".html" or path.name == "tokenizer.json":
-            self.digest(name, without_volatile(path.read_text("utf-8")).encode())
-        elif path.name == "manifest.json":
-            self.value(name.removesuffix(".json"), _manifest(json.loads(path.read_text("utf-8"))))
-        elif path.suffix == ".json":
-            self.value(name.removesuffix(".json"), json.loads(path.read_text("utf-8")))
-        elif path.suffix == ".jsonl":
-            self.json_lines(name.removesuffix(".jsonl"), path)
-        else:
-            self.text(name, path.read_text("utf-8"))
+
+def _content(path: Path) -> str:
+    """The text of a file, without the volatile keys where it is JSON."""
+    text = path.read_text("utf-8")
+    if path.name == "manifest.json":
+        manifest = json.loads(text)
+        return _json({key: sorted(value) if key in MANIFEST_DIGESTS else value for key, value in manifest.items()})
+    if path.suffix == ".json":
+        return _json(json.loads(text))
+    if path.suffix == ".jsonl":
+        return "".join(json.dumps(_stable(json.loads(line)), ensure_ascii=False) + "\n" for line in text.splitlines())
+    return text
 
 
 def without_volatile(text: str) -> str:
@@ -109,14 +107,16 @@ def _stable(value: Any) -> Any:
     return [_stable(part) for part in value] if isinstance(value, list) else value
 
 
-def _manifest(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {key: sorted(value) if key in MANIFEST_DIGESTS else value for key, value in manifest.items()}
+def _json(value: Any) -> str:
+    return _pretty(_stable(value)) + "\n"
 
 
 def _pretty(value: Any, indent: str = "") -> str:
     """JSON with a line for each value; lists of plain values and short objects stand on one line."""
     line = json.dumps(value, ensure_ascii=False)
-    parts = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list) else []
+    if not isinstance(value, dict | list):
+        return line
+    parts = value.values() if isinstance(value, dict) else value
     if not any(isinstance(part, dict | list) for part in parts) and (isinstance(value, list) or len(line) < _ONE_LINE):
         return line
     deeper = f"{indent} "
