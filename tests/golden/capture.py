@@ -18,11 +18,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.conftest import REPOSITORY
+from tests.golden.store import REPOSITORY, Store
 
 EXPECTED = Path(__file__).resolve().parent / "expected"
 MACHINE = "machine.json"
-SECTIONS = ("rehearsal", "detoxify", "evaluation", "training", "serving", "recipe_and_data")
+SECTIONS = (
+    "rehearsal", "conversations", "detoxify", "rephrasers", "evaluation", "training", "serving", "recipe_and_data")
 # What would change the outputs or their speed: threads, accelerators, downloads, the width of help pages.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "",
@@ -56,12 +57,12 @@ def capture(folder: Path, sections: Sequence[str] = SECTIONS) -> list[str]:
 
 
 def _captured(name: str, folder: Path) -> bool:
-    from tests.golden import serving, steps
-    from tests.golden.store import Store
+    from tests.golden import recipes, rehearsals, serving, steps
 
     sections: dict[str, Callable[[Store], None]] = {
-        "rehearsal": steps.rehearsal, "detoxify": steps.detoxify, "evaluation": steps.evaluation,
-        "training": steps.training, "serving": serving.serving, "recipe_and_data": steps.recipe_and_data}
+        "rehearsal": rehearsals.rehearsal, "conversations": rehearsals.conversations, "detoxify": steps.detoxify,
+        "rephrasers": steps.rephrasers, "evaluation": steps.evaluation, "training": steps.training,
+        "serving": serving.serving, "recipe_and_data": recipes.recipe_and_data}
     started = time.monotonic()
     try:
         sections[name](Store(folder))

@@ -38,7 +38,7 @@ def differences(expected: Path, actual: Path, *, exactly: bool) -> list[str]:
 
 
 def _shown(before: str, after: str) -> Iterator[str]:
-    lines = list(difflib.unified_diff(before.splitlines(), after.splitlines(), "expected", "actual", n=1, lineterm=""))
+    lines = list(difflib.unified_diff(before.split("\n"), after.split("\n"), "expected", "actual", n=1, lineterm=""))
     yield from (line[:_SHOWN_WIDTH] for line in lines[:_SHOWN_LINES])
     if len(lines) > _SHOWN_LINES:
         yield f"and {len(lines) - _SHOWN_LINES} lines more"
@@ -49,9 +49,7 @@ def alike(name: str, before: str, after: str) -> bool:
     if Path(name).name == DIGESTS:
         return list(json.loads(before)) == list(json.loads(after))
     if name.endswith(".jsonl"):
-        lines, others = before.splitlines(), after.splitlines()
-        return len(lines) == len(others) and all(
-            _same(json.loads(one), json.loads(other)) for one, other in zip(lines, others, strict=True))
+        return _same(*([json.loads(line) for line in text.split("\n") if line] for text in (before, after)))
     if name.endswith(".json"):
         return _same(json.loads(before), json.loads(after))
     return _same_text(_ID_OF_WEIGHTS.sub("", before), _ID_OF_WEIGHTS.sub("", after))

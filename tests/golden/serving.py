@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -22,6 +23,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from tests.golden.commands import run
 from tests.golden.store import Store
 
 _SERVICE = "fmaas.GenerationService"
@@ -31,7 +33,7 @@ _DETAILS = {"generated_tokens": True, "input_tokens": True, "token_logprobs": Tr
             "top_n_tokens": 2}
 _SAMPLED: dict[str, Any] = {"method": "SAMPLE", "stopping": {"max_new_tokens": 24}}
 
-# name -> the request's parameters, for a unary call and a stream.
+# Name -> the request's parameters.
 _CASES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "seed": {**_SAMPLED, "sampling": {"seed": 1}},
@@ -53,6 +55,7 @@ _CASES: dict[str, dict[str, Any]] = {
     "details of sampled tokens": {"method": "SAMPLE", "sampling": {"seed": 6, "top_k": 9, "temperature": 0.8},
                                   "response": _DETAILS, "stopping": {"max_new_tokens": 5}},
 }
+_STREAMED = ("greedy", "seed", "length penalty", "truncation", "details", "details of sampled tokens")
 _REFUSED: dict[str, dict[str, Any]] = {
     "temperature": {"method": "SAMPLE", "sampling": {"temperature": 0.01}},
     "top p": {"method": "SAMPLE", "sampling": {"top_p": 1.5}},
@@ -68,7 +71,7 @@ def serving(store: Store) -> None:
     """Sampling with seeds, stop sequences, penalties, details and refusals, and what the HTTP side says."""
     with _engine(Path("models/served")) as engine:
         store.value("unary", {name: engine.generate([_PROMPT], params) for name, params in _CASES.items()})
-        store.value("stream", {name: engine.stream(_PROMPT, params) for name, params in _CASES.items()})
+        store.value("stream", {name: engine.stream(_PROMPT, _CASES[name]) for name in _STREAMED})
         store.value("stop", _stopped(engine))
         store.value("batch", {"greedy": engine.generate(_BATCH, {}),
                               "seed": engine.generate(_BATCH, {**_SAMPLED, "sampling": {"seed": 9}})})
@@ -78,6 +81,7 @@ def serving(store: Store) -> None:
             "tokenize": engine.call("Tokenize", {"requests": [{"text": text} for text in _BATCH],
                                                  "return_tokens": True, "return_offsets": True}),
             "model info": engine.call("ModelInfo", {"model_id": "any"})})
+        store.value("asked", _asked(engine))
         store.value("http", {path: engine.get(path) for path in ("/health", "/nothing")}
                     | {"/metrics": _families(engine.get("/metrics")[1])})
 
@@ -96,6 +100,14 @@ def _stopped(engine: Engine) -> dict[str, Any]:
     return answers
 
 
+def _asked(engine: Engine) -> dict[str, Any]:
+    """What the command line gives of the engine."""
+    words = ("ask", _PROMPT, "--fmaas", f"127.0.0.1:{engine.grpc_port}", "--max-new-tokens", "16", "--sample", "--seed",
+             "5")
+    return {"json": json.loads(run(*words, "--top-p", "0.8", "--json")), "text": run(*words),
+            "stream": run(*words, "--temperature", "0.7", "--stream", "--stop", "e")}
+
+
 def _families(exposition: str) -> list[str]:
     """The names and types of the metrics, and the labels of each sample without its value."""
     samples = {re.sub(r" \S+$", "", line) for line in exposition.splitlines()
@@ -110,6 +122,7 @@ class Engine:
     channel: grpc.Channel
     pool: DescriptorPool
     port: int
+    grpc_port: int
 
     def generate(self, texts: tuple[str, ...] | list[str], params: dict[str, Any]) -> Any:
         """`Generate`: the response as JSON."""
@@ -163,7 +176,7 @@ def _engine(model: Path) -> Iterator[Engine]:
         try:
             with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
                 _wait_until_ready(process, port, log)
-                yield Engine(channel, DescriptorPool(ProtoReflectionDescriptorDatabase(channel)), port)
+                yield Engine(channel, DescriptorPool(ProtoReflectionDescriptorDatabase(channel)), port, grpc_port)
         finally:
             process.kill()
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from tests.golden.compare import DIGESTS
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 # Values under these keys are left out: times, rates, memory, and versions of packages.
 VOLATILE_KEYS = frozenset({
     "seconds", "tokens_per_second", "memory_bytes", "versions", "code_version", "peft_version", "transformers_version"})
@@ -88,7 +90,8 @@ def _content(path: Path) -> str:
     if path.suffix == ".json":
         return _json(json.loads(text))
     if path.suffix == ".jsonl":
-        return "".join(json.dumps(_stable(json.loads(line)), ensure_ascii=False) + "\n" for line in text.splitlines())
+        records = [json.loads(line) for line in text.split("\n") if line]  # a text may hold other line separators
+        return "".join(json.dumps(_stable(record), ensure_ascii=False) + "\n" for record in records)
     return text
 
 
