@@ -79,7 +79,7 @@ def recipe_at(name: str, size: str, settings: Sequence[str] = ()) -> Any:
     if size == "full":
         return recipe
     if size == "tiny":
-        from llm_detox.rehearsal.stand_ins import rehearsal_of
+        from llm_detox.rehearsal.run import rehearsal_of
 
         recipe = rehearsal_of(recipe)
     values = recipe.model_dump(mode="json")

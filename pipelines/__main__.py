@@ -29,7 +29,7 @@ def run(
     """Run detox-and-serve whole on this machine. Exit code 3: the model did not pass the gate."""
     settings = read_recipe(recipe, overrides)
     if tiny:
-        from llm_detox.rehearsal.stand_ins import rehearsal_of
+        from llm_detox.rehearsal.run import rehearsal_of
 
         settings = rehearsal_of(settings)
     from pipelines.local import run_locally

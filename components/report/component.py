@@ -41,4 +41,4 @@ def report(
             output=Path(report.path),
         )
         shutil.copyfile(ReportFolder(Path(report.path)).page, page.path)
-    return result["verdict"]
+    return result.verdict

@@ -64,9 +64,9 @@ def existing(path: Path, what: str) -> Path:
 
 def show_outcome(result: DataclassInstance | Mapping[str, Any], output: Path | None, as_json: bool) -> None:
     """The step's result: one JSON object on stdout, or a few readable lines."""
-    from llm_detox.runs.folders import plain_values
+    from llm_detox.runs.typed_json import plain
 
-    values = plain_values(result)
+    values = plain(result)
     if as_json:
         print(json.dumps({**values, **({"output": str(output)} if output else {})}, ensure_ascii=False))
         return

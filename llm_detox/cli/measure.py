@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, existing, read_recipe, show_outcome
 
 if TYPE_CHECKING:
-    from llm_detox.evaluation.compare import Evaluation
+    from llm_detox.evaluation.results import ArmDifference, Evaluation
 
 
 def compare(
@@ -24,44 +24,39 @@ def compare(
     """Paired differences between evaluations. They must be of the same prompts by the same scorer."""
     from llm_detox.errors import UsageError
     from llm_detox.evaluation.compare import compare as run
-    from llm_detox.evaluation.compare import read_evaluation
+    from llm_detox.evaluation.intervals import Bootstrap
+    from llm_detox.evaluation.results import ArmSummary, read_evaluation
 
     if len(evaluations) < 2:
         raise UsageError("two evaluations or more are needed", place="compare",
                          remedy="llm-detox evaluate compare BASE OTHER")
     read = [read_evaluation(existing(folder, "the evaluation")) for folder in evaluations]
     named = {(one.arm if [other.arm for other in read].count(one.arm) == 1 else str(one.folder)): one for one in read}
-    rows = run(named, samples=samples, confidence=confidence, seed=seed)
+    rows = run(named, Bootstrap(samples, confidence, seed))
     if as_json:
-        show_outcome({"arms": {arm: _figures(one) for arm, one in named.items()}, "differences": rows}, None, True)
+        summaries = {arm: ArmSummary.of(one.report) for arm, one in named.items()}
+        show_outcome({"arms": summaries, "differences": rows}, None, True)
         return
     _show(named, rows)
 
 
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    from llm_detox.evaluation.metrics import METRICS
-
-    return {name: evaluation.report.get(name)
-            for name in (*METRICS, "perplexity", "distinct_2", "unscored", "prompts", "continuations")}
-
-
-def _show(arms: Mapping[str, Evaluation], rows: list[dict[str, Any]]) -> None:
+def _show(arms: Mapping[str, Evaluation], rows: list[ArmDifference]) -> None:
     from llm_detox.evaluation.metrics import METRICS
 
     wide = max(len("against"), *map(len, arms))
     print(f"{'arm':<{wide}}  {'prompts':>7} {'unscored':>8}  " + "".join(f"{metric:<27}" for metric in METRICS))
     for arm, one in arms.items():
-        cells = [f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if (found := one.report[metric])
-                 else "-" for metric in METRICS]
-        print(f"{arm:<{wide}}  {one.report['prompts']:>7} {one.report['unscored']:>8}  "
+        cells = [f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+                 if (interval := one.report.metric(metric)) else "-" for metric in METRICS]
+        print(f"{arm:<{wide}}  {one.report.prompts:>7} {one.report.unscored:>8}  "
               + "".join(f"{cell:<27}" for cell in cells))
     print(f"\n{'arm':<{wide}}  {'against':<{wide}}  {'metric':<26} {'stratum':<12} {'difference':>10}  "
           f"{'interval':<18} {'effect d':>8} {'p, adjusted':>11}  prompts")
     for row in rows:
-        effect = f"{row['effect']:+.2f}" if row["effect"] is not None else "-"
-        interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
-        print(f"{row['arm']:<{wide}}  {row['against']:<{wide}}  {row['metric']:<26} {row['stratum']:<12} "
-              f"{row['value']:>+10.3f}  {interval:<18} {effect:>8} {row['p_adjusted']:>11.2g}  {row['prompts']}")
+        effect = f"{row.effect:+.2f}" if row.effect is not None else "-"
+        shown = f"[{row.low:+.3f}, {row.high:+.3f}]"
+        print(f"{row.arm:<{wide}}  {row.against:<{wide}}  {row.metric:<26} {row.stratum:<12} "
+              f"{row.value:>+10.3f}  {shown:<18} {effect:>8} {row.p_adjusted:>11.2g}  {row.prompts}")
     print(f"\nEach interval is for its own row; p is adjusted for the {len(rows)} comparisons (Holm).")
 
 
@@ -86,7 +81,7 @@ def judge(
     """Say whether the last answer of each chat is safe. It says why, or that this cannot be decided."""
     settings = read_recipe(recipe, overrides)
     existing(conversations, "the input")
-    from llm_detox.evaluation.judge_metrics import judge_conversations
+    from llm_detox.evaluation.verdicts import judge_conversations
 
     result = judge_conversations(settings, conversations=conversations, model=model, output=output)
     show_outcome(result, output, as_json)

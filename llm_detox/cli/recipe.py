@@ -66,5 +66,5 @@ def rehearse(
     from llm_detox.rehearsal.run import rehearse as run
 
     with tempfile.TemporaryDirectory() as scratch:
-        found = run(recipe, output=output or Path(scratch) / "rehearsal")
-    print(f"{file}: all {len(found)} steps ran; their figures mean nothing")
+        steps = run(recipe, output=output or Path(scratch) / "rehearsal")
+    print(f"{file}: all {len(steps)} steps ran; their figures mean nothing")

@@ -132,9 +132,9 @@ def report(
                           steps=_named(steps or [], "--step"), output=output,
                           judge=existing(judge, "the judge's folder") if judge else None)
     show_outcome(result, output, as_json)
-    if result["verdict"] != "pass":
-        raise GateNotPassed(f"the verdict is {result['verdict']}", place=settings.name,
-                            remedy=f"reasons: {'; '.join(result['reasons'])}")
+    if result.verdict != "pass":
+        raise GateNotPassed(f"the verdict is {result.verdict}", place=settings.name,
+                            remedy=f"reasons: {'; '.join(result.reasons)}")
 
 
 def _named(pairs: list[str], option: str) -> dict[str, Path]:

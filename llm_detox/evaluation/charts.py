@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 from markupsafe import Markup
+
+from llm_detox.evaluation.intervals import Interval
+from llm_detox.evaluation.results import ArmDifference
 
 _ROW, _LABEL, _VALUE = 30, 96, 54  # pixels: height of a row, room for its name, room for its number
 
@@ -17,14 +19,14 @@ def colour(arm: str, arms: Sequence[str]) -> str:
     return f"c{list(arms).index(arm) % 6}"
 
 
-def interval_bars(values: Mapping[str, Mapping[str, float] | None], *, width: int = 420, digits: int = 3) -> Markup:
+def interval_bars(values: Mapping[str, Interval | None], *, width: int = 420, digits: int = 3) -> Markup:
     """One bar with its interval for each arm, on a common scale from zero.
 
     Args:
-        values: arm -> {"value", "low", "high"}; an arm without a value gets an empty row.
+        values: arm -> its value; an arm without one gets an empty row.
     """
     arms = list(values)
-    top = max((entry["high"] for entry in values.values() if entry), default=1.0) * 1.05 or 1.0
+    top = max((entry.high for entry in values.values() if entry), default=1.0) * 1.05 or 1.0
     span = width - _LABEL - _VALUE
 
     def x(value: float) -> float:
@@ -37,23 +39,24 @@ def interval_bars(values: Mapping[str, Mapping[str, float] | None], *, width: in
         if not entry:
             parts.append(_text(_LABEL, y, "not measured", "start", "faint"))
             continue
-        tip = f"{arm}: {entry['value']:.{digits}f}, interval {entry['low']:.{digits}f} to {entry['high']:.{digits}f}"
-        length = max(x(entry["value"]) - _LABEL, 1)
+        tip = f"{arm}: {entry.value:.{digits}f}, interval {entry.low:.{digits}f} to {entry.high:.{digits}f}"
+        length = max(x(entry.value) - _LABEL, 1)
         bar = f'<rect class="bar" x="{_LABEL}" y="{y - 8}" width="{length:.1f}" height="16" rx="3"/>'
-        parts.append(_group(arm, arms, tip, bar + _whisker(x(entry["low"]), x(entry["high"]), y)))
-        parts.append(_text(width - _VALUE + 8, y, f"{entry['value']:.{digits}f}", "start", "value"))
+        parts.append(_group(arm, arms, tip, bar + _whisker(x(entry.low), x(entry.high), y)))
+        parts.append(_text(width - _VALUE + 8, y, f"{entry.value:.{digits}f}", "start", "value"))
     axis = f'<line class="axis" x1="{_LABEL}" x2="{_LABEL}" y1="0" y2="{len(arms) * _ROW}"/>'
     return _svg(width, len(arms) * _ROW, "".join(parts) + axis)
 
 
-def forest(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], *, width: int = 860) -> Markup:
+def forest(rows: Sequence[ArmDifference], arms: Sequence[str], *, width: int = 860) -> Markup:
     """Paired differences as points with intervals around a zero line; left of it is less toxic.
 
     Args:
-        rows: {"label", "against", "value", "low", "high"}.
+        rows: from top to bottom.
+        arms: of the experiment, for the colours.
     """
     label, number = 300, 190
-    reach = max((max(abs(row["low"]), abs(row["high"])) for row in rows), default=1.0) * 1.08 or 1.0
+    reach = max((max(abs(row.low), abs(row.high)) for row in rows), default=1.0) * 1.08 or 1.0
     span = width - label - number
 
     def x(value: float) -> float:
@@ -64,11 +67,11 @@ def forest(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], *, width: int
              f'<line class="axis" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{len(rows) * _ROW}"/>']
     for index, row in enumerate(rows):
         y = index * _ROW + _ROW / 2
-        shown = f"{row['value']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
-        point = f'<circle class="bar" cx="{x(row["value"]):.1f}" cy="{y}" r="5.5"/>'
-        parts.append(_text(label - 12, y, row["label"], "end", "name"))
-        parts.append(_group(row["against"], arms, f"{row['label']}: {shown}",
-                            _whisker(x(row["low"]), x(row["high"]), y) + point))
+        title = f"{row.metric.replace('_', ' ')}, against {row.against}"
+        shown = f"{row.value:+.3f}  [{row.low:+.3f}, {row.high:+.3f}]"
+        point = f'<circle class="bar" cx="{x(row.value):.1f}" cy="{y}" r="5.5"/>'
+        parts.append(_text(label - 12, y, title, "end", "name"))
+        parts.append(_group(row.against, arms, f"{title}: {shown}", _whisker(x(row.low), x(row.high), y) + point))
         parts.append(_text(width - number + 12, y, shown, "start", "value"))
     foot = len(rows) * _ROW + 14
     parts.append(_text(x(0) - 8, foot, "← less toxic", "end", "faint"))

@@ -1,68 +1,32 @@
-"""Differences between arms that were asked the same prompts with the same seed and judged by the same scorer."""
+"""Differences between arms that were asked the same prompts with the same seed and measured by the same scorer."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import fields
+from decimal import ROUND_HALF_EVEN, Decimal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation.intervals import Interval, mean_interval, resampled_means
-from llm_detox.evaluation.metrics import METRICS, PromptScore, metric_values
+from llm_detox.evaluation.intervals import Bootstrap, Interval, mean_interval, resampled_means, share_interval
+from llm_detox.evaluation.metrics import METRICS, Metric, metric_values
+from llm_detox.evaluation.results import (
+    ArmDifference,
+    AttributeShare,
+    ComparableSettings,
+    Evaluation,
+    LaterStageCell,
+    PairedDifference,
+    StageCell,
+    StageRow,
+)
 
 Floats = NDArray[np.float64]
-READ = ("clean", "clean_continuations", "prompted")  # what language models read: see `evaluate._fluency`
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A finished evaluation folder, read.
-
-    Attributes:
-        report: its `report.json`.
-        scores: prompt id -> what its continuations came to.
-        strata: prompt id -> strata.
-        over: attribute -> a character a prompt, in the order of `scores`
-            (see `llm_detox.evaluation.continuations.Sampled`).
-        losses: each of `READ` that was measured -> [texts, 2] of summed loss and tokens.
-    """
-
-    folder: Path
-    report: dict[str, Any]
-    scores: dict[str, PromptScore]
-    strata: dict[str, list[str]]
-    over: dict[str, str]
-    losses: dict[str, Floats]
-
-    @property
-    def arm(self) -> str:
-        return str(self.report["arm"])
-
-
-def read_evaluation(folder: Path) -> Evaluation:
-    """Read what `evaluate` wrote.
-
-    Raises:
-        DetoxError: it is no evaluation folder.
-    """
-    try:
-        report = json.loads((folder / "report.json").read_text("utf-8"))
-        values = json.loads((folder / "values.json").read_text("utf-8"))
-        scores = {identity: PromptScore(**score)
-                  for identity, score in zip(values["ids"], values["scores"], strict=True)}
-        strata = dict(zip(values["ids"], values["strata"], strict=True))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DetoxError(f"not the folder of a finished evaluation ({type(error).__name__})", place=str(folder),
-                         remedy="pass the folder that `llm-detox evaluate --output` wrote") from None
-    losses = {name: np.array(values[name], dtype=np.float64) for name in READ if values.get(name)}
-    return Evaluation(folder, report, scores, strata, values.get("over", {}), losses)
+ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
 
 
 def check_comparable(evaluations: Mapping[str, Evaluation]) -> None:
@@ -73,34 +37,29 @@ def check_comparable(evaluations: Mapping[str, Evaluation]) -> None:
     """
     arms = list(evaluations)
     for arm in arms[1:]:
-        first, other = (evaluations[name].report["comparable"] for name in (arms[0], arm))
-        for key in [*first, *(key for key in other if key not in first)]:
-            if first.get(key) != other.get(key):
+        for key in (one.name for one in fields(ComparableSettings)):
+            first, other = (getattr(evaluations[name].report.comparable, key) for name in (arms[0], arm))
+            if first != other:
                 what = "were judged by different scorers" if key == "scorer" else f"differ in {key}"
-                raise DetoxError(f"{arms[0]} and {arm} {what} ({first.get(key)} and {other.get(key)}); "
+                raise DetoxError(f"{arms[0]} and {arm} {what} ({first} and {other}); "
                                  "their numbers cannot be compared", place=str(evaluations[arm].folder),
                                  remedy="evaluate both with the same recipe and prompts")
 
 
-def paired_difference(ours: Evaluation, theirs: Evaluation, metric: str, *, stratum: str = "all",
-                      samples: int, confidence: float, seed: int) -> dict[str, Any] | None:
-    """Ours minus theirs over the prompts that both have a score for; negative is less toxic.
-
-    Returns:
-        value, low, high; `prompts`; `effect` (Cohen's d of the paired differences: their mean over their standard
-        deviation); `p` (two-sided paired t test); None without a common prompt.
-    """
+def paired_difference(ours: Evaluation, theirs: Evaluation, metric: Metric, bootstrap: Bootstrap, *,
+                      stratum: str = "all") -> PairedDifference | None:
+    """Ours minus theirs over the prompts of a stratum that both have a score for; None without such a prompt."""
     ids = [identity for identity, strata in ours.strata.items() if stratum in strata and identity in theirs.scores]
     left, right = (metric_values([arm.scores[identity] for identity in ids], metric) for arm in (ours, theirs))
     known = ~(np.isnan(left) | np.isnan(right))
     differences = left[known] - right[known]
     if not len(differences):
         return None
-    interval = _difference_interval(differences, samples, confidence, seed)
+    interval = _difference_interval(differences, bootstrap)
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
-    effect = interval.value / spread if spread else None
-    return {**interval.as_dict(), "prompts": len(differences), "effect": effect,
-            "p": _paired_test(interval.value, spread, len(differences))}
+    return PairedDifference(**vars(interval), prompts=len(differences),
+                            effect=interval.value / spread if spread else None,
+                            p=_paired_test(interval.value, spread, len(differences)))
 
 
 def _paired_test(mean: float, spread: float, count: int) -> float:
@@ -110,8 +69,7 @@ def _paired_test(mean: float, spread: float, count: int) -> float:
     return min(1.0, 2 * 0.5**count) if mean else 1.0
 
 
-def share_change(ours: Evaluation, theirs: Evaluation, attribute: str, *, samples: int, confidence: float,
-                 seed: int) -> Interval | None:
+def share_change(ours: Evaluation, theirs: Evaluation, attribute: str, bootstrap: Bootstrap) -> Interval | None:
     """Change of the share of prompts whose first continuation is at or over the threshold, prompts paired.
 
     None where one of them has no such scores, or no prompt is scored in both.
@@ -122,20 +80,19 @@ def share_change(ours: Evaluation, theirs: Evaluation, attribute: str, *, sample
     pairs = [(a == "1", b == "1") for a, b in zip(left, right, strict=False) if "-" not in (a, b)]
     if not pairs:
         return None
-    return _difference_interval(np.array([float(a) - float(b) for a, b in pairs]), samples, confidence, seed)
+    return _difference_interval(np.array([float(a) - float(b) for a, b in pairs]), bootstrap)
 
 
-def _difference_interval(differences: Floats, samples: int, confidence: float, seed: int) -> Interval:
+def _difference_interval(differences: Floats, bootstrap: Bootstrap) -> Interval:
     if np.ptp(differences) == 0:  # nothing to resample: say nothing beyond what the count allows
-        reach = 1 - (1 - confidence) ** (1 / len(differences))
+        reach = 1 - (1 - bootstrap.confidence) ** (1 / len(differences))
         value = float(differences[0])
         return Interval(value, max(-1.0, value - reach), min(1.0, value + reach))
-    return mean_interval(differences, samples=samples, confidence=confidence, seed=seed)
+    return mean_interval(differences, bootstrap)
 
 
-def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, *, samples: int, confidence: float,
-                     seed: int) -> dict[str, float] | None:
-    """Our perplexity over theirs on the texts of `name` (one of `READ`), texts resampled together.
+def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, bootstrap: Bootstrap) -> Interval | None:
+    """Our perplexity over theirs on the texts of `name` (one of `READ_TEXTS`), texts resampled together.
 
     None where one of them has no such losses.
     """
@@ -143,39 +100,32 @@ def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, *, samples
     if left is None or right is None or left.shape != right.shape:
         return None
     joined = np.concatenate([left, right], axis=1)
-    sums = np.concatenate([joined.mean(axis=0, keepdims=True), resampled_means(joined, samples, seed)])
+    sums = np.concatenate([joined.mean(axis=0, keepdims=True), resampled_means(joined, bootstrap)])
     ratios = np.exp(sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])
-    low, high = np.quantile(ratios[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"value": float(ratios[0]), "low": float(low), "high": float(high)}
+    low, high = np.quantile(ratios[1:], [(1 - bootstrap.confidence) / 2, (1 + bootstrap.confidence) / 2])
+    return Interval(float(ratios[0]), float(low), float(high))
 
 
-def compare(evaluations: Mapping[str, Evaluation], *, samples: int, confidence: float,
-            seed: int) -> list[dict[str, Any]]:
+def compare(evaluations: Mapping[str, Evaluation], bootstrap: Bootstrap) -> list[ArmDifference]:
     """Every later arm against every earlier one: metric by metric, stratum by stratum.
-
-    Returns:
-        Rows with `arm`, `against`, `metric`, `stratum`, what `paired_difference` gives, and `p_adjusted` for as many
-        comparisons as there are rows.
 
     Raises:
         DetoxError: see `check_comparable`.
     """
     check_comparable(evaluations)
     arms = list(evaluations)
-    rows = []
+    differences: dict[tuple[str, str, Metric, str], PairedDifference] = {}
     for later in range(1, len(arms)):
         for earlier in range(later):
             ours, theirs = evaluations[arms[later]], evaluations[arms[earlier]]
             for metric in METRICS:
-                for stratum in ours.report["strata"]:
-                    found = paired_difference(ours, theirs, metric, stratum=stratum, samples=samples,
-                                              confidence=confidence, seed=seed)
-                    if found:
-                        rows.append({"arm": arms[later], "against": arms[earlier], "metric": metric,
-                                     "stratum": stratum, **found})
-    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_adjusted"] = adjusted
-    return rows
+                for stratum in ours.report.strata:
+                    difference = paired_difference(ours, theirs, metric, bootstrap, stratum=stratum)
+                    if difference:
+                        differences[arms[later], arms[earlier], metric, stratum] = difference
+    adjusted = holm([difference.p for difference in differences.values()])
+    return [ArmDifference(arm=arm, against=against, metric=metric, stratum=stratum, **vars(difference), p_adjusted=p)
+            for ((arm, against, metric, stratum), difference), p in zip(differences.items(), adjusted, strict=True)]
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -186,3 +136,61 @@ def holm(values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
         adjusted[place] = highest
     return adjusted
+
+
+def attribute_shares(over: Mapping[str, str], confidence: float) -> dict[str, AttributeShare]:
+    """Prompts whose first continuation is at or over the threshold, for each attribute.
+
+    Args:
+        over: attribute -> a character a prompt, see `llm_detox.evaluation.continuations.ContinuationScores`.
+    """
+    shares = {}
+    for name, flags in over.items():
+        count, of = flags.count("1"), flags.count("0") + flags.count("1")
+        interval = share_interval(count, of, confidence)
+        shares[name] = AttributeShare(count=count, of=of, share=interval.value, low=interval.low, high=interval.high)
+    return shares
+
+
+def stage_table(evaluations: Mapping[str, Evaluation], bootstrap: Bootstrap) -> list[StageRow]:
+    """The attributes (the six of Perspective first) in each arm, with the change to the arm before."""
+    known = {attribute for one in evaluations.values() for attribute in one.report.attributes}
+    ordered = [name for name in ATTRIBUTES if name in known] + sorted(known - set(ATTRIBUTES))
+    rows = []
+    for attribute in ordered:
+        cells: list[LaterStageCell | StageCell] = []
+        for arm, one in evaluations.items():
+            if attribute not in one.report.attributes:
+                continue
+            before = cells[-1] if cells else None
+            cell = stage_cell(arm, one.report.attributes[attribute], before, bootstrap.confidence)
+            if before:
+                change = share_change(one, evaluations[before.stage], attribute, bootstrap)
+                cell = LaterStageCell(**vars(cell), points_interval=[100 * change.low, 100 * change.high]
+                                      if change else None)
+            cells.append(cell)
+        rows.append(StageRow(attribute=attribute, cells=cells))
+    return rows
+
+
+def stage_cell(stage: str, share: AttributeShare, before: StageCell | None, confidence: float) -> StageCell:
+    """One attribute in one arm, with its change to the arm before."""
+    percent = 100 * share.count / share.of if share.of else None
+    earlier = before.percent if before else None
+    interval = share_interval(share.count, share.of, confidence)
+    points = percent - earlier if percent is not None and earlier is not None else None
+    change = 100 * points / earlier if points is not None and earlier else None
+    return StageCell(stage=stage, count=share.count, of=share.of, percent=percent, low=100 * interval.low,
+                     high=100 * interval.high, shown=shown_percent(share.count, share.of), points=points,
+                     change=change)
+
+
+def shown_percent(count: int, of: int) -> str | None:
+    """The percentage as the published tables print it: the share to five decimals, then two of percent, half to even.
+
+    So 900 of 99,442 is shown as 0.90 (and not as the 0.91 that one rounding would give). None without texts.
+    """
+    if not of:
+        return None
+    share = (Decimal(count) / of).quantize(Decimal("1e-5"), ROUND_HALF_EVEN)
+    return str((100 * share).quantize(Decimal("0.01"), ROUND_HALF_EVEN))

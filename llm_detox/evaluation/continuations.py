@@ -1,4 +1,4 @@
-"""Continuations drawn and scored, appended as prompts are finished, then put in order and folded into numbers."""
+"""Continuations and their scores: appended as prompts are finished, then put in order and folded into numbers."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
 from llm_detox.data.records import Record, hash_fraction
-from llm_detox.evaluation.metrics import PromptScore, WordRuns, prompt_score, strata_of
+from llm_detox.evaluation.metrics import PromptScore, WordRuns, is_refusal, prompt_score, strata_of
 from llm_detox.evaluation.prompts import Prompts
-from llm_detox.evaluation.refusal_patterns import is_refusal
 from llm_detox.generation.generators import Generator, Texts
 from llm_detox.generation.stored_continuations import record_offsets
 from llm_detox.progress import Task, task
-from llm_detox.recipe import Recipe
+from llm_detox.recipe.evaluation import EvaluationSection
+from llm_detox.runs.artifacts import EvaluationFolder
 from llm_detox.runs.folders import StepFolder
 from llm_detox.scoring.base import Scores, ToxicityScorer, unscorable
 
-GENERATIONS = "generations.jsonl"
-_DRAWN = "drawn.jsonl"  # in the order in which prompts are finished, while the step runs
+_UNORDERED = "drawn.jsonl"  # in the order in which prompts are finished, while the step runs
 _SCORED_AT_ONCE = 256
 _WINDOW = 65_536  # continuations asked for in one go: enough to sort them by length, and memory stays flat
 _DIVERSITY_SAMPLE, _DIVERSITY_PROMPTS = 4, 2000  # what enters distinct-n: the measure falls with the amount of text
+_DIGITS = 6  # a score's last digits depend on its neighbours in the batch; shards must give what one run gives
+_BLOCK = 2**16  # bytes
 HISTOGRAM_BINS = 20
 
 
@@ -47,7 +48,7 @@ class Clock:
 
 
 @dataclass
-class Sampled:
+class ContinuationScores:
     """All prompts' numbers, in the order of the prompts.
 
     Attributes:
@@ -69,37 +70,38 @@ class Sampled:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
-def draw_and_score(recipe: Recipe, folder: StepFolder, prompts: Prompts, continuer: Generator,
-                   scorer: ToxicityScorer, clock: Clock) -> Sampled:
-    """Draw and score what the folder does not hold yet, write `generations.jsonl`, and fold the scores.
+def score_continuations(settings: EvaluationSection, seed: int, folder: StepFolder, prompts: Prompts,
+                        generator: Generator, scorer: ToxicityScorer, clock: Clock) -> ContinuationScores:
+    """Generate and score what the folder does not hold yet, write `generations.jsonl`, and fold the scores.
 
-    The drawn lines stay in the folder until it is finished, so that a later failure costs no sampling. Continuations
-    that an earlier run drew and could not have scored are scored now.
+    Finished lines stay in the folder until it is complete, so that a later failure costs no sampling. Continuations
+    that an earlier run generated and could not have scored are scored now.
     """
-    path = folder.work_file(_DRAWN)
+    path = folder.work_file(_UNORDERED)
     started = time.monotonic()
-    found = read_earlier_run(path, scorer.fingerprint)
-    total = len(prompts) * recipe.evaluation.continuations
+    earlier = read_earlier_run(path, scorer.fingerprint)
+    total = len(prompts) * settings.continuations
     with path.open("a", encoding="utf-8") as out, task("sampling", total, "continuations") as work:
         lines = _Lines(out, scorer, clock)
-        for identity, texts in texts_at(path, found.unscored):
+        for identity, texts in texts_at(path, earlier.unscored):
             lines.add(identity, texts)
-            found.done.add(identity)
+            earlier.done.add(identity)
         lines.write()
-        work.skip(len(found.done) * recipe.evaluation.continuations)
-        _draw(recipe, (record for record in prompts if record["id"] not in found.done), continuer, lines, work)
+        work.skip(len(earlier.done) * settings.continuations)
+        rest = (record for record in prompts if record["id"] not in earlier.done)
+        _generate(settings, seed, rest, generator, lines, work)
     clock.seconds["sampling"] = round(time.monotonic() - started - clock.seconds.get("scoring", 0.0), 2)
     with clock.measure("folding"):
-        return _collect(recipe, folder, prompts, scorer)
+        return _collect(settings.toxic_threshold, folder, prompts, scorer)
 
 
-def _draw(recipe: Recipe, records: Iterator[Record], continuer: Generator, lines: _Lines, work: Task) -> None:
-    evaluation = recipe.evaluation
-    asked = ((record["id"], record["prompt"]["text"]) for record in records)
-    while window := list(islice(asked, max(1, _WINDOW // evaluation.continuations))):
-        for index, texts in continuer.continuations(
-                [text for _, text in window], k=evaluation.continuations, sampling=evaluation.sampling,
-                seed=recipe.seed, keys=[identity for identity, _ in window], on_progress=work.advance):
+def _generate(settings: EvaluationSection, seed: int, records: Iterator[Record], generator: Generator, lines: _Lines,
+              work: Task) -> None:
+    prompts = ((record["id"], record["prompt"]["text"]) for record in records)
+    while window := list(islice(prompts, max(1, _WINDOW // settings.continuations))):
+        for index, texts in generator.continuations(
+                [text for _, text in window], k=settings.continuations, sampling=settings.sampling,
+                seed=seed, keys=[identity for identity, _ in window], on_progress=work.advance):
             lines.add(window[index][0], texts)
     lines.write()
 
@@ -131,38 +133,38 @@ class _Lines:
         self._texts = 0
 
 
-def _collect(recipe: Recipe, folder: StepFolder, prompts: Prompts, scorer: ToxicityScorer) -> Sampled:
-    """Put the drawn lines into the order of the prompts, in the original's record format, and fold the scores."""
-    threshold = recipe.evaluation.toxic_threshold
-    found = Sampled()
+def _collect(threshold: float, folder: StepFolder, prompts: Prompts, scorer: ToxicityScorer) -> ContinuationScores:
+    """Put the lines into the order of the prompts, in the original's record format, and fold the scores."""
+    folded = ContinuationScores()
     over: dict[str, list[str]] = {name: [] for name in scorer.attributes}
     reasons: Counter[str] = Counter()
     share = _DIVERSITY_PROMPTS / len(prompts)
-    with ContinuationLines(folder / _DRAWN) as drawn, (folder / GENERATIONS).open("w", encoding="utf-8") as target:
+    generations_file = folder / EvaluationFolder.generations
+    with ContinuationLines(folder / _UNORDERED) as lines, generations_file.open("w", encoding="utf-8") as target:
         for record in prompts:
-            line = drawn[record["id"]]
+            line = lines[record["id"]]
             generations = line["generations"]
             target.write(json.dumps({**record, "scorer": line["scorer"], "generations": generations},
                                     ensure_ascii=False) + "\n")
-            found.ids.append(record["id"])
-            found.strata.append(strata_of(record, threshold))
-            found.scores.append(prompt_score([generation[scorer.attribute] for generation in generations], threshold))
-            found.refused.append(is_refusal(generations[0]["text"] or ""))
+            folded.ids.append(record["id"])
+            folded.strata.append(strata_of(record, threshold))
+            folded.scores.append(prompt_score([generation[scorer.attribute] for generation in generations], threshold))
+            folded.refused.append(is_refusal(generations[0]["text"] or ""))
             for name, flags in over.items():
                 flags.append(_flag(generations[0][name], threshold))
-            _count(found.histogram, reasons, generations, scorer.attribute)
+            _count(folded.histogram, reasons, generations, scorer.attribute)
             if hash_fraction(record["id"], "diversity") < share:
-                found.runs.add(generation["text"] or "" for generation in generations[:_DIVERSITY_SAMPLE])
-    found.over = {name: "".join(flags) for name, flags in over.items()}
-    found.reasons = _explained(reasons, scorer)
-    return found
+                folded.runs.add(generation["text"] or "" for generation in generations[:_DIVERSITY_SAMPLE])
+    folded.over = {name: "".join(flags) for name, flags in over.items()}
+    folded.reasons = _explained(reasons, scorer)
+    return folded
 
 
 def _flag(score: float | None, threshold: float) -> str:
     return "-" if score is None else "1" if score >= threshold else "0"
 
 
-def _count(histogram: list[int], reasons: Counter[str], generations: Iterable[dict[str, Any]], attribute: str) -> None:
+def _count(histogram: list[int], reasons: Counter[str], generations: Iterable[Record], attribute: str) -> None:
     for generation in generations:
         score = generation[attribute]
         if score is None:
@@ -179,10 +181,6 @@ def _explained(reasons: Counter[str], scorer: ToxicityScorer) -> dict[str, int]:
         del reasons["no usable score"]
         return {**reasons, **said}
     return dict(reasons)
-
-
-_DIGITS = 6  # a score's last digits depend on its neighbours in the batch; shards must give what one run gives
-_BLOCK = 2**16
 
 
 @dataclass
@@ -204,9 +202,9 @@ def read_earlier_run(path: Path, fingerprint: str) -> EarlierRun:
     Of two lines of a prompt the later one counts. A prompt with a missing continuation is in neither list: what a
     server failed to give is asked for again.
     """
-    found = EarlierRun()
+    earlier = EarlierRun()
     if not path.exists():
-        return found
+        return earlier
     _cut_torn_line(path)
     waiting: dict[str, int] = {}
     position = 0
@@ -214,16 +212,16 @@ def read_earlier_run(path: Path, fingerprint: str) -> EarlierRun:
         for line in file:
             record = json.loads(line)
             identity, generations = record["id"], record["generations"]
-            found.done.discard(identity)
+            earlier.done.discard(identity)
             waiting.pop(identity, None)
             if all(generation["text"] is not None for generation in generations):
                 if record["scorer"] == fingerprint and all(map(_settled, generations)):
-                    found.done.add(identity)
+                    earlier.done.add(identity)
                 else:
                     waiting[identity] = position
             position += len(line)
-    found.unscored = list(waiting.values())
-    return found
+    earlier.unscored = list(waiting.values())
+    return earlier
 
 
 def texts_at(path: Path, offsets: Sequence[int]) -> Iterator[tuple[str, Texts]]:
@@ -255,13 +253,12 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def continuation_line(identity: str, fingerprint: str, texts: Texts, scores: Sequence[Scores | None],
-               attributes: Sequence[str]) -> str:
+                      attributes: Sequence[str]) -> str:
     """One line of the file; `scores` has one entry for each text, None for an unscored one."""
     generations: list[Record] = []
-    for text, answer in zip(texts, scores, strict=True):
-        known: Record = {name: round(answer[name], _DIGITS) for name in attributes} if answer else dict.fromkeys(
-            attributes)
-        generations.append({"text": text, **known})
+    for text, known in zip(texts, scores, strict=True):
+        rounded = {name: round(known[name], _DIGITS) if known else None for name in attributes}
+        generations.append({"text": text, **rounded})
     return json.dumps({"id": identity, "scorer": fingerprint, "generations": generations}, ensure_ascii=False) + "\n"
 
 
@@ -272,9 +269,9 @@ class ContinuationLines:
         self._offsets = dict(record_offsets(path))
         self._file: BinaryIO = path.open("rb")
 
-    def __getitem__(self, identity: str) -> dict[str, Any]:
+    def __getitem__(self, identity: str) -> Record:
         self._file.seek(self._offsets[identity])
-        record: dict[str, Any] = json.loads(self._file.readline())
+        record: Record = json.loads(self._file.readline())
         return record
 
     def __enter__(self) -> ContinuationLines:

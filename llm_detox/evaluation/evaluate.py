@@ -1,43 +1,44 @@
-"""The evaluation of one arm: sampled continuations, their toxicity, and what the arm does to clean text."""
+"""The evaluation of one arm: the toxicity of its continuations, and what the arm does to clean text."""
 
 from __future__ import annotations
 
-import heapq
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from llm_detox.data.records import hash_fraction, read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.evaluation.continuations import GENERATIONS, Clock, Sampled, draw_and_score
-from llm_detox.evaluation.intervals import ratio_interval, share_interval
-from llm_detox.evaluation.judge_metrics import judge_generations, without_nan
-from llm_detox.evaluation.metrics import METRICS, STRATA, WordRuns, summarise
+from llm_detox.evaluation.compare import attribute_shares
+from llm_detox.evaluation.continuations import Clock, ContinuationScores, score_continuations
+from llm_detox.evaluation.fluency import FluencyLosses, measure_fluency
+from llm_detox.evaluation.intervals import Bootstrap
+from llm_detox.evaluation.metrics import STRATA, summarise
 from llm_detox.evaluation.prompts import Prompts
-from llm_detox.evaluation.refusal_patterns import refusal_rate
-from llm_detox.generation.fluency import FluencyModel, Loss
-from llm_detox.generation.generators import Generator, ReadingGenerator, open_generator
+from llm_detox.evaluation.results import (
+    ComparableSettings,
+    ContinuationFigures,
+    EvaluationReport,
+    EvaluationSummary,
+    EvaluationValues,
+    JudgedAnswers,
+    ScorerIdentity,
+    write_evaluation,
+)
+from llm_detox.evaluation.verdicts import judge_generations
+from llm_detox.generation.generators import Generator, open_generator
 from llm_detox.generation.stored_continuations import StoredContinuations
 from llm_detox.judge.judge import judge_fingerprint
-from llm_detox.progress import human_seconds, say, task
+from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
+from llm_detox.recipe.evaluation import EvaluationSection
+from llm_detox.runs.artifacts import EvaluationFolder
 from llm_detox.runs.folders import MANIFEST, StepFolder, sha256_of, step_folder
 from llm_detox.runs.shards import Shard
 from llm_detox.scoring.base import ToxicityScorer
 from llm_detox.scoring.independence import check_kept_apart
 from llm_detox.scoring.load import load_scorer
 
-REPORT, VALUES, CLEAN_GENERATIONS = "report.json", "values.json", "clean_generations.jsonl"
-_CLEAN_PROMPT_WORDS = 10
-
 
 def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path | None, output: Path,
-             generations: Sequence[Path] = (), shard: Shard | None = None) -> dict[str, Any]:
+             generations: Sequence[Path] = (), shard: Shard | None = None) -> EvaluationSummary:
     """Measure one arm (RealToxicityPrompts protocol) and write its evaluation folder.
 
     Args:
@@ -52,49 +53,46 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         shard: (number from 0, of how many): only this part of the prompts. The shards' generations together give
             what one run gives.
 
-    Returns:
-        The manifest's result: the metrics over all prompts, perplexities, unscored.
-
     Raises:
         DetoxError: bad prompts or model, or a scorer or server that is dead. Work done so far is kept, and the
-            next run goes on behind it.
+            next run continues where this one stopped.
     """
-    judged = bool(recipe.evaluation.judged_prompts) and shard is None  # once, when the shards are put together
-    asked = {"judge": judge_fingerprint(recipe)} if judged else {}
-    settings = {**recipe.settings("scoring", "evaluation"), **asked, "arm": arm, "model": model, "shard": shard}
+    whole = shard is None
+    judge = judge_fingerprint(recipe.judge) if recipe.evaluation.judged_prompts and whole else None
+    settings = {**recipe.settings("scoring", "evaluation"), **({"judge": judge} if judge else {}),
+                "arm": arm, "model": model, "shard": shard}
     with step_folder(output, "evaluation", settings=settings, inputs=_inputs(model, prompts, clean, generations),
                      resumable=True) as folder:
-        asked_prompts = Prompts(prompts, shard)
         clock = Clock()
+        asked = Prompts(prompts, shard)
         with clock.measure("load"):
             check_kept_apart(recipe.scoring)
-            continuer = open_generator(model, recipe.evaluation.engine) if clean or not generations else None
+            generator = open_generator(model, recipe.evaluation.engine) if clean or not generations else None
             scorer = load_scorer(recipe.scoring.judging)
-        source: Generator | None = StoredContinuations(generations, model) if generations else continuer
+        source: Generator | None = StoredContinuations(generations, model) if generations else generator
         if source is None:
             raise UsageError("nothing to evaluate", remedy="name a model, or files of generations")
-        sampled = draw_and_score(recipe, folder, asked_prompts, source, scorer, clock)
-        report = _toxicity_report(recipe, sampled, clock)
-        report |= {"arm": arm, "model": model, "scorer": _describe(recipe, scorer), "seconds": clock.seconds,
-                   "comparable": comparable_settings(recipe, scorer, prompts) | ({"shard": shard} if shard else {})}
-        if judged:
-            with clock.measure("judge"):
-                report["judge"] = judge_generations(recipe, folder / GENERATIONS, folder)
-            report["comparable"]["judge"] = report["judge"]["fingerprint"]
-        values = {"ids": sampled.ids, "strata": sampled.strata, "over": sampled.over,
-                  "scores": [asdict(score) for score in sampled.scores]}
-        if clean and continuer:
-            _fluency(recipe, folder, continuer, clean, clock, report, values)
-        _write(folder, report, values)
-        say(f"{arm}: " + ", ".join(f"{name} {human_seconds(took)}" for name, took in clock.seconds.items()))
-        return folder.result
+        scores = score_continuations(recipe.evaluation, recipe.seed, folder, asked, source, scorer, clock)
+        with clock.measure("intervals"):
+            figures = _continuation_figures(recipe.evaluation, recipe.seed, scores, recipe.scoring.judging.kind)
+        verdicts = _judge(recipe, folder, clock) if judge else None
+        fluency = measure_fluency(
+            recipe.evaluation, recipe.seed, recipe.model.source, generator=generator, clean=clean,
+            folder=folder.path, clock=clock) if clean and generator else None
+        report = EvaluationReport(
+            **vars(figures), arm=arm, model=model, scorer=_identity(scorer, recipe.scoring.judging.source),
+            seconds=clock.seconds, judge=verdicts, **vars(fluency[0]) if fluency else {},
+            comparable=_comparable(recipe.evaluation, recipe.seed, scorer, prompts, shard, judge))
+        return _finish(folder, report, _values(scores, fluency[1] if fluency else None))
 
 
-def _write(folder: StepFolder, report: dict[str, Any], values: dict[str, Any]) -> None:
-    (folder / VALUES).write_text(json.dumps(values), "utf-8")
-    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False), "utf-8")
-    folder.result = _result(report)
-    folder.counts = {name: report[name] for name in ("prompts", "continuations", "unscored")}
+def _finish(folder: StepFolder, report: EvaluationReport, values: EvaluationValues) -> EvaluationSummary:
+    write_evaluation(folder.path, report, values)
+    summary = EvaluationSummary.of(report)
+    folder.finish(summary)
+    folder.counts = {"prompts": report.prompts, "continuations": report.continuations, "unscored": report.unscored}
+    say(f"{report.arm}: " + ", ".join(f"{name} {human_seconds(took)}" for name, took in report.seconds.items()))
+    return summary
 
 
 def _inputs(model: str, prompts: Path, clean: Path | None, generations: Sequence[Path]) -> dict[str, Path]:
@@ -106,136 +104,52 @@ def _inputs(model: str, prompts: Path, clean: Path | None, generations: Sequence
     return inputs
 
 
-def comparable_settings(recipe: Recipe, scorer: ToxicityScorer, prompts: Path) -> dict[str, Any]:
-    """What two evaluations must share so that their numbers may be compared."""
-    evaluation = recipe.evaluation
-    return {"scorer": scorer.fingerprint, "attribute": scorer.attribute, "threshold": evaluation.toxic_threshold,
-            "continuations": evaluation.continuations, "seed": recipe.seed, "prompts": sha256_of(prompts)[:16],
-            "sampling": evaluation.sampling.model_dump(exclude={"batch_tokens"})}
+def _judge(recipe: Recipe, folder: StepFolder, clock: Clock) -> JudgedAnswers:
+    with clock.measure("judge"):
+        return judge_generations(recipe.judge, recipe.seed, folder / EvaluationFolder.generations, folder,
+                                 count=recipe.evaluation.judged_prompts, confidence=recipe.evaluation.confidence)
 
 
-def _toxicity_report(recipe: Recipe, found: Sampled, clock: Clock) -> dict[str, Any]:
-    evaluation = recipe.evaluation
-    with clock.measure("intervals"):
-        strata = {}
-        for stratum in STRATA:
-            members = [place for place, member in enumerate(found.strata) if stratum in member]
-            if members:
-                strata[stratum] = summarise([found.scores[place] for place in members],
-                                            samples=evaluation.bootstrap_samples, confidence=evaluation.confidence,
-                                            seed=recipe.seed)
-                strata[stratum]["refusals"] = share_interval(sum(found.refused[place] for place in members),
-                                                             len(members), evaluation.confidence)
-    whole = strata["all"]
-    if whole["unscored_prompts"] == whole["prompts"]:
-        raise DetoxError("not one continuation could be scored", place=recipe.scoring.judging.kind,
-                         remedy=f"reasons: {found.reasons or 'unknown'}")
-    return {**whole, "unscored_share": whole["unscored"] / whole["continuations"], "unscored_reasons": found.reasons,
-            "confidence": evaluation.confidence, "threshold": evaluation.toxic_threshold, "strata": strata,
-            "threshold_rule": f"a continuation is toxic where its score is at or over {evaluation.toxic_threshold:g}",
-            **found.runs.distinct(), "histogram": found.histogram,
-            "attributes": attribute_table(found.over, evaluation.confidence)}
+def _comparable(settings: EvaluationSection, seed: int, scorer: ToxicityScorer, prompts: Path, shard: Shard | None,
+                judge: str | None) -> ComparableSettings:
+    return ComparableSettings(
+        scorer=scorer.fingerprint, attribute=scorer.attribute, threshold=settings.toxic_threshold,
+        continuations=settings.continuations, seed=seed, prompts=sha256_of(prompts)[:16],
+        sampling=settings.sampling.model_dump(exclude={"batch_tokens"}), shard=list(shard) if shard else None,
+        judge=judge)
 
 
-def attribute_table(over: Mapping[str, str], confidence: float) -> dict[str, dict[str, float | None]]:
-    """Texts at or over the threshold, one continuation a prompt, for each attribute.
+def _identity(scorer: ToxicityScorer, source: str | None) -> ScorerIdentity:
+    return ScorerIdentity(
+        name=scorer.name, version=scorer.version, device=scorer.device, fingerprint=scorer.fingerprint,
+        attribute=scorer.attribute, attributes=list(scorer.attributes), source=source)
 
-    Args:
-        over: attribute -> a character a text, see `llm_detox.evaluation.continuations.Sampled`.
 
-    Returns:
-        attribute -> {"count", "of", "share", "low", "high"}; the share is None where no text is scored.
+def _values(scores: ContinuationScores, losses: FluencyLosses | None) -> EvaluationValues:
+    return EvaluationValues(ids=scores.ids, strata=[list(strata) for strata in scores.strata], over=scores.over,
+                            scores=scores.scores, **vars(losses) if losses else {})
+
+
+def _continuation_figures(settings: EvaluationSection, seed: int, scores: ContinuationScores,
+                          scorer: str) -> ContinuationFigures:
+    """The figures of all prompts and of each stratum.
+
+    Raises:
+        DetoxError: there is no score at all.
     """
-    table: dict[str, dict[str, float | None]] = {}
-    for name, flags in over.items():
-        count = flags.count("1")
-        of = count + flags.count("0")
-        found = share_interval(count, of, confidence)
-        table[name] = {"count": count, "of": of, "share": found["value"] if of else None, "low": found["low"],
-                       "high": found["high"]}
-    return table
-
-
-def _fluency(recipe: Recipe, folder: StepFolder, continuer: Generator, clean: Path, clock: Clock,
-             report: dict[str, Any], values: dict[str, Any]) -> None:
-    """The arm's perplexity on clean text, and an independent model's on the arm's continuations."""
-    passages = list(read_jsonl(clean, required=("text",)))
-    texts = [str(record["text"]) for record in passages]
-    if isinstance(continuer, ReadingGenerator):  # a served model gives texts, no likelihoods
-        with clock.measure("clean text"), task("reading clean text", len(texts), "texts") as work:
-            own = continuer.losses(texts, on_progress=work.advance)
-        report["perplexity_interval"] = _perplexity(recipe, own)
-        report["perplexity"] = report["perplexity_interval"]["value"]
-        values["clean"] = own
-    with clock.measure("clean continuations"):
-        pairs = _clean_continuations(recipe, continuer, texts)
-    write_jsonl(folder / CLEAN_GENERATIONS, ({"prompt": start, "text": text} for start, text in pairs))
-    report["clean_refusals"] = without_nan(refusal_rate([text for _, text in pairs], recipe.evaluation.confidence))
-    prompted = first_continuations(folder / GENERATIONS, recipe.evaluation.clean_prompts)
-    with clock.measure("fluency model"):
-        judge, note = _fluency_judge(recipe)
-        with task("reading continuations", len(pairs) + len(prompted), "texts") as work:
-            read, other = (judge.losses([text or "" for _, text in some], contexts=[start for start, _ in some],
-                                        on_progress=work.advance) for some in (pairs, prompted))
-    report["continuation_perplexity"] = {**_perplexity(recipe, read), "model": judge.name, "note": note,
-                                         **WordRuns().add(text for _, text in pairs if text).distinct()}
-    if any(count for _, count in other):
-        report["prompted_perplexity"] = {**_perplexity(recipe, other), "model": judge.name, "note": note}
-    values |= {"clean_continuations": read, "prompted": other}
-
-
-def first_continuations(generations: Path, count: int) -> list[tuple[str, str | None]]:
-    """(prompt, its first continuation) of the prompts with the lowest hash of their id, the same ones for every arm."""
-    chosen = heapq.nsmallest(count, read_jsonl(generations), key=lambda record: hash_fraction(record["id"], "fluency"))
-    return [(record["prompt"]["text"], record["generations"][0]["text"]) for record in chosen]
-
-
-def _clean_continuations(recipe: Recipe, continuer: Generator, texts: Sequence[str]) -> list[tuple[str, str | None]]:
-    """(first words of a passage, a continuation of them), in the order of the passages; None for a missing one."""
-    evaluation = recipe.evaluation
-    starts = [" ".join(text.split()[:_CLEAN_PROMPT_WORDS]) for text in texts[:evaluation.clean_prompts]]
-    starts = [start for start in starts if start]
-    drawn = dict(continuer.continuations(
-        starts, k=evaluation.clean_continuations, sampling=evaluation.sampling, seed=recipe.seed,
-        keys=[f"clean {number}" for number in range(len(starts))]))
-    return [(start, text) for number, start in enumerate(starts) for text in drawn[number]]
-
-
-def _fluency_judge(recipe: Recipe) -> tuple[FluencyModel, str]:
-    """The recipe's fluency model; the base where there is none, and a word on which it is."""
-    wanted = recipe.evaluation.fluency_model
-    if wanted:
-        try:
-            return FluencyModel(wanted), "read by an independent model"
-        except DetoxError as error:
-            say(f"the fluency model is not to be had, the base reads instead: {error.message}")
-            return FluencyModel(recipe.model.source), f"read by the base model: {wanted}: {error.message}"
-    return FluencyModel(recipe.model.source), "read by the base model: the recipe names no fluency model"
-
-
-def _perplexity(recipe: Recipe, losses: Sequence[Loss]) -> dict[str, float]:
-    usable = [(loss, count) for loss, count in losses if count]
-    if not usable:
-        raise DetoxError("there is no clean text to measure the perplexity of", remedy="give passages of some words")
-    sums, counts = (np.array(column, dtype=np.float64) for column in zip(*usable, strict=True))
-    nll = ratio_interval(sums, counts, samples=recipe.evaluation.bootstrap_samples,
-                         confidence=recipe.evaluation.confidence, seed=recipe.seed)
-    return {"value": math.exp(nll.value), "low": math.exp(nll.low), "high": math.exp(nll.high),
-            "tokens": int(counts.sum())}
-
-
-def _describe(recipe: Recipe, scorer: ToxicityScorer) -> dict[str, Any]:
-    return {"name": scorer.name, "version": scorer.version, "device": scorer.device,
-            "fingerprint": scorer.fingerprint, "attribute": scorer.attribute,
-            "attributes": list(scorer.attributes), "source": recipe.scoring.judging.source}
-
-
-def _result(report: dict[str, Any]) -> dict[str, Any]:
-    names = ("arm", *METRICS, "perplexity", "unscored", "unscored_share", "distinct_2", "prompts", "continuations")
-    result = {name: report[name] for name in names if name in report}
-    if "continuation_perplexity" in report:
-        result["continuation_perplexity"] = report["continuation_perplexity"]["value"]
-        result["fluency_model"] = report["continuation_perplexity"]["model"]
-    if "judge" in report:
-        result |= {name: report["judge"][name] for name in ("unsafe_share", "no_decision")}
-    return {**result, "scorer": report["scorer"]["fingerprint"], "seconds": report["seconds"]}
+    bootstrap, strata = Bootstrap.of(settings, seed), {}
+    for stratum in STRATA:
+        members = [place for place, member in enumerate(scores.strata) if stratum in member]
+        if members:
+            strata[stratum] = summarise([scores.scores[place] for place in members],
+                                        [scores.refused[place] for place in members], bootstrap)
+    whole = strata["all"]
+    if whole.unscored_prompts == whole.prompts:
+        raise DetoxError("not one continuation could be scored", place=scorer,
+                         remedy=f"reasons: {scores.reasons or 'unknown'}")
+    return ContinuationFigures(
+        **vars(whole), unscored_share=whole.unscored / whole.continuations, unscored_reasons=scores.reasons,
+        confidence=settings.confidence, threshold=settings.toxic_threshold, strata=strata,
+        threshold_rule=f"a continuation is toxic where its score is at or over {settings.toxic_threshold:g}",
+        **vars(scores.runs.distinct()), histogram=scores.histogram,
+        attributes=attribute_shares(scores.over, settings.confidence))

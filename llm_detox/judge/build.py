@@ -1,16 +1,16 @@
 """The data for a judge, in three steps: a model answers conversations, a larger one labels the answers by the
 constitution, and as many safe as unsafe ones become training and test rows.
 
-Answers and labels are appended as they come, so a run that was ended goes on behind the last one.
+Answers and labels are appended as they come, so an ended run continues after the last one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
 
 from llm_detox.data.chats import Messages, choose_chats, first_request
 from llm_detox.data.records import JsonlAppender, Record, hash_fraction, write_jsonl
@@ -20,13 +20,36 @@ from llm_detox.judge.constitution import Constitution, judge_question, load_cons
 from llm_detox.judge.judge import Judge, write_verdict
 from llm_detox.progress import say, task
 from llm_detox.recipe import Recipe
+from llm_detox.recipe.judge import ChatModelSection, JudgeSection
+from llm_detox.runs.artifacts import JudgeDataFolder
 from llm_detox.runs.folders import StepFolder, step_folder
+from llm_detox.runs.typed_json import plain
 
-LABELLED, TRAIN, TEST = "labelled.jsonl", "train.jsonl", "test.jsonl"
 _ANSWERS, _LABELS = "answers.part.jsonl", "labels.part.jsonl"
 
 
-def build_judge_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class JudgeDataCounts:
+    """How many conversations, answers, verdicts and rows there are.
+
+    Attributes:
+        categories: of the unsafe answers, counted.
+        reasons: the commonest ones for no decision, counted.
+        train, test: rows written.
+    """
+
+    conversations: int
+    unanswered: int
+    safe: int
+    unsafe: int
+    no_decision: int
+    categories: dict[str, int]
+    reasons: dict[str, int]
+    train: int
+    test: int
+
+
+def build_judge_data(recipe: Recipe, *, output: Path) -> JudgeDataCounts:
     """Build the rows that a judge is tuned and tested on.
 
     Args:
@@ -34,54 +57,54 @@ def build_judge_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
         output: gets `labelled.jsonl` (every answer with what the labelling model wrote), `train.jsonl` (`messages`
             for `llm-detox sft`) and `test.jsonl` (`messages`, `label`, `category` for `llm-detox judge`).
 
-    Returns:
-        counts of conversations, answers, verdicts, categories and rows.
-
     Raises:
-        DetoxError: no conversations, a model that cannot be had, or labels of one class only. The work done so far
-            is kept, and the next run goes on behind it.
+        DetoxError: no conversations, a model that is not available, or labels of one class only. The work done so
+            far is kept, and the next run continues where this one stopped.
     """
-    constitution = load_constitution(recipe.judge.constitution)
+    judge, base, seed = recipe.judge, recipe.model.source, recipe.seed
+    constitution = load_constitution(judge.constitution)
     settings = {**recipe.settings("model", "judge"), "constitution": constitution.fingerprint}
     with step_folder(output, "judge-data", settings=settings, inputs={}, resumable=True) as folder:
-        questions = choose_questions(recipe)
-        answered = _answer(recipe, folder, questions)
-        labelled = _label(recipe, folder, answered, constitution)
-        write_jsonl(folder / LABELLED, labelled)
-        train, test = (_balanced(recipe, side) for side in _sides(recipe, labelled))
-        folder.result = {**_counts(questions, labelled), "train": len(train), "test": len(test)}
+        files = JudgeDataFolder(folder.path)
+        questions = choose_questions(judge, seed)
+        answered = _answer(judge.generator, base, seed, folder, questions)
+        labelled = _label(judge.labeller, base, seed, folder, answered, constitution)
+        write_jsonl(files.labelled, labelled)
+        train, test = (_balanced(side, judge.per_class, seed) for side in _sides(labelled, judge.test_share))
+        counts = _counts(questions, labelled, len(train), len(test))
         if not train:
-            raise DetoxError(f"there are no training rows, for a class has none: {folder.result}", place=str(output),
+            raise DetoxError(f"there are no training rows, for a class has none: {plain(counts)}", place=str(output),
                              remedy="take a stronger labelling model, or more adversarial conversations")
-        write_jsonl(folder / TRAIN, (training_row(constitution, record) for record in train))
-        write_jsonl(folder / TEST, ({"id": record["id"], "messages": record["messages"], "label": record["verdict"],
-                                     "category": record["category"]} for record in test))
-        folder.counts = {name: value for name, value in folder.result.items() if isinstance(value, int)}
+        write_jsonl(files.train, (training_row(constitution, record) for record in train))
+        write_jsonl(files.test, ({"id": record["id"], "messages": record["messages"], "label": record["verdict"],
+                                  "category": record["category"]} for record in test))
+        folder.finish(counts)
+        folder.counts = {name: value for name, value in vars(counts).items() if isinstance(value, int)}
         say("judge data: " + ", ".join(f"{count} {name}" for name, count in folder.counts.items()))
-        return folder.result
+        return counts
 
 
-def choose_questions(recipe: Recipe) -> list[Record]:
+def choose_questions(judge: JudgeSection, seed: int) -> list[Record]:
     """The conversations to be answered, `{"id", "kind", "messages"}`; which ones depends on their text and the seed.
 
     Raises:
         DetoxError: a kind has none.
     """
-    judge = recipe.judge
-    harmful = choose_chats(judge.adversarial, "adversarial", recipe.seed)[:judge.adversarial_count]
+    harmful = choose_chats(judge.adversarial, "adversarial", seed)[:judge.adversarial_count]
     taken = {record["id"] for record in harmful}
-    return harmful + choose_chats(judge.benign, "benign", recipe.seed, taken=taken)[:judge.benign_count]
+    return harmful + choose_chats(judge.benign, "benign", seed, taken=taken)[:judge.benign_count]
 
 
-def _answer(recipe: Recipe, folder: StepFolder, questions: Sequence[Record]) -> list[Record]:
-    """The conversations with an answer put behind; without those that the generator left unanswered."""
+def _answer(generator: ChatModelSection, base: str, seed: int, folder: StepFolder,
+            questions: Sequence[Record]) -> list[Record]:
+    """The conversations with an answer at their end; without those that the generator left unanswered."""
     with JsonlAppender(folder.work_file(_ANSWERS)) as out, task("answering", len(questions), "conversations") as work:
         answers = {record["id"]: record["answer"] for record in out.existing}
         work.skip(len(answers))
         rest = [record for record in questions if record["id"] not in answers]
         if rest:
-            chat = open_chat(recipe.judge.generator, recipe.model.source)
-            for answer in chat.answers([record["messages"] for record in rest], seed=recipe.seed,
+            chat = open_chat(generator, base)
+            for answer in chat.answers([record["messages"] for record in rest], seed=seed,
                                        keys=[record["id"] for record in rest], on_progress=work.advance):
                 if answer.text:
                     identity = rest[answer.index]["id"]
@@ -92,7 +115,7 @@ def _answer(recipe: Recipe, folder: StepFolder, questions: Sequence[Record]) -> 
             for record in questions if record["id"] in answers]
 
 
-def _label(recipe: Recipe, folder: StepFolder, answered: Sequence[Record],
+def _label(labeller: ChatModelSection, base: str, seed: int, folder: StepFolder, answered: Sequence[Record],
            constitution: Constitution) -> list[Record]:
     """The answered conversations with the labelling model's verdict, `reason` saying why there is none."""
     with JsonlAppender(folder.work_file(_LABELS)) as out, task("labelling", len(answered), "answers") as work:
@@ -100,7 +123,7 @@ def _label(recipe: Recipe, folder: StepFolder, answered: Sequence[Record],
         work.skip(len(labels))
         rest = [record for record in answered if record["id"] not in labels]
         if rest:
-            judge = Judge(open_chat(recipe.judge.labeller, recipe.model.source), constitution, recipe.seed)
+            judge = Judge(open_chat(labeller, base), constitution, seed)
             for index, verdict in judge.read([record["messages"] for record in rest],
                                              keys=[record["id"] for record in rest], on_progress=work.advance):
                 labels[rest[index]["id"]] = verdict.as_record()
@@ -116,21 +139,21 @@ def _with_category(label: Record) -> Record:
     return label
 
 
-def _sides(recipe: Recipe, labelled: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+def _sides(labelled: Sequence[Record], test_share: float) -> tuple[list[Record], list[Record]]:
     """Training and test records; conversations that begin alike stay on one side."""
     sides: tuple[list[Record], list[Record]] = ([], [])
     for record in labelled:
         start = first_request(record["messages"])
-        sides[hash_fraction(start, "judge test") < recipe.judge.test_share].append(record)
+        sides[hash_fraction(start, "judge test") < test_share].append(record)
     return sides
 
 
-def _balanced(recipe: Recipe, records: Sequence[Record]) -> list[Record]:
+def _balanced(records: Sequence[Record], per_class: int, seed: int) -> list[Record]:
     """As many safe as unsafe ones, each class spread over its kinds or categories."""
     safe = spread([record for record in records if record["verdict"] == "safe"], lambda record: record["kind"])
     unsafe = spread([record for record in records if record["verdict"] == "unsafe"], lambda record: record["category"])
-    count = min(len(safe), len(unsafe), recipe.judge.per_class)
-    return sorted(safe[:count] + unsafe[:count], key=lambda record: hash_fraction(record["id"], f"rows-{recipe.seed}"))
+    count = min(len(safe), len(unsafe), per_class)
+    return sorted(safe[:count] + unsafe[:count], key=lambda record: hash_fraction(record["id"], f"rows-{seed}"))
 
 
 def spread(records: Sequence[Record], group_of: Callable[[Record], str]) -> list[Record]:
@@ -149,10 +172,10 @@ def training_row(constitution: Constitution, record: Record) -> Record:
     return {"id": record["id"], "messages": messages}
 
 
-def _counts(questions: Sequence[Record], labelled: Sequence[Record]) -> dict[str, Any]:
-    verdicts = Counter(record["verdict"] or "no_decision" for record in labelled)
+def _counts(questions: Sequence[Record], labelled: Sequence[Record], train: int, test: int) -> JudgeDataCounts:
+    verdicts = Counter(record["verdict"] for record in labelled)
     reasons = Counter(record["reason"] for record in labelled if record["verdict"] is None)
-    return {"conversations": len(questions), "unanswered": len(questions) - len(labelled),
-            **{name: verdicts[name] for name in ("safe", "unsafe", "no_decision")},
-            "categories": dict(Counter(record["category"] for record in labelled if record["verdict"] == "unsafe")),
-            "reasons": dict(islice(reasons.most_common(), 8))}
+    categories = Counter(record["category"] for record in labelled if record["verdict"] == "unsafe")
+    return JudgeDataCounts(
+        len(questions), len(questions) - len(labelled), verdicts["safe"], verdicts["unsafe"], verdicts[None],
+        dict(categories), dict(islice(reasons.most_common(), 8)), train, test)

@@ -1,4 +1,4 @@
-"""A judge at work: a chat model that reads conversations and says of the last answer whether it is safe."""
+"""The judge: a chat model that reads conversations and says of the last answer whether it is safe."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from llm_detox.data.chats import Messages
+from llm_detox.data.records import Record
 from llm_detox.errors import UsageError
 from llm_detox.generation.chat import ChatModel, open_chat
 from llm_detox.judge.constitution import Constitution, judge_question, load_constitution
-from llm_detox.recipe import Recipe
+from llm_detox.recipe.judge import JudgeSection
 from llm_detox.runs.folders import MANIFEST, digest_of, input_digest
 
 
@@ -36,28 +37,27 @@ class Judge:
                                  else read_verdict(answer.text, self.constitution.categories))
 
 
-def open_judge(recipe: Recipe, model: str | None = None) -> Judge:
+def open_judge(judge: JudgeSection, seed: int, model: str | None = None) -> Judge:
     """The judge that the recipe's `judge.reader` names, or another model with its other settings.
 
     Raises:
         UsageError: neither names a model.
-        DetoxError: the model or the constitution cannot be had.
+        DetoxError: the model or the constitution is not available.
     """
-    reader = recipe.judge.reader
-    source = model or reader.model
+    source = model or judge.reader.model
     if source is None:
         raise UsageError("no model to judge with", place="judge.reader.model",
                          remedy="name the tuned judge there, or with --model")
-    constitution = load_constitution(recipe.judge.constitution)
-    return Judge(open_chat(reader.model_copy(update={"model": source}), source), constitution, recipe.seed)
+    constitution = load_constitution(judge.constitution)
+    return Judge(open_chat(judge.reader.model_copy(update={"model": source}), source), constitution, seed)
 
 
-def judge_fingerprint(recipe: Recipe, model: str | None = None) -> str:
+def judge_fingerprint(judge: JudgeSection, model: str | None = None) -> str:
     """Names a judge among others: its model, how it is asked, and the constitution."""
-    source = model or recipe.judge.reader.model or ""
+    source = model or judge.reader.model or ""
     content = input_digest(Path(source)) if source and (Path(source) / MANIFEST).exists() else source
-    asked = recipe.judge.reader.model_dump(exclude={"batch_tokens", "model"})
-    return digest_of([content, asked, load_constitution(recipe.judge.constitution).fingerprint])[:12]
+    reader = judge.reader.model_dump(exclude={"batch_tokens", "model"})
+    return digest_of([content, reader, load_constitution(judge.constitution).fingerprint])[:12]
 
 
 Decision = Literal["safe", "unsafe"]
@@ -70,7 +70,7 @@ _CATEGORY_LINE = re.compile(rf"\n[ \t]*{_CATEGORY} (\S+)\Z")
 
 @dataclass(frozen=True)
 class Verdict:
-    """One answer, judged.
+    """What a judge says of one answer.
 
     Attributes:
         decision: None where the judge came to none, or its text cannot be read with certainty.
@@ -84,7 +84,7 @@ class Verdict:
     evaluation: str
     reason: str | None = None
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> Record:
         """{"verdict", "category", "evaluation", "reason"}."""
         values = asdict(self)
         return {"verdict": values.pop("decision"), **values}
@@ -100,7 +100,7 @@ def write_verdict(decision: Decision, category: str | None, evaluation: str) -> 
 def read_verdict(text: str, categories: Collection[str]) -> Verdict:
     """Read what a judge wrote.
 
-    Each of the three marks may stand once: a judge that quotes one from the conversation, or goes on behind its
+    Each of the three marks may stand once: a judge that quotes one from the conversation, or goes on after its
     verdict, cannot be told from one that was talked into it.
 
     Args:

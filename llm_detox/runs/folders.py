@@ -15,13 +15,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_detox import __version__
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
+from llm_detox.runs.typed_json import plain
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -64,17 +65,12 @@ class StepFolder:
 
     def finish(self, result: DataclassInstance) -> None:
         """Note the step's result for the manifest."""
-        self.result = asdict(result)
+        self.result = plain(result)
 
     def work_file(self, name: str) -> Path:
         """A file or folder that an interrupted run continues from, and that is no part of the finished output."""
         self.work_files.add(Path(name))
         return self.path / name
-
-
-def plain_values(result: DataclassInstance | Mapping[str, Any]) -> Mapping[str, Any]:
-    """A step's result as JSON values, its fields in their order."""
-    return asdict(result) if is_dataclass(result) else result
 
 
 def sha256_of(path: Path) -> str:

@@ -16,7 +16,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, one_voice, say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import resolve_recipe
-from llm_detox.runs.folders import plain_values
+from llm_detox.runs.typed_json import plain
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -112,7 +112,7 @@ def log_metrics(result: DataclassInstance | Mapping[str, Any], metrics: MetricsA
 
     Without that file Kubeflow's local cache takes the step's outputs for lost and runs the step again.
     """
-    figures = dict(_figures(plain_values(result)))
+    figures = dict(_figures(plain(result)))
     for name, value in figures.items():
         metrics.log_metric(name, value)
     Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ import pytest
 from llm_detox.errors import DetoxError
 from llm_detox.recipe.files import load_recipe
 from llm_detox.rehearsal.models import family_of
-from llm_detox.rehearsal.run import rehearse
-from llm_detox.rehearsal.stand_ins import rehearsal_of
+from llm_detox.rehearsal.run import rehearsal_of, rehearse
+from llm_detox.runs.typed_json import plain
 from tests.helpers.pipelines import run_pipeline
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -60,14 +60,14 @@ def test_a_rehearsal_of_a_judged_training_on_many_nodes_stays_here_and_has_a_jud
     pytest.param(path, marks=[] if path.stem in FAST else [pytest.mark.slow], id=path.stem) for path in RECIPES])
 def test_a_recipe_runs_from_its_data_to_a_model_that_can_be_served(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
-    found = rehearse(recipe, output=tmp_path / "steps")
+    results = {step: plain(result) for step, result in rehearse(recipe, output=tmp_path / "steps").items()}
     assert (tmp_path / "steps" / "model" / "artifacts" / "config.json").exists()
-    trained = [figures for step, figures in found.items() if step.startswith("sft")]
+    trained = [figures for step, figures in results.items() if step.startswith("sft")]
     assert all(figures["steps"] > 0 and figures["tokens"] > 0 for figures in trained)
     if recipe.training.sft.max_steps:
         assert all(figures["steps"] == recipe.training.sft.max_steps for figures in trained)
-    if "dpo" in found and recipe.training.dpo.enabled:
-        assert found["dpo"]["steps"] > 0
+    if "dpo" in results and recipe.training.dpo.enabled:
+        assert results["dpo"]["steps"] > 0
     if recipe.detoxify.refusal:
         records = [json.loads(line) for line in (tmp_path / "steps/rewritten/records.jsonl").read_text().splitlines()]
         answers = {record["messages"][-1]["content"] for record in records if record["action"] == "rewritten"}

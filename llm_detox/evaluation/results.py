@@ -1,0 +1,535 @@
+"""What evaluations came to, and the files that hold it: `report.json` and `values.json` of an arm, `judge.json`,
+and the `report.json` of all arms. A file's keys are the names of the fields here, in their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_detox.errors import DetoxError
+from llm_detox.evaluation.intervals import Interval
+from llm_detox.evaluation.metrics import Distinct, PromptScore, RefusalShare, StratumFigures, ToxicityFigures
+from llm_detox.recipe import Recipe
+from llm_detox.runs.artifacts import EvaluationFolder, JudgeFolder, ReportFolder
+from llm_detox.runs.typed_json import OPTIONAL, Number, read_json, write_json
+
+Floats = NDArray[np.float64]
+Outcome = Literal["pass", "fail", "not enough data"]
+READ_TEXTS = ("clean", "clean_continuations", "prompted")
+"""Texts whose perplexity is measured: clean passages, by the arm itself; continuations of clean and of the
+evaluation's prompts, by the fluency model."""
+
+
+# --- one arm -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(Interval):
+    """The exponential of the mean loss of a token."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluencyPerplexity(Perplexity):
+    """A fluency model's perplexity on an arm's continuations; `note` says which model it is, and why."""
+
+    model: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationPerplexity(Distinct, FluencyPerplexity):
+    """The same with the continuations' distinct-n."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeShare:
+    """Prompts whose first continuation is at or over the threshold of an attribute; NaN where none is scored."""
+
+    count: int
+    of: int
+    share: Number
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerIdentity:
+    """The scorer that measured: `attributes` are all that it gives, `attribute` the one that counts."""
+
+    name: str
+    version: str
+    device: str
+    fingerprint: str
+    attribute: str
+    attributes: list[str]
+    source: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparableSettings:
+    """What two evaluations must share so that their numbers may be compared.
+
+    Attributes:
+        scorer: its fingerprint.
+        prompts: the first digits of the file's SHA-256.
+        shard: where it is one: (number from 0, of how many).
+        judge: where one was asked: its fingerprint.
+    """
+
+    scorer: str
+    attribute: str
+    threshold: float
+    continuations: int
+    seed: int
+    prompts: str
+    sampling: dict[str, int | float]
+    shard: list[int] | None = field(default=None, metadata=OPTIONAL)
+    judge: str | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeIdentity:
+    """Which judge it is; another model, question or constitution gives another fingerprint."""
+
+    model: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictShares:
+    """What a judge said of answers.
+
+    Attributes:
+        judged, safe, unsafe, undecided: numbers of answers.
+        unsafe_share: of the decided ones.
+        no_decision: share of all.
+        categories: of the unsafe ones, counted.
+        reasons: of the undecided ones, counted.
+    """
+
+    judged: int
+    safe: int
+    unsafe: int
+    undecided: int
+    unsafe_share: Interval
+    no_decision: Interval
+    categories: dict[str, int]
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedAnswers(VerdictShares, JudgeIdentity):
+    """The verdicts of a judge on some answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationFigures(StratumFigures):
+    """The figures of all prompts.
+
+    Attributes:
+        unscored_reasons: why continuations have no score, counted.
+        strata: the same figures for each stratum that has prompts.
+        histogram: scored continuations in bins of equal width over [0, 1].
+        attributes: attribute -> share of the first continuations.
+    """
+
+    unscored_share: float
+    unscored_reasons: dict[str, int]
+    confidence: float
+    threshold: float
+    strata: dict[str, StratumFigures]
+    threshold_rule: str
+    distinct_1: float
+    distinct_2: float
+    distinct_3: float
+    histogram: list[int]
+    attributes: dict[str, AttributeShare]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport(ContinuationFigures):
+    """The `report.json` of an arm.
+
+    Attributes:
+        model: its source or address.
+        seconds: part of the work -> how long it took.
+        judge: where the recipe asks one.
+        perplexity: the arm's own on clean passages, as is its interval; None for a served model.
+        clean_refusals, continuation_perplexity: of continuations of clean passages.
+        prompted_perplexity: of continuations of the evaluation's prompts.
+    """
+
+    arm: str
+    model: str
+    scorer: ScorerIdentity
+    seconds: dict[str, float]
+    comparable: ComparableSettings
+    judge: JudgedAnswers | None = field(default=None, metadata=OPTIONAL)
+    perplexity_interval: Perplexity | None = field(default=None, metadata=OPTIONAL)
+    perplexity: float | None = field(default=None, metadata=OPTIONAL)
+    clean_refusals: RefusalShare | None = field(default=None, metadata=OPTIONAL)
+    continuation_perplexity: ContinuationPerplexity | None = field(default=None, metadata=OPTIONAL)
+    prompted_perplexity: FluencyPerplexity | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSummary:
+    """What the manifest of an evaluation says of it."""
+
+    arm: str
+    expected_maximum_toxicity: Interval | None
+    toxicity_probability: Interval | None
+    mean_toxicity: Interval | None
+    perplexity: float | None = field(default=None, metadata=OPTIONAL)
+    unscored: int
+    unscored_share: float
+    distinct_2: float
+    prompts: int
+    continuations: int
+    continuation_perplexity: float | None = field(default=None, metadata=OPTIONAL)
+    fluency_model: str | None = field(default=None, metadata=OPTIONAL)
+    unsafe_share: Interval | None = field(default=None, metadata=OPTIONAL)
+    no_decision: Interval | None = field(default=None, metadata=OPTIONAL)
+    scorer: str
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, report: EvaluationReport) -> EvaluationSummary:
+        fluency, judge = report.continuation_perplexity, report.judge
+        same = {one.name: getattr(report, one.name) for one in fields(cls) if hasattr(report, one.name)}
+        return cls(**same | {
+            "scorer": report.scorer.fingerprint, "continuation_perplexity": fluency.value if fluency else None,
+            "fluency_model": fluency.model if fluency else None, "unsafe_share": judge.unsafe_share if judge else None,
+            "no_decision": judge.no_decision if judge else None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """What the comparison of arms says of each."""
+
+    expected_maximum_toxicity: Interval | None
+    toxicity_probability: Interval | None
+    mean_toxicity: Interval | None
+    perplexity: float | None
+    distinct_2: float
+    unscored: int
+    prompts: int
+    continuations: int
+
+    @classmethod
+    def of(cls, report: EvaluationReport) -> ArmSummary:
+        return cls(**{one.name: getattr(report, one.name) for one in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationValues:
+    """The `values.json` of an arm: the numbers of each prompt and text, by which arms are paired.
+
+    Attributes:
+        ids, strata, scores: of each prompt.
+        over: attribute -> a character a prompt (see `llm_detox.evaluation.continuations.ContinuationScores`).
+        clean, clean_continuations, prompted: loss and number of tokens of each text (see `READ_TEXTS`).
+    """
+
+    ids: list[str]
+    strata: list[list[str]]
+    over: dict[str, str]
+    scores: list[PromptScore]
+    clean: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
+    clean_continuations: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
+    prompted: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A finished evaluation folder, read.
+
+    Attributes:
+        report: its `report.json`.
+        scores: prompt id -> what its continuations came to.
+        strata: prompt id -> strata.
+        over: attribute -> a character a prompt, in the order of `scores`.
+        losses: each of `READ_TEXTS` that was measured -> [texts, 2] of summed loss and tokens.
+    """
+
+    folder: Path
+    report: EvaluationReport
+    scores: dict[str, PromptScore]
+    strata: dict[str, list[str]]
+    over: dict[str, str]
+    losses: dict[str, Floats]
+
+    @property
+    def arm(self) -> str:
+        return self.report.arm
+
+
+def write_evaluation(folder: Path, report: EvaluationReport, values: EvaluationValues) -> None:
+    """Write `report.json` and `values.json`."""
+    files = EvaluationFolder(folder)
+    write_json(files.values, values, compact=True)
+    write_json(files.report, report)
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read what `evaluate` wrote.
+
+    Raises:
+        DetoxError: it is no evaluation folder.
+    """
+    files = EvaluationFolder(folder)
+    try:
+        report = read_json(files.report, EvaluationReport)
+        values = read_json(files.values, EvaluationValues)
+        scores = dict(zip(values.ids, values.scores, strict=True))
+        strata = dict(zip(values.ids, values.strata, strict=True))
+    except (OSError, ValueError) as error:
+        raise DetoxError(f"not the folder of a finished evaluation ({type(error).__name__})", place=str(folder),
+                         remedy="pass the folder that `llm-detox evaluate --output` wrote") from None
+    losses = {name: np.array(read, dtype=np.float64) for name in READ_TEXTS if (read := getattr(values, name))}
+    return Evaluation(folder=folder, report=report, scores=scores, strata=strata, over=values.over, losses=losses)
+
+
+# --- a judge -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRates:
+    """A judge on the answers of one class; `support` of them are labelled so."""
+
+    precision: Interval
+    recall: Interval
+    support: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """A judge against labels; no decision is a miss. `confusion` counts "label -> verdict"."""
+
+    classes: dict[str, ClassRates]
+    no_decision: Interval
+    accuracy: Interval
+    confusion: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeReport(JudgedAnswers):
+    """The `judge.json` of the judge step; `agreement` where the conversations are labelled."""
+
+    agreement: Agreement | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredJudge(Agreement, JudgeIdentity):
+    """How far the judge's verdicts can be trusted."""
+
+
+def read_measured_judge(folder: Path) -> MeasuredJudge:
+    """Read how a judge did on labelled conversations.
+
+    Raises:
+        DetoxError: the folder is not of the judge step, or its conversations had no labels.
+    """
+    try:
+        report = read_json(JudgeFolder(folder).report, JudgeReport)
+        if report.agreement is None:
+            raise ValueError("no labels")
+    except (OSError, ValueError):
+        raise DetoxError("no judge was measured here against labels", place=str(folder),
+                         remedy="pass what `llm-detox judge` wrote about conversations with a `label` each") from None
+    return MeasuredJudge(model=report.model, fingerprint=report.fingerprint, **vars(report.agreement))
+
+
+# --- all arms ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference(Interval):
+    """One arm minus another over the prompts that both have a score for; negative is less toxic.
+
+    Attributes:
+        prompts: how many.
+        effect: Cohen's d of the paired differences, their mean over their standard deviation; None where that is 0.
+        p: of the two-sided paired t test.
+    """
+
+    prompts: int
+    effect: float | None
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared with what."""
+
+    arm: str
+    against: str
+    metric: str
+    stratum: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmDifference(PairedDifference, Comparison):
+    """A row of the comparison; `p_adjusted` is for as many comparisons as there are rows."""
+
+    p_adjusted: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCell:
+    """An attribute in one arm: share of the first continuations at or over the threshold, in percent.
+
+    Attributes:
+        percent, low, high: with the Wilson interval; `percent` is None where nothing is scored.
+        shown: as the published tables print it.
+        points: difference to the arm before in percentage points; None for the first arm.
+        change: the same in percent of that arm's share; None where it had none.
+    """
+
+    stage: str
+    count: int
+    of: int
+    percent: float | None
+    low: float
+    high: float
+    shown: str | None
+    points: float | None
+    change: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterStageCell(StageCell):
+    """With the interval of `points`, prompts paired; None where they are not the same prompts."""
+
+    points_interval: list[float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRow:
+    """An attribute in all arms that have it."""
+
+    attribute: str
+    cells: list[LaterStageCell | StageCell]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of the gate and how it came out."""
+
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateDecision:
+    """Fail where any condition failed, else not enough data where any could not be decided, else pass.
+
+    Attributes:
+        verdict: the decision on `arm`.
+        reasons: of the conditions that made it.
+    """
+
+    verdict: Outcome
+    arm: str
+    reasons: list[str]
+    conditions: list[Condition]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """Mean toxicity of the first and the last arm, and the difference in percent of the first's."""
+
+    before: float
+    after: float
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmFigures:
+    """A row of the table of arms; None is what was not measured."""
+
+    expected_maximum_toxicity: Interval | None
+    toxicity_probability: Interval | None
+    mean_toxicity: Interval | None
+    perplexity: float | None
+    continuation_perplexity: float | None
+    prompted_perplexity: FluencyPerplexity | None
+    clean_ratio: Interval | None
+    clean_continuations_ratio: Interval | None
+    prompted_ratio: Interval | None
+    refusals: Interval | None
+    clean_refusals: RefusalShare | None
+    clean_similarity: Interval | None
+    unsafe_share: Interval | None
+    no_decision: Interval | None
+    distinct_1: float
+    distinct_2: float
+    distinct_3: float
+    unscored: int
+    unscored_share: float
+    worst_case: ToxicityFigures
+    prompts: int
+    continuations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The `report.json` of all arms.
+
+    Attributes:
+        first, last: the arm that the others are held against, and the one to publish.
+        reports: arm -> its evaluation.
+        fates: what became of the records of the detoxify step, counted.
+        seconds: step -> how long it took.
+    """
+
+    name: str
+    description: str
+    first: str
+    last: str
+    verdict: GateDecision
+    headline: Headline | None
+    reports: dict[str, EvaluationReport]
+    arms: dict[str, ArmFigures]
+    differences: list[ArmDifference]
+    stages: list[StageRow]
+    fates: dict[str, int]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    recipe: Recipe
+    threshold: float
+    confidence: float
+    scorer: ScorerIdentity
+    judge: MeasuredJudge | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSummary:
+    """What the manifest of a report says of it; `html` is the name of the page."""
+
+    verdict: Outcome
+    reasons: list[str]
+    arms: dict[str, ArmFigures]
+    html: str
+
+
+def read_report(folder: Path) -> Report:
+    """Read what `write_report` wrote.
+
+    Raises:
+        DetoxError: it is no folder of a report.
+    """
+    try:
+        return read_json(ReportFolder(folder).report, Report)
+    except (OSError, ValueError) as error:
+        raise DetoxError(f"not the folder of a report ({type(error).__name__})", place=str(folder),
+                         remedy="pass the folder that `llm-detox report --output` wrote") from None
