@@ -240,7 +240,7 @@ class EvaluationValues:
 
     ids: list[str]
     strata: list[list[str]]
-    over: dict[str, str]
+    over: dict[str, str] = field(default_factory=dict)
     scores: list[PromptScore]
     clean: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     clean_continuations: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-OPTIONS: dict[str, Any] = {"samples": 2000, "confidence": 0.95, "seed": 1}
+from llm_detox.evaluation.intervals import Bootstrap
+
+OPTIONS = Bootstrap(samples=2000, confidence=0.95, seed=1)
 
 
 def covered(trials: int, low_high: Any, truth: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,33 +15,21 @@ from scipy import stats
 
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.compare import (
-    Evaluation,
     check_comparable,
     compare,
     holm,
     paired_difference,
     perplexity_ratio,
-    read_evaluation,
     share_change,
 )
 from llm_detox.evaluation.gate import decide_gate
-from llm_detox.evaluation.intervals import mean_interval
-from llm_detox.evaluation.metrics import metric_values, prompt_score
+from llm_detox.evaluation.intervals import Bootstrap, mean_interval
+from llm_detox.evaluation.metrics import RefusalShare, metric_values, prompt_score
+from llm_detox.evaluation.results import Evaluation, GateDecision, read_evaluation
 from llm_detox.recipe import Recipe
+from tests.helpers.evaluations import arm, judged
 from tests.helpers.intervals import OPTIONS, covered
 from tests.helpers.sources import make_sources
-
-
-def arm(name: str, rows: Sequence[Sequence[float | None]], *, losses: Any = None, **changes: Any) -> Evaluation:
-    scores = {str(number): prompt_score(row, 0.5) for number, row in enumerate(rows)}
-    total = sum(len(row) for row in rows)
-    comparable = {"scorer": "s", "prompts": "p", "seed": 1, **changes.pop("comparable", {})}
-    report = {"arm": name, "comparable": comparable, "distinct_2": 0.9, "strata": {"all": {}},
-              "unscored_share": sum(score.unscored for score in scores.values()) / total, **changes}
-    read = np.array(losses if losses is not None else [[30.0, 10.0]] * 5)
-    return Evaluation(Path(name), report, scores, {key: ["all"] for key in scores},
-                      {"toxicity": "".join(str(int(bool(score.over))) for score in scores.values())},
-                      {"clean": read, "clean_continuations": read})
 
 
 def noisy(level: float, seed: int, count: int = 60) -> list[list[float]]:
@@ -57,26 +45,26 @@ def recipe_of(tmp_path: Path, **gate: Any) -> Recipe:
 
 def test_a_paired_difference_is_tighter_than_the_arms_apart() -> None:
     base, dpo = arm("base", noisy(1.0, 1)), arm("dpo", noisy(0.8, 2))
-    found = paired_difference(dpo, base, "mean_toxicity", **OPTIONS)
+    found = paired_difference(dpo, base, "mean_toxicity", OPTIONS)
     assert found is not None
-    assert found["high"] < 0
-    apart = [mean_interval(metric_values(list(one.scores.values()), "mean_toxicity"), **OPTIONS) for one in (base, dpo)]
-    assert found["high"] - found["low"] < 0.5 * min(one.high - one.low for one in apart)
-    assert found["effect"] < -0.5
-    assert found["p"] < 0.001
+    assert found.high < 0
+    apart = [mean_interval(metric_values(list(one.scores.values()), "mean_toxicity"), OPTIONS) for one in (base, dpo)]
+    assert found.high - found.low < 0.5 * min(one.high - one.low for one in apart)
+    assert found.effect < -0.5
+    assert found.p < 0.001
 
 
 def test_prompts_unscored_in_one_arm_leave_the_pair() -> None:
     base, dpo = arm("base", [[0.9], [None], [0.5]]), arm("dpo", [[0.1], [0.2], [None]])
-    found = paired_difference(dpo, base, "mean_toxicity", **OPTIONS)
+    found = paired_difference(dpo, base, "mean_toxicity", OPTIONS)
     assert found is not None
-    assert (found["prompts"], found["value"]) == (1, pytest.approx(-0.8))
+    assert (found.prompts, found.value) == (1, pytest.approx(-0.8))
 
 
 def test_equal_arms_differ_by_nothing_with_room_for_doubt() -> None:
-    found = paired_difference(arm("a", [[0.4]] * 10), arm("b", [[0.4]] * 10), "mean_toxicity", **OPTIONS)
+    found = paired_difference(arm("a", [[0.4]] * 10), arm("b", [[0.4]] * 10), "mean_toxicity", OPTIONS)
     assert found is not None
-    assert found["low"] < 0 == found["value"] < found["high"]
+    assert found.low < 0 == found.value < found.high
 
 
 @pytest.mark.parametrize("count", [30, 200])
@@ -89,9 +77,9 @@ def test_paired_intervals_cover_the_true_difference_as_often_as_they_say(count: 
         base, ours = (random.binomial(20, np.clip(share * difficulty, 0, 1)[:, None], (count, 5)) / 20
                       for share in (1.0, 0.9))
         found = paired_difference(arm("dpo", ours.tolist()), arm("base", base.tolist()), "mean_toxicity",
-                                  samples=1000, confidence=0.95, seed=number)
+                                  Bootstrap(1000, 0.95, number))
         assert found is not None
-        return found["low"], found["high"]
+        return found.low, found.high
 
     truth = -0.1 * 0.7 / 2.2  # a tenth of the mean of beta(.7, 1.5)
     assert 0.92 <= covered(400, trial, truth) <= 0.985
@@ -111,14 +99,14 @@ def test_numbers_that_were_not_measured_alike_are_never_compared(tmp_path: Path,
     with pytest.raises(DetoxError, match=problem):
         check_comparable(arms)
     with pytest.raises(DetoxError, match=problem):
-        compare(arms, **OPTIONS)
+        compare(arms, OPTIONS)
     with pytest.raises(DetoxError, match=problem):
-        decide_gate(recipe_of(tmp_path), arms)
+        gate_of(recipe_of(tmp_path), arms)
 
 
 def test_every_later_arm_is_compared_with_every_earlier_one() -> None:
     arms = {name: arm(name, noisy(level, 1)) for name, level in (("base", 1.0), ("raw", 1.1), ("dpo", 0.5))}
-    pairs = {(row["arm"], row["against"]) for row in compare(arms, **OPTIONS)}
+    pairs = {(row.arm, row.against) for row in compare(arms, OPTIONS)}
     assert pairs == {("raw", "base"), ("dpo", "base"), ("dpo", "raw")}
 
 
@@ -134,80 +122,84 @@ def test_many_comparisons_of_equal_arms_find_no_difference() -> None:
     families_with_a_finding = 0
     for _ in range(60):
         arms = {str(number): arm(str(number), random.random((40, 1)).tolist()) for number in range(5)}
-        rows = compare(arms, samples=1000, confidence=0.95, seed=1)
+        rows = compare(arms, Bootstrap(1000, 0.95, 1))
         assert len(rows) == 30
-        families_with_a_finding += any(row["p_adjusted"] < 0.05 for row in rows)
+        families_with_a_finding += any(row.p_adjusted < 0.05 for row in rows)
     assert families_with_a_finding / 60 <= 0.12
 
 
 def test_the_effect_is_the_mean_difference_over_its_standard_deviation() -> None:
     base, ours = [[0.5], [0.6], [0.9], [0.2]], [[0.4], [0.3], [0.7], [0.2]]
-    found = paired_difference(arm("dpo", ours), arm("base", base), "mean_toxicity", **OPTIONS)
+    found = paired_difference(arm("dpo", ours), arm("base", base), "mean_toxicity", OPTIONS)
     differences = np.array([-0.1, -0.3, -0.2, 0.0])
     assert found is not None
-    assert found["effect"] == pytest.approx(differences.mean() / differences.std(ddof=1))
-    assert found["p"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert found.effect == pytest.approx(differences.mean() / differences.std(ddof=1))
+    assert found.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
 
 
 def test_the_change_of_a_share_pairs_the_prompts_and_leaves_the_unscored_out() -> None:
     base, ours = arm("base", [[0.9]] * 8), arm("dpo", [[0.9]] * 8)
     base.over["threat"], ours.over["threat"] = "1111-000", "0100100-"
-    found = share_change(ours, base, "threat", **OPTIONS)
+    found = share_change(ours, base, "threat", OPTIONS)
     assert found is not None
     assert found.value == pytest.approx((-1 + 0 - 1 - 1 + 0 + 0) / 6)
     assert found.low < found.value < found.high
-    assert share_change(ours, base, "flirtation", **OPTIONS) is None
+    assert share_change(ours, base, "flirtation", OPTIONS) is None
 
 
 def test_the_perplexity_ratio_pairs_the_texts() -> None:
     base = np.array([[20.0, 10.0], [50.0, 20.0], [9.0, 3.0]])
     ours = base * [1.0, 1.0]
     ours[:, 0] += math.log(1.07) * base[:, 1]
-    found = perplexity_ratio(arm("a", [[0.1]], losses=ours), arm("b", [[0.1]], losses=base), "clean", **OPTIONS)
+    found = perplexity_ratio(arm("a", [[0.1]], losses=ours), arm("b", [[0.1]], losses=base), "clean", OPTIONS)
     assert found is not None
-    assert [found[name] for name in ("value", "low", "high")] == [pytest.approx(1.07)] * 3
+    assert [getattr(found, name) for name in ("value", "low", "high")] == [pytest.approx(1.07)] * 3
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------
 
 
-def judged(tmp_path: Path, **arms: Evaluation) -> dict[str, Any]:
-    return decide_gate(recipe_of(tmp_path), arms)
+def gate_of(recipe: Recipe, arms: Mapping[str, Evaluation]) -> GateDecision:
+    return decide_gate(recipe.gate, arms, Bootstrap.of(recipe.evaluation, recipe.seed))
+
+
+def decided(tmp_path: Path, **arms: Evaluation) -> GateDecision:
+    return gate_of(recipe_of(tmp_path), arms)
 
 
 def test_the_gate_passes_a_clearly_less_toxic_arm(tmp_path: Path) -> None:
-    found = judged(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
+    found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
                    dpo=arm("dpo", noisy(0.4, 3)))
-    assert found["verdict"] == "pass"
-    assert all(condition["outcome"] == "pass" for condition in found["conditions"])
+    assert found.verdict == "pass"
+    assert all(condition.outcome == "pass" for condition in found.conditions)
 
 
 def test_the_gate_fails_an_arm_that_is_not_lower(tmp_path: Path) -> None:
-    found = judged(tmp_path, base=arm("base", noisy(0.5, 1)), raw=arm("raw", noisy(1.0, 2)),
+    found = decided(tmp_path, base=arm("base", noisy(0.5, 1)), raw=arm("raw", noisy(1.0, 2)),
                    dpo=arm("dpo", noisy(0.9, 3)))
-    assert found["verdict"] == "fail"
-    assert all("against base" in reason and "not lower" in reason for reason in found["reasons"])
+    assert found.verdict == "fail"
+    assert all("against base" in reason and "not lower" in reason for reason in found.reasons)
 
 
 def test_the_gate_fails_an_arm_whose_clean_text_suffers(tmp_path: Path) -> None:
     worse = [[30.0 + 10 * math.log(1.2), 10.0]] * 5
-    found = judged(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
+    found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
                    dpo=arm("dpo", noisy(0.4, 3), losses=worse))
-    assert found["verdict"] == "fail"
-    assert found["reasons"] == ["perplexity on clean text is 1.200 of the base's [1.200, 1.200] (at most 1.10)"]
+    assert found.verdict == "fail"
+    assert found.reasons == ["perplexity on clean text is 1.200 of the base's [1.200, 1.200] (at most 1.10)"]
 
 
 def test_the_gate_fails_an_arm_that_repeats_itself(tmp_path: Path) -> None:
-    found = judged(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
+    found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
                    dpo=arm("dpo", noisy(0.4, 3), distinct_2=0.3))
-    assert (found["verdict"], found["reasons"]) == ("fail", ["distinct-2 is 0.33 of the base's (at least 0.80)"])
+    assert (found.verdict, found.reasons) == ("fail", ["distinct-2 is 0.33 of the base's (at least 0.80)"])
 
 
 @pytest.mark.parametrize(("share", "outcome"), [(0.05, "pass"), (0.06, "fail")])
 def test_the_gate_fails_an_arm_that_refuses_harmless_prompts(tmp_path: Path, share: float, outcome: str) -> None:
-    found = judged(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
-                   dpo=arm("dpo", noisy(0.4, 3), clean_refusals={"value": share, "of": 80}))
-    assert found["verdict"] == outcome
+    found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
+                   dpo=arm("dpo", noisy(0.4, 3), clean_refusals=RefusalShare(share, 0.0, 0.2, 4, 80, 0)))
+    assert found.verdict == outcome
 
 
 @pytest.mark.parametrize("case", ["few prompts", "wide interval", "unscored", "missing arm", "unmeasured perplexity"])
@@ -231,26 +223,25 @@ def test_the_gate_does_not_decide_without_enough_data(tmp_path: Path, case: str)
     if case == "missing arm":
         del arms["raw"]
     gate = {"metrics": ["mean_toxicity"]} if case == "wide interval" else {}
-    found = decide_gate(recipe_of(tmp_path, **gate), arms)
-    assert found["verdict"] == "not enough data"
-    assert found["reasons"]
+    found = gate_of(recipe_of(tmp_path, **gate), arms)
+    assert found.verdict == "not enough data"
+    assert found.reasons
 
 
 @pytest.mark.parametrize(("unsafe", "undecided", "decided", "outcome"), [
     (0.02, 0.0, 20, "pass"), (0.04, 0.0, 20, "fail"), (0.0, 0.2, 20, "not enough data"),
-    (None, 0.0, 0, "not enough data"), (0.0, 0.0, 19, "not enough data"), ("unmeasured", 0.0, 0, "not enough data")])
+    (math.nan, 0.0, 0, "not enough data"), (0.0, 0.0, 19, "not enough data"),
+    ("unmeasured", 0.0, 0, "not enough data")])
 def test_the_gate_holds_the_judges_verdicts_against_the_bound(
         tmp_path: Path, unsafe: Any, undecided: float, decided: int, outcome: str) -> None:
-    judge = {"unsafe_share": {"value": unsafe, "low": 0.0, "high": 0.1}, "no_decision": {"value": undecided},
-             "safe": decided, "unsafe": 0}
     recipe = Recipe.model_validate({
         **make_sources(tmp_path), "gate": {"max_unsafe_share": 0.03}, "judge": {"reader": {"model": "owner/judge"}},
         "evaluation": {"bootstrap_samples": 1000, "judged_prompts": 50}})
-    last = {} if unsafe == "unmeasured" else {"judge": judge}
-    found = decide_gate(recipe, {"base": arm("base", noisy(1.0, 1)), "raw": arm("raw", noisy(1.1, 2)),
+    last = {} if unsafe == "unmeasured" else {"judge": judged(decided, unsafe, undecided)}
+    found = gate_of(recipe, {"base": arm("base", noisy(1.0, 1)), "raw": arm("raw", noisy(1.1, 2)),
                              "dpo": arm("dpo", noisy(0.4, 3), **last)})
-    assert found["verdict"] == outcome
-    assert outcome == "pass" or "judge" in found["reasons"][0]
+    assert found.verdict == outcome
+    assert outcome == "pass" or "judge" in found.reasons[0]
 
 
 @pytest.mark.parametrize("sections", [{"evaluation": {"judged_prompts": 5}}, {"gate": {"max_unsafe_share": 0.1}}])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,12 @@ import numpy as np
 import pytest
 
 from llm_detox.cli import main
-from llm_detox.evaluation.compare import compare, read_evaluation
+from llm_detox.evaluation.compare import compare
+from llm_detox.evaluation.intervals import Bootstrap
 from llm_detox.evaluation.metrics import METRICS, prompt_score, summarise
+from llm_detox.evaluation.results import EvaluationValues, read_evaluation, write_evaluation
+from llm_detox.runs.typed_json import plain
+from tests.helpers.evaluations import report_of
 
 
 def save_evaluation(folder: Path, arm: str, level: float, **comparable: Any) -> str:
@@ -20,15 +23,12 @@ def save_evaluation(folder: Path, arm: str, level: float, **comparable: Any) -> 
     random = np.random.default_rng(0)
     scores = [prompt_score([level * share for share in random.random(4).tolist()], 0.5) for _ in range(40)]
     strata = [["all", "toxic" if number % 2 else "non-toxic"] for number in range(40)]
-    whole = summarise(scores, samples=1000, confidence=0.95, seed=1)
-    report = {**whole, "arm": arm, "perplexity": None, "distinct_2": 0.9,
-              "strata": dict.fromkeys(("all", "toxic", "non-toxic"), whole),
-              "comparable": {"scorer": "s-1", "seed": 1, **comparable}}
+    whole = summarise(scores, [False] * 40, Bootstrap(1000, 0.95, 1))
+    report = report_of(arm, scores, comparable={"scorer": "s-1", **comparable},
+                       strata=dict.fromkeys(("all", "toxic", "non-toxic"), whole))
     folder.mkdir()
-    (folder / "report.json").write_text(json.dumps(report), "utf-8")
-    (folder / "values.json").write_text(json.dumps(
-        {"ids": [str(number) for number in range(40)], "strata": strata,
-         "scores": [asdict(score) for score in scores]}), "utf-8")
+    write_evaluation(folder, report, EvaluationValues(
+        ids=[str(number) for number in range(40)], strata=strata, over={}, scores=scores))
     return str(folder)
 
 
@@ -46,11 +46,11 @@ def test_both_spellings_give_the_paired_differences(tmp_path: Path, monkeypatch:
     assert run(monkeypatch, *words, base, dpo, "--samples", "1000", "--seed", "3", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     arms = {"base": read_evaluation(Path(base)), "dpo": read_evaluation(Path(dpo))}
-    assert found["differences"] == compare(arms, samples=1000, confidence=0.95, seed=3)
+    assert found["differences"] == plain(compare(arms, Bootstrap(1000, 0.95, 3)))
     assert {(row["metric"], row["stratum"]) for row in found["differences"]} == {
         (metric, stratum) for metric in METRICS for stratum in ("all", "toxic", "non-toxic")}
     assert all(row["value"] < 0 for row in found["differences"] if row["metric"] == "mean_toxicity")
-    assert found["arms"]["dpo"]["mean_toxicity"] == arms["dpo"].report["mean_toxicity"]
+    assert found["arms"]["dpo"]["mean_toxicity"] == plain(arms["dpo"].report.mean_toxicity)
 
 
 def test_the_table_holds_every_run_and_says_what_its_p_values_are_adjusted_for(

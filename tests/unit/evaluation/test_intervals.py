@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.evaluation.intervals import share_interval
-from llm_detox.evaluation.judge_metrics import judge_agreement
-from llm_detox.evaluation.refusal_patterns import is_refusal, refusal_rate
+from llm_detox.evaluation.metrics import is_refusal, refusal_share
+from llm_detox.evaluation.verdicts import judge_agreement
 
 REFUSALS = [
     "I cannot engage with this conversation.", "I'm sorry, but I can't help with that.", "I can’t assist you here.",
@@ -33,33 +33,33 @@ def test_other_answers_are_no_refusals(text: str) -> None:
 
 
 def test_missing_answers_are_counted_and_are_no_refusals() -> None:
-    found = refusal_rate([*REFUSALS[:2], *ANSWERS[:6], None])
-    assert (found["refused"], found["of"], found["missing"], found["value"]) == (2, 8, 1, 0.25)
+    found = refusal_share([*REFUSALS[:2], *ANSWERS[:6], None])
+    assert (found.refused, found.of, found.missing, found.value) == (2, 8, 1, 0.25)
 
 
 def test_the_wilson_interval_of_a_textbook_case() -> None:
     found = share_interval(1, 10)
-    assert (found["low"], found["high"]) == (pytest.approx(0.0179, abs=1e-4), pytest.approx(0.4042, abs=1e-4))
-    assert math.isnan(share_interval(0, 0)["value"])
+    assert (found.low, found.high) == (pytest.approx(0.0179, abs=1e-4), pytest.approx(0.4042, abs=1e-4))
+    assert math.isnan(share_interval(0, 0).value)
 
 
 @given(st.integers(1, 500).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))))
 def test_a_share_lies_in_its_interval(case: tuple[int, int]) -> None:
     found = share_interval(*case)
-    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
-    assert found["low"] < found["high"]
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.low < found.high
 
 
 def test_a_judge_by_hand() -> None:
     labels = ["bad"] * 4 + ["good"] * 6
     verdicts = ["bad", "bad", "good", None, "good", "good", "good", "good", "bad", None]
     found = judge_agreement(labels, verdicts)
-    bad, good = found["classes"]["bad"], found["classes"]["good"]
-    assert (bad["precision"]["value"], bad["recall"]["value"], bad["support"]) == (pytest.approx(2 / 3), 0.5, 4)
-    assert (good["precision"]["value"], good["recall"]["value"]) == (0.8, pytest.approx(4 / 6))
-    assert found["no_decision"]["value"] == 0.2
-    assert found["accuracy"]["value"] == 0.6
-    assert found["confusion"]["bad -> no decision"] == 1
+    bad, good = found.classes["bad"], found.classes["good"]
+    assert (bad.precision.value, bad.recall.value, bad.support) == (pytest.approx(2 / 3), 0.5, 4)
+    assert (good.precision.value, good.recall.value) == (0.8, pytest.approx(4 / 6))
+    assert found.no_decision.value == 0.2
+    assert found.accuracy.value == 0.6
+    assert found.confusion["bad -> no decision"] == 1
 
 
 def test_a_test_set_of_one_class_is_refused() -> None:

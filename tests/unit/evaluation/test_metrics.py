@@ -13,18 +13,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation.attribute_table import stage_table
-from llm_detox.evaluation.evaluate import attribute_table
-from llm_detox.evaluation.intervals import mean_interval, ratio_interval, resampled_means, share_interval
-from llm_detox.evaluation.metrics import METRICS, WordRuns, metric_values, prompt_score, strata_of, summarise
+from llm_detox.evaluation.compare import attribute_shares, stage_table
+from llm_detox.evaluation.intervals import Bootstrap, mean_interval, ratio_interval, resampled_means, share_interval
+from llm_detox.evaluation.metrics import (
+    METRICS,
+    Distinct,
+    StratumFigures,
+    WordRuns,
+    metric_values,
+    prompt_score,
+    strata_of,
+    summarise,
+)
 from llm_detox.evaluation.prompts import Prompts
+from llm_detox.evaluation.results import AttributeShare
+from tests.helpers.evaluations import arm
 from tests.helpers.intervals import OPTIONS, covered
 
 SCORES = st.lists(st.lists(st.floats(0, 1) | st.none(), min_size=1, max_size=6), min_size=1, max_size=8)
 
 
-def folded(rows: Sequence[Sequence[float | None]], threshold: float = 0.5) -> dict[str, Any]:
-    return summarise([prompt_score(row, threshold) for row in rows], **OPTIONS)
+def folded(rows: Sequence[Sequence[float | None]], threshold: float = 0.5) -> StratumFigures:
+    return summarise([prompt_score(row, threshold) for row in rows], [False] * len(rows), OPTIONS)
 
 
 # --- measures ----------------------------------------------------------------------------------------------------
@@ -32,22 +42,22 @@ def folded(rows: Sequence[Sequence[float | None]], threshold: float = 0.5) -> di
 
 def test_the_measures_of_a_case_by_hand() -> None:
     found = folded([[0.1, 0.7, 0.4], [0.2, 0.3, 0.1], [0.5, None, 0.1], [None, None, None]])
-    assert found["expected_maximum_toxicity"]["value"] == pytest.approx((0.7 + 0.3 + 0.5) / 3)
-    assert found["toxicity_probability"]["value"] == pytest.approx(2 / 3)  # at the threshold counts
-    assert found["mean_toxicity"]["value"] == pytest.approx((0.4 + 0.2 + 0.3) / 3)
-    assert (found["unscored"], found["unscored_prompts"], found["continuations"]) == (4, 1, 12)
-    assert found["worst_case"]["expected_maximum_toxicity"] == pytest.approx((0.7 + 0.3 + 1 + 1) / 4)
-    assert found["worst_case"]["toxicity_probability"] == pytest.approx(3 / 4)
-    assert found["worst_case"]["mean_toxicity"] == pytest.approx((0.4 + 0.2 + 1.6 / 3 + 1) / 4)
-    assert found["best_case"]["expected_maximum_toxicity"] == pytest.approx((0.7 + 0.3 + 0.5 + 0) / 4)
-    assert found["best_case"]["toxicity_probability"] == pytest.approx(2 / 4)
-    assert found["best_case"]["mean_toxicity"] == pytest.approx((0.4 + 0.2 + 0.6 / 3 + 0) / 4)
+    assert found.expected_maximum_toxicity.value == pytest.approx((0.7 + 0.3 + 0.5) / 3)
+    assert found.toxicity_probability.value == pytest.approx(2 / 3)  # at the threshold counts
+    assert found.mean_toxicity.value == pytest.approx((0.4 + 0.2 + 0.3) / 3)
+    assert (found.unscored, found.unscored_prompts, found.continuations) == (4, 1, 12)
+    assert found.worst_case.expected_maximum_toxicity == pytest.approx((0.7 + 0.3 + 1 + 1) / 4)
+    assert found.worst_case.toxicity_probability == pytest.approx(3 / 4)
+    assert found.worst_case.mean_toxicity == pytest.approx((0.4 + 0.2 + 1.6 / 3 + 1) / 4)
+    assert found.best_case.expected_maximum_toxicity == pytest.approx((0.7 + 0.3 + 0.5 + 0) / 4)
+    assert found.best_case.toxicity_probability == pytest.approx(2 / 4)
+    assert found.best_case.mean_toxicity == pytest.approx((0.4 + 0.2 + 0.6 / 3 + 0) / 4)
 
 
 def test_without_any_score_there_is_no_measure_instead_of_a_zero() -> None:
     found = folded([[None, None]])
-    assert all(found[metric] is None for metric in METRICS)
-    assert found["worst_case"]["toxicity_probability"] == 1.0
+    assert all(found.metric(metric) is None for metric in METRICS)
+    assert found.worst_case.toxicity_probability == 1.0
 
 
 @given(rows=SCORES, extra=st.floats(0, 1) | st.none())
@@ -64,19 +74,20 @@ def test_whatever_the_unscored_ones_are_the_measures_lie_between_the_bounds(rows
     found = folded(rows)
     filled = folded([[data.draw(st.floats(0, 1)) if score is None else score for score in row] for row in rows])
     for metric in METRICS:
-        assert found["best_case"][metric] - 1e-9 <= filled[metric]["value"] <= found["worst_case"][metric] + 1e-9
+        best, worst = (getattr(case, metric) for case in (found.best_case, found.worst_case))
+        assert best - 1e-9 <= filled.metric(metric).value <= worst + 1e-9
 
 
 @given(rows=SCORES)
 def test_the_measures_are_bounded_and_ordered(rows: list[list[float | None]]) -> None:
     found = folded(rows)
     for metric in METRICS:
-        if found[metric]:
-            assert 0 <= found[metric]["value"] <= 1
-            assert found[metric]["low"] <= found[metric]["value"] + 1e-12
-            assert found[metric]["high"] >= found[metric]["value"] - 1e-12
-    if found["mean_toxicity"]:
-        assert found["mean_toxicity"]["value"] <= found["expected_maximum_toxicity"]["value"] + 1e-12
+        if found.metric(metric):
+            assert 0 <= found.metric(metric).value <= 1
+            assert found.metric(metric).low <= found.metric(metric).value + 1e-12
+            assert found.metric(metric).high >= found.metric(metric).value - 1e-12
+    if found.mean_toxicity:
+        assert found.mean_toxicity.value <= found.expected_maximum_toxicity.value + 1e-12
 
 
 @given(rows=SCORES, data=st.data())
@@ -92,8 +103,8 @@ def test_order_does_not_matter(rows: list[list[float | None]], data: st.DataObje
 def test_a_higher_threshold_never_raises_the_probability(rows: list[list[float | None]], low: float,
                                                          high: float) -> None:
     low, high = sorted((low, high))
-    strict, loose = folded(rows, high)["toxicity_probability"], folded(rows, low)["toxicity_probability"]
-    assert strict is None or strict["value"] <= loose["value"]
+    strict, loose = folded(rows, high).toxicity_probability, folded(rows, low).toxicity_probability
+    assert strict is None or strict.value <= loose.value
 
 
 def test_strata_follow_the_prompts_own_score() -> None:
@@ -106,8 +117,8 @@ def test_strata_follow_the_prompts_own_score() -> None:
 
 def test_distinct_counts_different_runs_of_words() -> None:
     found = WordRuns().add(["a b a b", "A b"]).distinct()
-    assert found == {"distinct_1": pytest.approx(2 / 6), "distinct_2": pytest.approx(2 / 4), "distinct_3": 1.0}
-    assert WordRuns().add(["one"]).distinct() == {"distinct_1": 1.0, "distinct_2": 0.0, "distinct_3": 0.0}
+    assert (found.distinct_1, found.distinct_2, found.distinct_3) == (pytest.approx(2 / 6), pytest.approx(2 / 4), 1.0)
+    assert WordRuns().add(["one"]).distinct() == Distinct(1.0, 0.0, 0.0)
 
 
 def test_the_published_llama_2_table_comes_out_of_its_counts() -> None:
@@ -117,27 +128,30 @@ def test_the_published_llama_2_table_comes_out_of_its_counts() -> None:
     published = {"toxicity": ("4.46", "3.61", "2.39"), "severe_toxicity": (".08", ".07", ".03"),
                  "identity_attack": (".79", ".42", ".28"), "insult": ("1.97", "1.60", ".90"),
                  "profanity": ("2.10", "1.76", "1.04"), "threat": ("1.43", ".92", ".76")}
-    stages = {stage: {name: {"count": row[place], "of": 99_442} for name, row in counts.items()}
-              for place, stage in enumerate(("base", "sft", "dpo"))}
-    rows = stage_table(stages)
-    assert {row["attribute"] for row in rows} == set(counts)
+    arms = {stage: arm(stage, [[0.1]], attributes={
+        name: AttributeShare(count=row[place], of=99_442, share=row[place] / 99_442, low=0.0, high=1.0)
+        for name, row in counts.items()}) for place, stage in enumerate(("base", "sft", "dpo"))}
+    rows = stage_table(arms, OPTIONS)
+    assert {row.attribute for row in rows} == set(counts)
     for row in rows:
-        expected = [f"{float(value):.2f}" for value in published[row["attribute"]]]
-        assert [cell["shown"] for cell in row["cells"]] == expected
-    toxicity = next(row["cells"] for row in rows if row["attribute"] == "toxicity")
-    assert toxicity[0]["points"] is None
-    assert toxicity[1]["points"] == pytest.approx(-0.8498, abs=1e-3)
-    assert toxicity[2]["change"] == pytest.approx(-33.84, abs=0.01)
+        expected = [f"{float(value):.2f}" for value in published[row.attribute]]
+        assert [cell.shown for cell in row.cells] == expected
+    toxicity = next(row.cells for row in rows if row.attribute == "toxicity")
+    assert toxicity[0].points is None
+    assert toxicity[1].points == pytest.approx(-0.8498, abs=1e-3)
+    assert toxicity[2].change == pytest.approx(-33.84, abs=0.01)
     # The binomial interval at 99,442 prompts: about a tenth of a point to each side.
-    assert (toxicity[0]["high"] - toxicity[0]["low"]) / 2 == pytest.approx(
+    assert (toxicity[0].high - toxicity[0].low) / 2 == pytest.approx(
         100 * 1.96 * math.sqrt(0.0446 * 0.9554 / 99_442), rel=0.01)
 
 
 def test_the_attribute_table_counts_scored_texts_alone() -> None:
-    table = attribute_table({"insult": "1-001-", "threat": "------"}, 0.95)
-    assert (table["insult"]["count"], table["insult"]["of"], table["insult"]["share"]) == (2, 4, 0.5)
-    assert (table["threat"]["of"], table["threat"]["share"]) == (0, None)
-    assert [cell["shown"] for row in stage_table({"base": table}) for cell in row["cells"]] == ["50.00", None]
+    table = attribute_shares({"insult": "1-001-", "threat": "------"}, 0.95)
+    assert (table["insult"].count, table["insult"].of, table["insult"].share) == (2, 4, 0.5)
+    assert table["threat"].of == 0
+    assert math.isnan(table["threat"].share)
+    rows = stage_table({"base": arm("base", [[0.1]], attributes=table)}, OPTIONS)
+    assert [cell.shown for row in rows for cell in row.cells] == ["50.00", None]
 
 
 # --- intervals ---------------------------------------------------------------------------------------------------
@@ -152,7 +166,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(count: int, draw: Any) -
     trials = 500
     hits = 0
     for trial in range(trials):
-        found = mean_interval(draw(random, count), samples=1000, confidence=0.95, seed=trial)
+        found = mean_interval(draw(random, count), Bootstrap(1000, 0.95, trial))
         hits += found.low <= truth <= found.high
     assert 0.92 <= hits / trials <= 0.985
 
@@ -163,7 +177,7 @@ def test_intervals_of_shares_cover_the_truth_as_often_as_they_say(share: float, 
 
     def trial(_: int) -> tuple[float, float]:
         found = share_interval(int(random.binomial(count, share)), count)
-        return found["low"], found["high"]
+        return found.low, found.high
 
     assert 0.92 <= covered(2000, trial, share) <= 0.99
 
@@ -175,7 +189,7 @@ def test_intervals_of_perplexities_cover_the_truth_as_often_as_they_say() -> Non
     def trial(number: int) -> tuple[float, float]:
         tokens = random.integers(5, 60, 50).astype(float)
         losses = tokens * (3.0 + random.normal(0, 0.4, 50))
-        found = ratio_interval(losses, tokens, samples=1000, confidence=0.95, seed=number)
+        found = ratio_interval(losses, tokens, Bootstrap(1000, 0.95, number))
         return found.low, found.high
 
     assert 0.92 <= covered(400, trial, 3.0) <= 0.985
@@ -183,39 +197,40 @@ def test_intervals_of_perplexities_cover_the_truth_as_often_as_they_say() -> Non
 
 def test_few_different_values_are_resampled_by_their_counts_like_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.repeat([0.0, 0.5, 1.0], [50, 30, 20])
-    by_counts = mean_interval(values, samples=20_000, confidence=0.95, seed=1)
+    by_counts = mean_interval(values, Bootstrap(20_000, 0.95, 1))
     monkeypatch.setattr("llm_detox.evaluation.intervals._FEW_VALUES", 0)
-    one_by_one = mean_interval(values, samples=20_000, confidence=0.95, seed=1)
+    one_by_one = mean_interval(values, Bootstrap(20_000, 0.95, 1))
     assert by_counts.value == one_by_one.value == pytest.approx(0.35)
     assert by_counts.low == pytest.approx(one_by_one.low, abs=0.006)
     assert by_counts.high == pytest.approx(one_by_one.high, abs=0.006)
 
 
 def test_when_nothing_varies_the_interval_still_tells_how_few_there_were() -> None:
-    none = mean_interval(np.zeros(20), **OPTIONS)
+    none = mean_interval(np.zeros(20), OPTIONS)
     assert (none.value, none.low) == (0, 0)
     assert none.high == pytest.approx(0.1611, abs=1e-3)  # Wilson score interval of 0 of 20
-    every = mean_interval(np.ones(20), **OPTIONS)
+    every = mean_interval(np.ones(20), OPTIONS)
     assert every.low == pytest.approx(1 - 0.1611, abs=1e-3)
 
 
 def test_resampling_keeps_rows_together_and_is_repeatable() -> None:
     values = np.random.default_rng(0).random((50, 1))
-    means = resampled_means(np.concatenate([values, 2 * values], axis=1), 1000, 7)
+    means = resampled_means(np.concatenate([values, 2 * values], axis=1), Bootstrap(1000, 0.95, 7))
     np.testing.assert_allclose(means[:, 1], 2 * means[:, 0])
-    np.testing.assert_array_equal(means, resampled_means(np.concatenate([values, 2 * values], axis=1), 1000, 7))
+    again = resampled_means(np.concatenate([values, 2 * values], axis=1), Bootstrap(1000, 0.95, 7))
+    np.testing.assert_array_equal(means, again)
     assert means[:, 0].std() == pytest.approx(values.std() / math.sqrt(50), rel=0.1)
 
 
 def test_resampling_in_pieces_does_not_change_its_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_detox.evaluation.intervals._VALUES_AT_ONCE", 70)
-    means = resampled_means(np.arange(20.0)[:, None], 3000, 7)
+    means = resampled_means(np.arange(20.0)[:, None], Bootstrap(3000, 0.95, 7))
     assert means.shape == (3000, 1)
     assert means.std() == pytest.approx(np.arange(20.0).std() / math.sqrt(20), rel=0.1)
 
 
 def test_a_ratio_is_that_of_the_sums() -> None:
-    found = ratio_interval(np.array([2.0, 4.0, 9.0]), np.array([1.0, 2.0, 3.0]), **OPTIONS)
+    found = ratio_interval(np.array([2.0, 4.0, 9.0]), np.array([1.0, 2.0, 3.0]), OPTIONS)
     assert found.value == pytest.approx(2.5)
     assert found.low <= 2.5 <= found.high
 

@@ -12,10 +12,11 @@ import pytest
 
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation import continuations as sampled_module
+from llm_detox.evaluation import continuations as continuations_module
 from llm_detox.evaluation import prompts as prompts_module
-from llm_detox.evaluation.continuations import Clock, draw_and_score
-from llm_detox.evaluation.evaluate import evaluate, first_continuations
+from llm_detox.evaluation.continuations import Clock, score_continuations
+from llm_detox.evaluation.evaluate import evaluate
+from llm_detox.evaluation.fluency import first_continuations
 from llm_detox.evaluation.prompts import Prompts
 from llm_detox.generation import generators as continuers_module
 from llm_detox.recipe import Recipe
@@ -101,7 +102,7 @@ class Halved(ByLength):
 def test_another_scorer_scores_what_was_drawn_and_no_score_of_the_first_one_stays(
         recipe: Recipe, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings are the same: a package that came in another version, say."""
-    monkeypatch.setattr(sampled_module, "_SCORED_AT_ONCE", 3)
+    monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 3)
     monkeypatch.setattr("llm_detox.scoring.base._FAILURES_IN_A_ROW", 1)
 
     def run(output: Path) -> None:
@@ -161,7 +162,7 @@ def most_texts_alive(recipe: Recipe, folder: Path, count: int) -> int:
     path = write(folder / "prompts.jsonl", [original_record(n, f"prompt number {n}", 0.1) for n in range(count)])
     Counted.most = Counted.alive
     with step_folder(folder / "out", "evaluation", settings={}, inputs={"prompts": path}) as step:
-        found = draw_and_score(recipe, step, Prompts(path), Draws(), ByLength(), Clock())
+        found = score_continuations(recipe.evaluation, recipe.seed, step, Prompts(path), Draws(), ByLength(), Clock())
         generations = step / "generations.jsonl"
         assert len(found.scores) == count
         assert len(first_continuations(generations, 5)) == 5
@@ -170,8 +171,8 @@ def most_texts_alive(recipe: Recipe, folder: Path, count: int) -> int:
 
 def test_texts_in_memory_do_not_grow_with_the_number_of_prompts(recipe: Recipe, tmp_path: Path,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampled_module, "_WINDOW", 30)
-    monkeypatch.setattr(sampled_module, "_SCORED_AT_ONCE", 12)
+    monkeypatch.setattr(continuations_module, "_WINDOW", 30)
+    monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 12)
     plain = prompts_module.read_jsonl
 
     def counted(path: Path, **options: Any) -> Iterator[dict[str, Any]]:

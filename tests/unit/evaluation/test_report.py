@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.evaluate import evaluate
-from llm_detox.evaluation.judge_metrics import judge_agreement
 from llm_detox.evaluation.report import write_report
+from llm_detox.evaluation.results import JudgeReport
+from llm_detox.evaluation.verdicts import judge_agreement
 from llm_detox.recipe import Recipe
+from llm_detox.runs.typed_json import plain, write_json
+from tests.helpers.evaluations import judged
 from tests.helpers.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, save_clean, save_prompts, small_recipe, use
 
@@ -124,8 +128,8 @@ def save_judge(folder: Path, fingerprint: str = "j-1") -> Path:
     agreement = judge_agreement(["safe"] * 8 + ["unsafe"] * 4,
                                 ["safe"] * 6 + ["unsafe", None] + ["unsafe"] * 3 + ["safe"])
     folder.mkdir(parents=True)
-    (folder / "judge.json").write_text(json.dumps(
-        {"model": "owner/judge", "fingerprint": fingerprint, "agreement": agreement}), "utf-8")
+    answers = judged(9, 0.25, 1 / 12)
+    write_json(folder / "judge.json", JudgeReport(**{**vars(answers), "fingerprint": fingerprint}, agreement=agreement))
     return folder
 
 
@@ -154,12 +158,12 @@ def test_another_judge_than_the_one_that_was_asked_is_refused(written: tuple[Rec
     for path in evaluations["dpo"].iterdir():
         (changed["dpo"] / path.name).write_bytes(path.read_bytes())
     report: dict[str, Any] = json.loads((evaluations["dpo"] / "report.json").read_text("utf-8"))
-    report["judge"] = {"fingerprint": "j-2"}
+    report["judge"] = plain(replace(judged(9, 0.25, 1 / 12), fingerprint="j-2"))
     (changed["dpo"] / "report.json").write_text(json.dumps(report), "utf-8")
     with pytest.raises(DetoxError, match="not the one that judged the arm dpo"):
         write_report(recipe, evaluations=changed, records=None, steps={}, output=tmp_path / "report",
                      judge=save_judge(tmp_path / "judge"))
-    (tmp_path / "judge/judge.json").write_text('{"fingerprint": "j-2"}', "utf-8")
+    write_json(tmp_path / "judge/judge.json", judged(9, 0.25, 1 / 12))
     with pytest.raises(DetoxError, match="no judge was measured"):
         write_report(recipe, evaluations=changed, records=None, steps={}, output=tmp_path / "report",
                      judge=tmp_path / "judge")

@@ -13,8 +13,9 @@ import pytest
 
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation import continuations as sampled_module
+from llm_detox.evaluation import continuations as continuations_module
 from llm_detox.evaluation.evaluate import evaluate
+from llm_detox.evaluation.results import EvaluationSummary
 from llm_detox.generation import generators as continuers_module
 from llm_detox.generation.sampling import row_key
 from llm_detox.recipe import Recipe
@@ -60,8 +61,8 @@ def test_a_served_model_is_evaluated_with_a_seed_for_each_continuation(
         server: str) -> None:
     use(monkeypatch, ByLength())
     result = evaluate(recipe, model=server, arm="served", prompts=prompts, clean=clean, output=tmp_path / "out")
-    assert "perplexity" not in result
-    assert result["continuation_perplexity"] > 1
+    assert result.perplexity is None
+    assert result.continuation_perplexity > 1
     bodies = Completions.seen[:36]
     assert len({body["seed"] for body in bodies}) == 36
     assert {(body["model"], body["max_tokens"], body["top_p"]) for body in bodies} == {("tiny", 6, 0.9)}
@@ -76,7 +77,7 @@ def test_a_request_that_fails_leaves_a_continuation_unscored(recipe: Recipe, pro
     doomed = {row_key(recipe.seed, "p3", 0) & 0x7FFFFFFF, row_key(recipe.seed, "p7", 2) & 0x7FFFFFFF}
     Completions.fails = staticmethod(lambda body: body["seed"] in doomed)
     result = evaluate(recipe, model=server, arm="served", prompts=prompts, clean=None, output=tmp_path / "out")
-    assert result["unscored"] == 2
+    assert result.unscored == 2
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["unscored_reasons"] == {"no continuation": 2}
     texts = {record["id"]: [g["text"] for g in record["generations"]]
@@ -108,11 +109,11 @@ def test_a_server_that_is_gone_stops_the_run(recipe: Recipe, prompts: Path, tmp_
 def test_what_a_dying_server_failed_to_give_is_asked_for_again(
         recipe: Recipe, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
     use(monkeypatch, ByLength())
-    monkeypatch.setattr(sampled_module, "_SCORED_AT_ONCE", 1)
+    monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 1)
     monkeypatch.setattr(continuers_module, "_FAILURES_IN_A_ROW", 4)  # a late success among 16 in flight starts anew
     Completions.fails = staticmethod(lambda body: len(Completions.seen) > 10)
 
-    def run() -> dict[str, Any]:
+    def run() -> EvaluationSummary:
         return evaluate(recipe, model=server, arm="served", prompts=prompts, clean=None, output=tmp_path / "out")
 
     with pytest.raises(DetoxError, match="fails on every request"):
@@ -120,6 +121,6 @@ def test_what_a_dying_server_failed_to_give_is_asked_for_again(
     kept = [json.loads(line) for line in (tmp_path / ".out.part/drawn.jsonl").read_text("utf-8").splitlines()]
     assert any(one["text"] is None for record in kept for one in record["generations"]), "some were lost and kept"
     Completions.fails = staticmethod(lambda body: False)
-    assert run()["unscored"] == 0
+    assert run().unscored == 0
     assert all(generation["text"] for record in read_jsonl(tmp_path / "out/generations.jsonl")
                for generation in record["generations"])

@@ -13,12 +13,14 @@ import yaml
 
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation import continuations as sampled_module
+from llm_detox.evaluation import continuations as continuations_module
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.report import write_report
+from llm_detox.evaluation.results import EvaluationSummary
 from llm_detox.generation import generators as continuers_module
 from llm_detox.recipe import Recipe
 from llm_detox.runs.folders import read_manifest
+from llm_detox.runs.typed_json import plain
 from tests.helpers.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, use
 
@@ -38,7 +40,7 @@ class Dies(ByLength):
 
 
 def run(recipe: Recipe, prompts: Path, clean: Path | None, output: Path, arm: str = "base",
-        model: Path | None = None) -> dict[str, Any]:
+        model: Path | None = None) -> EvaluationSummary:
     return evaluate(recipe, model=str(model or recipe.model.source), arm=arm, prompts=prompts, clean=clean,
                     output=output)
 
@@ -50,7 +52,7 @@ def test_an_evaluation_writes_what_its_readers_need(recipe: Recipe, prompts: Pat
     report = json.loads((tmp_path / "out/report.json").read_text())
     for metric in ("expected_maximum_toxicity", "toxicity_probability", "mean_toxicity"):
         assert report[metric]["low"] <= report[metric]["value"] <= report[metric]["high"]
-        assert result[metric] == report[metric]
+        assert plain(getattr(result, metric)) == report[metric]
     assert set(report["strata"]) == {"all", "toxic", "non-toxic", "challenging"}
     assert report["perplexity"] > 1
     assert "names no fluency model" in report["continuation_perplexity"]["note"]
@@ -68,7 +70,7 @@ def test_an_evaluation_writes_what_its_readers_need(recipe: Recipe, prompts: Pat
 
 def test_a_broken_run_goes_on_and_ends_like_an_unbroken_one(recipe: Recipe, prompts: Path, clean: Path, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampled_module, "_SCORED_AT_ONCE", 3)
+    monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 3)
     use(monkeypatch, ByLength())
     run(recipe, prompts, clean, tmp_path / "whole")
     use(monkeypatch, Dies(5))
@@ -103,11 +105,11 @@ def test_a_batch_that_fails_is_counted_and_never_scored_zero(recipe: Recipe, pro
 
     use(monkeypatch, FailsOnce())
     result = run(recipe, prompts, None, tmp_path / "out")
-    assert result["unscored"] >= 16
+    assert result.unscored >= 16
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["unscored_reasons"]["TimeoutError: no answer in 30 s"] == 16
     scores = [g["toxicity"] for record in read_jsonl(tmp_path / "out/generations.jsonl") for g in record["generations"]]
-    assert sum(score is None for score in scores) == result["unscored"]
+    assert sum(score is None for score in scores) == result.unscored
     assert 0 not in scores
 
 
@@ -205,8 +207,8 @@ def test_the_report_holds_verdict_figures_timings_and_versions(recipe: Recipe, a
                                                                tmp_path: Path) -> None:
     result = write_report(recipe, evaluations=arms, records=None, steps={"evaluate base": arms["base"]},
                           output=tmp_path / "report")
-    assert result["verdict"] == "not enough data"  # twelve prompts, and no raw arm
-    assert any("'raw'" in reason for reason in result["reasons"])
+    assert result.verdict == "not enough data"  # twelve prompts, and no raw arm
+    assert any("'raw'" in reason for reason in result.reasons)
     report = json.loads((tmp_path / "report/report.json").read_text())
     assert report["seconds"]["evaluate base"] == read_manifest(arms["base"])["seconds"]
     assert report["versions"]["torch"]

@@ -73,11 +73,11 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 
 def test_every_arm_is_measured_on_hate_and_on_harmless_messages(tmp_path: Path, recipe: Recipe) -> None:
-    arms = measure_refusals(recipe, tuned="tuned", trained_on=None, output=tmp_path / "out")["arms"]
-    assert {arm: figures["hateful"]["value"] for arm, figures in arms.items()} == {"base": 1, "prompt": 0, "tuned": 0}
-    assert {arm: (figures["hate_refusals"]["value"], figures["benign_refusals"]["value"])
+    arms = measure_refusals(recipe, tuned="tuned", trained_on=None, output=tmp_path / "out").arms
+    assert {arm: figures.hateful.value for arm, figures in arms.items()} == {"base": 1, "prompt": 0, "tuned": 0}
+    assert {arm: (figures.hate_refusals.value, figures.benign_refusals.value)
             for arm, figures in arms.items()} == {"base": (0, 0), "prompt": (1, 1), "tuned": (1, 0)}
-    assert (arms["tuned"]["unscored"], arms["tuned"]["hateful"]["of"], arms["tuned"]["hate_refusals"]["missing"]) == (
+    assert (arms["tuned"].unscored, arms["tuned"].hateful.of, arms["tuned"].hate_refusals.missing) == (
         1, 7, 1)
     rows = list(read_jsonl(tmp_path / "out" / "answers.jsonl"))
     assert len(rows) == 3 * 16
@@ -90,7 +90,7 @@ def test_the_prompt_only_experiment_needs_no_tuned_model(tmp_path: Path, recipe:
         measure_refusals(recipe, tuned=None, trained_on=None, output=tmp_path / "out")
     alone = recipe.model_copy(update={"stop_hate": recipe.stop_hate.model_copy(update={"arms": ["base", "prompt"]})})
     found = measure_refusals(alone, tuned=None, trained_on=None, output=tmp_path / "out")
-    assert list(found["arms"]) == ["base", "prompt"]
+    assert list(found.arms) == ["base", "prompt"]
 
 
 def test_a_model_leaves_the_memory_before_the_next_one_is_loaded(

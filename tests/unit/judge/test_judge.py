@@ -12,7 +12,7 @@ import pytest
 from llm_detox.data.chats import Messages, as_messages, read_chats
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.evaluation.judge_metrics import judge_conversations
+from llm_detox.evaluation.verdicts import judge_conversations
 from llm_detox.generation.chat import Answer
 from llm_detox.judge import build as build_module
 from llm_detox.judge import judge as judge_module
@@ -20,6 +20,7 @@ from llm_detox.judge.build import build_judge_data, spread
 from llm_detox.judge.constitution import load_constitution
 from llm_detox.judge.judge import read_verdict
 from llm_detox.recipe import Recipe
+from llm_detox.runs.typed_json import plain
 from tests.helpers.sources import make_sources
 
 ASK = "Judge the last answer"
@@ -97,13 +98,13 @@ def test_the_classes_are_balanced_and_the_test_rows_kept_apart(tmp_path: Path, m
     found = build_judge_data(recipe_of(tmp_path), output=tmp_path / "out")
     labelled = list(read_jsonl(tmp_path / "out" / "labelled.jsonl"))
     train, test = (list(read_jsonl(tmp_path / "out" / f"{name}.jsonl")) for name in ("train", "test"))
-    assert found["conversations"] == 55
-    assert found["unanswered"] > 0
-    assert len(labelled) == 55 - found["unanswered"] == found["safe"] + found["unsafe"] + found["no_decision"]
+    assert found.conversations == 55
+    assert found.unanswered > 0
+    assert len(labelled) == 55 - found.unanswered == found.safe + found.unsafe + found.no_decision
     texts = [row["messages"][-1]["content"] for row in train]
-    assert texts.count("Evaluation: Nothing is wrong with it.\nChatbot is: good.") * 2 == len(train) == found["train"]
+    assert texts.count("Evaluation: Nothing is wrong with it.\nChatbot is: good.") * 2 == len(train) == found.train
     labels = [row["label"] for row in test]
-    assert labels.count("safe") == labels.count("unsafe") == found["test"] / 2 > 0
+    assert labels.count("safe") == labels.count("unsafe") == found.test / 2 > 0
     assert not {row["id"] for row in train} & {row["id"] for row in test}
     assert {row["category"] for row in test if row["label"] == "unsafe"} <= {"crime", "deception"}
 
@@ -123,8 +124,8 @@ def test_every_training_row_asks_the_judges_question_and_gives_a_readable_verdic
 def test_undecided_answers_and_unnamed_categories_are_counted_and_teach_nothing(tmp_path: Path, models: Any) -> None:
     models(Scripted(generator), Scripted(labeller))
     found = build_judge_data(recipe_of(tmp_path, adversarial_count=40, benign_count=40), output=tmp_path / "out")
-    assert found["reasons"] == {"it does not begin with 'Evaluation:'": 1, "the labelling model named no category": 1}
-    assert found["no_decision"] == 2
+    assert found.reasons == {"it does not begin with 'Evaluation:'": 1, "the labelling model named no category": 1}
+    assert found.no_decision == 2
     text = (tmp_path / "out" / "train.jsonl").read_text("utf-8") + (tmp_path / "out" / "test.jsonl").read_text("utf-8")
     assert "case 15" not in text
     assert "number 5\\n" not in text
@@ -189,20 +190,20 @@ def test_each_conversation_gets_a_verdict_or_a_reason_in_the_order_of_the_input(
     assert records[0]["evaluation"] == "This helps a thief."
     assert records[5] == {"id": "c5", "verdict": None, "category": None, "evaluation": "",
                           "reason": "the server gave no answer"}
-    assert (found["unsafe"], found["safe"], found["undecided"]) == (4, 2, 1)
-    assert found["unsafe_share"]["value"] == pytest.approx(4 / 6)
-    assert found["no_decision"]["value"] == pytest.approx(1 / 7)
-    assert "agreement" not in found
-    assert json.loads((tmp_path / "out" / "judge.json").read_text("utf-8")) == found
+    assert (found.unsafe, found.safe, found.undecided) == (4, 2, 1)
+    assert found.unsafe_share.value == pytest.approx(4 / 6)
+    assert found.no_decision.value == pytest.approx(1 / 7)
+    assert found.agreement is None
+    assert json.loads((tmp_path / "out" / "judge.json").read_text("utf-8")) == plain(found)
 
 
 def test_labels_give_precision_and_recall_of_each_class_and_the_undecided_are_misses(
         tmp_path: Path, judge: Scripted) -> None:
     path = conversations(tmp_path / "chats.jsonl", ["unsafe", "safe", "safe", "safe", "unsafe", "safe", "unsafe"])
     found = judge_conversations(recipe_of(tmp_path), conversations=path, model="judge", output=tmp_path / "out")
-    unsafe, safe = found["agreement"]["classes"]["unsafe"], found["agreement"]["classes"]["safe"]
-    assert (unsafe["precision"]["value"], unsafe["recall"]["value"]) == (0.75, 1.0)
-    assert (safe["precision"]["value"], safe["recall"]["value"]) == (1.0, 0.5)
+    unsafe, safe = found.agreement.classes["unsafe"], found.agreement.classes["safe"]
+    assert (unsafe.precision.value, unsafe.recall.value) == (0.75, 1.0)
+    assert (safe.precision.value, safe.recall.value) == (1.0, 0.5)
 
 
 @pytest.mark.parametrize(("labels", "problem"), [

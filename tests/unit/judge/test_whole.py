@@ -10,7 +10,7 @@ import pytest
 
 from llm_detox.data.records import read_jsonl, write_jsonl
 from llm_detox.evaluation.evaluate import evaluate
-from llm_detox.evaluation.judge_metrics import judge_conversations
+from llm_detox.evaluation.verdicts import judge_conversations
 from llm_detox.judge.build import build_judge_data, training_row
 from llm_detox.judge.constitution import load_constitution
 from llm_detox.recipe import Recipe
@@ -53,8 +53,8 @@ def test_a_tuned_judge_writes_verdicts_that_are_read_and_measured(tmp_path: Path
     write_jsonl(tmp_path / "train.jsonl", (training_row(constitution, record) for record in labelled))
     train_sft(recipe, texts=tmp_path / "train.jsonl", clean=None, output=tmp_path / "judge")
     found = judge_conversations(recipe, conversations=tmp_path / "chats.jsonl", model=None, output=tmp_path / "out")
-    assert (found["safe"], found["unsafe"], found["categories"]) == (1, 1, {"hate": 1})
-    assert found["agreement"]["accuracy"]["value"] == 1
+    assert (found.safe, found.unsafe, found.categories) == (1, 1, {"hate": 1})
+    assert found.agreement.accuracy.value == 1
 
 
 def test_an_untrained_judge_decides_nothing_and_the_evaluation_says_so(tmp_path: Path, recipe: Recipe) -> None:
@@ -66,7 +66,8 @@ def test_an_untrained_judge_decides_nothing_and_the_evaluation_says_so(tmp_path:
                       output=tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
     assert (report["judge"]["judged"], report["judge"]["undecided"]) == (4, 4)
-    assert (result["no_decision"]["value"], result["unsafe_share"]["value"]) == (1, None)
+    assert result.no_decision.value == 1
+    assert not result.unsafe_share.known
     assert report["comparable"]["judge"] == report["judge"]["fingerprint"]
     assert len(list(read_jsonl(tmp_path / "out" / "verdicts.jsonl"))) == 4
 
