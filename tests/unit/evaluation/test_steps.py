@@ -263,11 +263,14 @@ def test_the_union_of_the_shards_is_one_run(recipe: Recipe, prompts: Path, clean
         assert (tmp_path / "union" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 13), (0, 0)])
-def test_a_shard_that_does_not_exist_is_refused(recipe: Recipe, prompts: Path, tmp_path: Path,
-                                                monkeypatch: pytest.MonkeyPatch, shard: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("shard", "problem"), [
+    ((2, 2), "there is no shard 2 of 2"), ((-1, 2), "there is no shard -1"), ((0, 0), "there is no shard 0 of 0"),
+    ((0, 13), "13 shards of 12 prompts")])
+def test_a_shard_that_does_not_exist_is_refused(
+        recipe: Recipe, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: tuple[int, int],
+        problem: str) -> None:
     use(monkeypatch, ByLength())
-    with pytest.raises(DetoxError, match="there is no shard"):
+    with pytest.raises(DetoxError, match=problem):
         evaluate(recipe, model=recipe.model.source, arm="x", prompts=prompts, clean=None, output=tmp_path / "out",
                  shard=shard)
 
@@ -291,12 +294,12 @@ def test_stored_continuations_need_every_prompt_and_enough_of_them(recipe: Recip
     texts = [{"text": f" number {n}"} for n in range(3)]
     lines = [json.dumps({"id": f"p{n}", "prompt": {"text": "x"}, "generations": texts}) for n in range(12)]
 
-    def score(content: list[str]) -> dict[str, Any]:
+    def score(content: list[str]) -> EvaluationSummary:
         stored.write_text("\n".join(content) + "\n", "utf-8")
         return evaluate(recipe, model="elsewhere", arm="x", prompts=prompts, clean=None,
                         output=tmp_path / f"out{len(content)}", generations=[stored])
 
-    assert score(lines)["mean_toxicity"]["value"] == pytest.approx(9 / 60)
+    assert score(lines).mean_toxicity.value == pytest.approx(9 / 60)
     with pytest.raises(DetoxError, match="lack the prompt 'p11'"):
         score(lines[:-1])
     short = json.dumps({"id": "p11", "generations": texts[:2]})
