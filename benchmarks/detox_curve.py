@@ -5,7 +5,7 @@
 Goes on from the output folder of `benchmarks.detox_quality`, whose base and last arm are the curve's ends, with its
 prompts, seeds and number of continuations. A point is an adapter whose every weight lies at that share of the way
 (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", eq. 1, for adapters). Prints a table of shares of the
-base's figures and writes the figures with their intervals to `curve.json`. What is measured already is found again.
+base's figures and writes the figures with their intervals to `curve.json`. What is measured already is read again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.detox_quality import ROWS, measure, number
 from llm_detox.recipe.files import load_recipe
 from llm_detox.runs.artifacts import BASE, DPO, TrainedFolder
 from llm_detox.runs.folders import MANIFEST
+from llm_detox.runs.typed_json import plain
 
 _WEIGHTS = TrainedFolder.adapter_weights
 
@@ -47,13 +48,13 @@ def main() -> None:
               for share in options.shares}
     models = {BASE: recipe.model.source, **{name: str(folder) for name, folder in points.items()},
               DPO: str(root / DPO)}
-    found = {name: measure(recipe, root, model=model, arm=name, output=root / f"evaluation-{name}")
+    measured = {name: measure(recipe, root, model=model, arm=name, output=root / f"evaluation-{name}")
              for name, model in models.items()}
     print("| share of the way | " + " | ".join(ROWS) + " |\n|" + "---|" * (len(ROWS) + 1))
-    for name, result in found.items():
-        shares = (number(result[row]) / number(found[BASE][row]) for row in ROWS)
+    for name, result in measured.items():
+        shares = (number(result, row) / number(measured[BASE], row) for row in ROWS)
         print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
-    (root / "curve.json").write_text(json.dumps(found, indent=1), "utf-8")
+    (root / "curve.json").write_text(json.dumps(plain(measured), indent=1), "utf-8")
 
 
 if __name__ == "__main__":

@@ -16,16 +16,17 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from llm_detox.data.prepare import prepare_data, prompt_key
 from llm_detox.data.records import Record, read_jsonl, write_jsonl
 from llm_detox.evaluation.evaluate import evaluate
+from llm_detox.evaluation.intervals import Interval
+from llm_detox.evaluation.results import EvaluationSummary, read_evaluation
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import load_recipe
 from llm_detox.rephrase.detoxify import detoxify
 from llm_detox.runs.artifacts import BASE, DPO, DataFolder, RewrittenFolder
-from llm_detox.runs.folders import MANIFEST, read_manifest
+from llm_detox.runs.folders import MANIFEST
 from llm_detox.training.dpo import train_dpo
 from llm_detox.training.sft import train_sft
 
@@ -46,7 +47,7 @@ def main() -> None:
     arms = {BASE: recipe.model.source, DPO: str(root / DPO)}
     measured = {arm: measure(recipe, root, model=model, arm=arm, output=root / f"evaluation-{arm}")
                 for arm, model in arms.items()}
-    table = {row: [number(measured[arm][row]) for arm in arms] for row in ROWS}
+    table = {row: [number(measured[arm], row) for arm in arms] for row in ROWS}
     print("| figure | base | dpo | share |\n|---|---|---|---|")
     for row, (before, after) in table.items():
         print(f"| {row} | {before:.4g} | {after:.4g} | {after / before:.3f} |")
@@ -54,18 +55,18 @@ def main() -> None:
     (root / "quality.json").write_text(json.dumps({"table": table, "seconds": seconds}, indent=1), "utf-8")
 
 
-def measure(recipe: Recipe, root: Path, *, model: str, arm: str, output: Path) -> dict[str, Any]:
-    """The figures of an arm on the prompts and clean passages of an output folder; found again where they are there."""
+def measure(recipe: Recipe, root: Path, *, model: str, arm: str, output: Path) -> EvaluationSummary:
+    """The figures of an arm on the prompts and clean passages of an output folder; read again where they are there."""
     if (output / MANIFEST).exists():
-        found: dict[str, Any] = read_manifest(output)["result"]
-        return found
+        return EvaluationSummary.of(read_evaluation(output).report)
     return evaluate(recipe, model=model, arm=arm, prompts=DataFolder(root).prompts,
                     clean=DataFolder(root / "data").clean, output=output)
 
 
-def number(value: Any) -> float:
+def number(summary: EvaluationSummary, row: str) -> float:
     """The value of a figure with or without an interval."""
-    return float(value["value"] if isinstance(value, dict) else value)
+    figure = getattr(summary, row)
+    return float(figure.value if isinstance(figure, Interval) else figure)
 
 
 def toxic_prompts(path: Path, count: int) -> list[Record]:

@@ -16,7 +16,8 @@ import pandas as pd
 from IPython.display import HTML, SVG
 
 from llm_detox.evaluation import charts
-from llm_detox.evaluation.intervals import mean_interval
+from llm_detox.evaluation.intervals import Bootstrap, Interval, mean_interval
+from llm_detox.evaluation.results import ArmDifference, ArmFigures, EvaluationReport
 from llm_detox.runs.artifacts import TrainedFolder
 
 pd.set_option("display.max_colwidth", None)
@@ -63,26 +64,26 @@ def training_curves(folders: Mapping[str, Path], figure: str, title: str) -> SVG
     return picture(charts.curves(columns, series, below="step", width=640), title, list(series))
 
 
-def intervals(reports: Mapping[str, Mapping[str, Any]], figure: str, title: str, *, digits: int = 3) -> SVG:
+def intervals(reports: Mapping[str, EvaluationReport | ArmFigures], figure: str, title: str, *,
+              digits: int = 3) -> SVG:
     """One figure of each arm's evaluation with its interval."""
-    return picture(charts.interval_bars({arm: report.get(figure) for arm, report in reports.items()}, digits=digits),
-                   title)
+    bars = {arm: getattr(report, figure) for arm, report in reports.items()}
+    return picture(charts.interval_bars(bars, digits=digits), title)
 
 
-def differences(rows: Iterable[Mapping[str, Any]], arms: Sequence[str], title: str) -> SVG:
+def differences(rows: Iterable[ArmDifference], arms: Sequence[str], title: str) -> SVG:
     """Paired differences of the last arm over all prompts, see `llm_detox.evaluation.compare.compare`."""
-    shown = [{**row, "label": f"{row['metric'].replace('_', ' ')}, against {row['against']}"}
-             for row in rows if row["arm"] == arms[-1] and row["stratum"] == "all"]
-    return picture(charts.forest(sorted(shown, key=lambda row: list(arms).index(row["against"])), arms), title)
+    shown = [row for row in rows if row.arm == arms[-1] and row.stratum == "all"]
+    return picture(charts.forest(sorted(shown, key=lambda row: list(arms).index(row.against)), arms), title)
 
 
-def arms_table(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def arms_table(reports: Mapping[str, EvaluationReport]) -> pd.DataFrame:
     """The arms beside each other: values with their intervals."""
     columns = {"expected_maximum_toxicity": "expected max. toxicity", "toxicity_probability": "toxicity probability",
                "mean_toxicity": "mean toxicity", "perplexity_interval": "perplexity, clean text",
                "continuation_perplexity": "perplexity of continuations"}
-    rows = {arm: {title: _interval(report[name]) for name, title in columns.items() if report.get(name)}
-            | {"prompts": report["prompts"], "unscored": report["unscored"]} for arm, report in reports.items()}
+    rows = {arm: {title: _interval(interval) for name, title in columns.items() if (interval := getattr(report, name))}
+            | {"prompts": report.prompts, "unscored": report.unscored} for arm, report in reports.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -106,14 +107,14 @@ def side_by_side(prompts: Sequence[str], answers: Mapping[str, Sequence[Mapping[
 def means(values: Mapping[str, Sequence[float | None]], title: str) -> SVG:
     """The mean of each arm's values with its 95 % interval; what could not be scored is left out."""
     known = {arm: [value for value in found if value is not None] for arm, found in values.items()}
-    bars = {arm: mean_interval(np.array(found), samples=2000, confidence=0.95, seed=42).as_dict() if found else None
-            for arm, found in known.items()}
+    bootstrap = Bootstrap(samples=2000, confidence=0.95, seed=42)
+    bars = {arm: mean_interval(np.array(found), bootstrap) if found else None for arm, found in known.items()}
     return picture(charts.interval_bars(bars), title)
 
 
-def _interval(found: Mapping[str, float]) -> str:
-    digits = 1 if found["value"] >= 10 else 3
-    return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+def _interval(interval: Interval) -> str:
+    digits = 1 if interval.value >= 10 else 3
+    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -150,13 +150,15 @@ def test_a_picture_stands_alone(shared: ModuleType) -> None:
     pytest.importorskip("IPython", reason="the notebooks' kernel: `make install`")
     import showing
     from llm_detox.evaluation import charts
+    from llm_detox.evaluation.results import ArmDifference
 
-    value = {"value": 0.2, "low": 0.1, "high": 0.3}
-    drawn = [charts.interval_bars({"base": value}), charts.survival({"base": [3, 1]}, 0.5),
+    row = ArmDifference(0.2, 0.1, 0.3, arm="dpo", against="base", metric="mean_toxicity", stratum="all", prompts=9,
+                        effect=None, p=1.0, p_adjusted=1.0)
+    shown = [charts.interval_bars({"base": row}), charts.survival({"base": [3, 1]}, 0.5),
              charts.timings({"sft": 2.0}),
-             charts.forest([{"label": "mean", "against": "base", **value}], ["base", "dpo"]),
+             charts.forest([row], ["base", "dpo"]),
              charts.curves(["1", "2"], {"raw": [1.0, 2.0]}, below="step")]
-    for chart in drawn:
+    for chart in shown:
         picture = showing.picture(chart, "a <title>", ["base", "dpo"]).data
         root = ElementTree.fromstring(picture)  # noqa: S314 - our own
         assert root.get("width")
