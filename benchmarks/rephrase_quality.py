@@ -26,7 +26,7 @@ from contextlib import closing
 from pathlib import Path
 
 from llm_detox.data.records import Record, hash_fraction, write_jsonl
-from llm_detox.generation.fluency import FluencyModel
+from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import load_recipe
@@ -98,7 +98,7 @@ def judged(systems: dict[str, list[str]], recipe: Recipe, humans: Sequence[str])
     """name -> [STA, SIM, FL, J]."""
     everything = sorted({text for texts in systems.values() for text in texts})
     scores = dict(zip(everything, load_scorer(recipe.scoring.judging).score(everything), strict=True))
-    judge = FluencyModel(recipe.evaluation.fluency_model or recipe.model.source, batch_tokens=1024)
+    judge = LikelihoodReader.load(recipe.evaluation.fluency_model or recipe.model.source, batch_tokens=1024)
     perplexities = {text: math.exp(nll / tokens) if tokens else math.inf
                     for text, (nll, tokens) in zip(everything, judge.losses(everything), strict=True)}
     similarity = SentenceSimilarity()

@@ -16,8 +16,9 @@ from llm_detox.evaluation.continuations import Clock
 from llm_detox.evaluation.intervals import Bootstrap, ratio_interval
 from llm_detox.evaluation.metrics import RefusalShare, WordRuns, refusal_share
 from llm_detox.evaluation.results import ContinuationPerplexity, FluencyPerplexity, Perplexity
-from llm_detox.generation.fluency import FluencyModel, Loss
 from llm_detox.generation.generators import Generator, ReadingGenerator
+from llm_detox.generation.likelihood import LikelihoodReader
+from llm_detox.generation.trees import Loss
 from llm_detox.progress import say, task
 from llm_detox.recipe.evaluation import EvaluationSection
 from llm_detox.runs.artifacts import EvaluationFolder
@@ -103,15 +104,15 @@ def _clean_continuations(settings: EvaluationSection, seed: int, generator: Gene
     return [(start, text) for number, start in enumerate(starts) for text in continuations[number]]
 
 
-def _fluency_model(source: str | None, base: str) -> tuple[FluencyModel, str]:
+def _fluency_model(source: str | None, base: str) -> tuple[LikelihoodReader, str]:
     """The fluency model, or the base where it is not named or not installed; and a note on which it is."""
     if source is None:
-        return FluencyModel(base), "read by the base model: the recipe names no fluency model"
+        return LikelihoodReader.load(base), "read by the base model: the recipe names no fluency model"
     try:
-        return FluencyModel(source), "read by an independent model"
+        return LikelihoodReader.load(source), "read by an independent model"
     except DetoxError as error:
         say(f"the fluency model is not available here, the base reads instead: {error.message}")
-        return FluencyModel(base), f"read by the base model: {source}: {error.message}"
+        return LikelihoodReader.load(base), f"read by the base model: {source}: {error.message}"
 
 
 def perplexity(losses: Sequence[Loss], bootstrap: Bootstrap) -> Perplexity:

@@ -17,8 +17,10 @@ from typing import Protocol, runtime_checkable
 from llm_detox.client import Prompt, TextGenerationClient
 from llm_detox.client.protocols import is_address, split_address
 from llm_detox.errors import DetoxError
+from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.generation.models import device, load_model, load_tokenizer
 from llm_detox.generation.sampling import iterate_continuations, row_key
+from llm_detox.generation.trees import Loss
 from llm_detox.plugins import PREFIX, load_plugin
 from llm_detox.progress import say
 from llm_detox.recipe.evaluation import SamplingSection
@@ -42,8 +44,8 @@ class Generator(Protocol):
 class ReadingGenerator(Generator, Protocol):
     """One that can also say how likely its model finds a text."""
 
-    def losses(self, texts: Sequence[str], *, on_progress: Progress = None) -> list[tuple[float, int]]:
-        """See `llm_detox.generation.fluency.FluencyModel.losses`."""
+    def losses(self, texts: Sequence[str], *, on_progress: Progress = None) -> list[Loss]:
+        """See `llm_detox.generation.likelihood.LikelihoodReader.losses`."""
 
 
 def open_generator(source: str, engine: str = "transformers") -> Generator:
@@ -81,11 +83,8 @@ class LocalGenerator:
                                                   seed=seed, keys=keys, on_progress=on_progress):
             yield index, list(texts)
 
-    def losses(self, texts: Sequence[str], *, on_progress: Progress = None) -> list[tuple[float, int]]:
-        from llm_detox.generation.fluency import FluencyModel
-
-        judge = FluencyModel(model=self.model, tokenizer=self.tokenizer)
-        return judge.losses(texts, on_progress=on_progress)
+    def losses(self, texts: Sequence[str], *, on_progress: Progress = None) -> list[Loss]:
+        return LikelihoodReader(self.model, self.tokenizer).losses(texts, on_progress=on_progress)
 
 
 class EndpointGenerator:

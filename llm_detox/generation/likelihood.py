@@ -1,64 +1,91 @@
-"""A causal language model read in batches without padding: whole-text likelihoods and next-word distributions.
+"""How likely a causal language model finds texts, and what it expects next: the one reader of log-probabilities.
 
-Variants of one text form a tree: their common beginning is read once, each ending sees only itself and that
-beginning. Trees of many texts are packed into rows, each blind to the others, by an attention mask.
+Whole texts are read in padded batches of like length (`losses`); variants of one text as trees, whose common beginning
+is read once (`variant_losses`, `read`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Loss = tuple[float, int]
+from llm_detox.errors import DetoxError
+from llm_detox.generation.batching import budget_batches
+from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.generation.trees import Loss, Tree, TreeBatch, tree_batches
 
-
-def budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first, each of at most `budget` padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    while order:
-        size = max(1, budget // max(1, lengths[order[-1]]))
-        yield order[-size:]
-        order = order[:-size]
+LOGITS_AT_ONCE = 2**25  # float32 values: 128 MiB
+# Architectures that change the logits behind the output layer are run whole instead of in pieces.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
 class LikelihoodReader:
-    """Batched reading with one causal model.
+    """A causal language model that reads texts in batches.
+
+    A `Loss` is the sum of a text's negative log-likelihoods in nats, and the number of tokens that it is over.
 
     Args:
-        model: any `AutoModelForCausalLM` that takes position ids and a four-dimensional attention mask.
-        tokenizer: its tokenizer.
-        context: stands before every text; it is read, but does not count.
-        batch_tokens: tokens in one batch, over which the logits are held in memory.
-        max_tokens: longer texts are cut.
+        model: any `AutoModelForCausalLM`; for trees one that takes position ids and a four-dimensional attention mask.
+        tokenizer: its tokenizer, a fast one.
+        context: stands before every text of a tree; it is read, but does not count.
+        batch_tokens: tokens of a batch; over those of trees all logits are held in memory.
+        max_tokens: longer texts of trees are cut.
+        name: for people.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, context: str = "",
-                 batch_tokens: int = 2048, max_tokens: int = 512) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.batch_tokens = batch_tokens
-        self.max_tokens = max_tokens
-        self.tokens_read = 0
+                 batch_tokens: int = 4096, max_tokens: int = 512, name: str = "given model") -> None:
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.batch_tokens, self.max_tokens = batch_tokens, max_tokens
         self._lately: dict[str, Loss] = {}
         self._start = [_start_token(tokenizer), *self._tokens(context)]
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids with the start token and the context in front, cut at `max_tokens`."""
-        return (self._start + self._tokens(text))[: self.max_tokens]
+    @classmethod
+    def load(cls, source: str, *, batch_tokens: int = 4096) -> LikelihoodReader:
+        """The reader of a model source.
 
-    def _tokens(self, text: str) -> list[int]:
-        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
+        Args:
+            source: see `llm_detox.generation.models.load_model`.
+            batch_tokens: as for the class.
 
-    def losses(self, texts: Sequence[str]) -> list[Loss]:
-        """(sum of negative log-likelihoods in nats, predicted tokens) of each text."""
-        return [row[0] for row in self.variant_losses([[text] for text in texts])]
+        Raises:
+            DetoxError: the model cannot be had.
+        """
+        return cls(load_model(source), load_tokenizer(source), batch_tokens=batch_tokens, name=source)
+
+    def losses(self, texts: Sequence[str], *, contexts: Sequence[str] | None = None,
+               on_progress: Callable[[int], None] | None = None) -> list[Loss]:
+        """The loss of each text, as the tokenizer encodes it and up to the model's length.
+
+        Args:
+            texts: those to read.
+            contexts: what comes before each text; it is read, but does not count.
+            on_progress: called with the number of texts that a batch has done.
+
+        Returns:
+            (0.0, 0) for a text without a token that can be predicted. Without a token put in front by the
+            tokenizer, a text's first token has nothing to be predicted from and does not count.
+        """
+        passages = self._passages(texts, contexts or [""] * len(texts))
+        results: list[Loss] = [(0.0, 0)] * len(texts)
+        for numbers in budget_batches([len(passage.tokens) for passage in passages], self.batch_tokens):
+            batch = [passages[number] for number in numbers]
+            for passage, loss in zip(batch, self._sums(batch), strict=True):
+                results[passage.index] = (loss, len(passage.tokens) - passage.first)
+            if on_progress:
+                on_progress(len(batch))
+        return results
 
     def variant_losses(self, variants: Sequence[Sequence[str]]) -> list[list[Loss]]:
-        """Like `losses`, for groups of texts that begin alike; what was read since `forget` is not read again."""
+        """The losses of groups of texts that begin alike, behind the start token and the reader's context.
+
+        What was read since `forget` is not read again.
+        """
         todo = [[text for text in dict.fromkeys(group) if text not in self._lately] for group in variants]
         self.read([texts for texts in todo if texts])
         return [[self._lately[text] for text in group] for group in variants]
@@ -66,6 +93,10 @@ class LikelihoodReader:
     def forget(self) -> None:
         """Read everything anew from now on."""
         self._lately.clear()
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids with the start token and the context in front, cut at `max_tokens`."""
+        return (self._start + self._tokens(text))[: self.max_tokens]
 
     @torch.inference_mode()
     def read(self, variants: Sequence[Sequence[str]], places: Sequence[Sequence[int]] | None = None) -> list[Tensor]:
@@ -79,85 +110,98 @@ class LikelihoodReader:
             for each group the log-probabilities of the tokens after those places, float32 [places, vocabulary].
         """
         trees = [Tree([self.ids(text) for text in group], given=len(self._start)) for group in variants]
-        found = [torch.empty(0)] * len(trees)
-        for rows in self._batches([tree.width for tree in trees]):
-            width = max(sum(trees[i].width for i in row) for row in rows)
-            logits, nll = self._logits([[trees[i] for i in row] for row in rows], width)
-            for k, row in enumerate(rows):
-                offset = 0
-                for i in row:
-                    end = offset + trees[i].width
-                    self._lately.update(zip(variants[i], trees[i].losses(nll[k, offset:end]), strict=True))
-                    if places is not None:
-                        at = [offset + trees[i].column(-1, place) for place in places[i]]
-                        found[i] = logits[k, at].float().log_softmax(-1)
-                    offset = end
-        return found
+        log_probs = [torch.empty(0)] * len(trees)
+        for batch, logits in self._tree_logits(trees):
+            nll = batch.nll(logits).cpu()
+            for number, row, column in batch.places:
+                tree = trees[number]
+                self._lately.update(zip(variants[number], tree.losses(nll[row, column:column + tree.width]),
+                                        strict=True))
+                if places is not None:
+                    columns = [column + tree.column(-1, place) for place in places[number]]
+                    log_probs[number] = logits[row, columns].float().log_softmax(-1)
+        return log_probs
 
+    @torch.inference_mode()
     def next_log_probs(self, prefixes: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> list[Tensor]:
         """Distributions of the token after `prefix[: place + 1]`, for each place of each prefix.
 
         Returns:
             log-probabilities, float32 of shape [places, vocabulary], on the model's device.
         """
-        with torch.inference_mode():
-            trees = [Tree([list(prefix)]) for prefix in prefixes]
-            found = [torch.empty(0)] * len(trees)
-            for rows in self._batches([tree.width for tree in trees]):
-                width = max(sum(trees[i].width for i in row) for row in rows)
-                logits = self._forward([[trees[i] for i in row] for row in rows], width)[0]
-                for k, row in enumerate(rows):
-                    offset = 0
-                    for i in row:
-                        found[i] = logits[k, [offset + place for place in places[i]]].float().log_softmax(-1)
-                        offset += trees[i].width
-        return found
+        log_probs = [torch.empty(0)] * len(prefixes)
+        for batch, logits in self._tree_logits([Tree([list(prefix)]) for prefix in prefixes]):
+            for number, row, column in batch.places:
+                columns = [column + place for place in places[number]]
+                log_probs[number] = logits[row, columns].float().log_softmax(-1)
+        return log_probs
 
-    def _batches(self, widths: Sequence[int]) -> Iterator[list[list[int]]]:
-        """Rows of trees, each row filled up to the widest tree, in batches of the token budget."""
-        if not widths:
-            return
-        capacity = max(widths)
-        rows: list[list[int]] = []
-        room: list[int] = []
-        for i in sorted(range(len(widths)), key=lambda i: (-widths[i], i)):
-            fits = next((k for k, free in enumerate(room) if free >= widths[i]), None)
-            if fits is None:
-                rows.append([i])
-                room.append(capacity - widths[i])
-            else:
-                rows[fits].append(i)
-                room[fits] -= widths[i]
-        size = max(1, self.batch_tokens // max(1, capacity))
-        for first in range(0, len(rows), size):
-            yield rows[first: first + size]
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
-    def _logits(self, rows: Sequence[Sequence[Tree]], width: int) -> tuple[Tensor, Tensor]:
-        logits, ids, parents = self._forward(rows, width)
-        return logits, _nll(logits, parents, ids).cpu()
+    def _tree_logits(self, trees: Sequence[Tree]) -> Iterator[tuple[TreeBatch, Tensor]]:
+        """Batches of the trees with their logits [b, s, v]."""
+        device, dtype = self.model.device, self.model.dtype
+        for batch in tree_batches(trees, self.batch_tokens):
+            mask = torch.zeros(batch.visible.shape, dtype=dtype).masked_fill(~batch.visible, torch.finfo(dtype).min)
+            yield batch, self.model(input_ids=batch.ids.to(device), attention_mask=mask.unsqueeze(1).to(device),
+                                    position_ids=batch.positions.to(device), use_cache=False).logits
 
-    def _forward(self, rows: Sequence[Sequence[Tree]], width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [rows, width, vocabulary], token ids and parents [rows, width]."""
-        self.tokens_read += width * len(rows)
-        where = self.model.device
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        positions, parents = ids.clone(), ids.clone()
-        visible = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
-        for k, row in enumerate(rows):
-            offset = 0
-            for tree in row:
-                place = slice(offset, offset + tree.width)
-                ids[k, place] = torch.tensor(tree.tokens)
-                positions[k, place] = torch.tensor(tree.positions)
-                parents[k, place] = torch.tensor(tree.parents) + offset
-                visible[k, place, place] = tree.visible()
-                offset += tree.width
-        floor = torch.finfo(self.model.dtype).min
-        mask = torch.zeros(len(rows), 1, width, width, dtype=self.model.dtype).masked_fill(~visible.unsqueeze(1), floor)
-        ids = ids.to(where)
-        logits = self.model(input_ids=ids, attention_mask=mask.to(where), position_ids=positions.to(where),
-                            use_cache=False).logits
-        return logits, ids, parents.to(where)
+    def _passages(self, texts: Sequence[str], contexts: Sequence[str]) -> list[_Passage]:
+        limit = getattr(self.model.config, "max_position_embeddings", None) or 2**20
+        passages = []
+        for index, (text, context) in enumerate(zip(texts, contexts, strict=True)):
+            encoded = self.tokenizer(context + text, return_offsets_mapping=True) if text else None
+            if encoded is None:
+                continue
+            tokens: list[int] = encoded["input_ids"][:limit]  # type: ignore[index,assignment]
+            spans: list[tuple[int, int]] = encoded["offset_mapping"][:limit]  # type: ignore[index,assignment]
+            # A token that begins in the context and ends in the text belongs to the text.
+            first = next((n for n, (_, end) in enumerate(spans) if end > len(context)), len(tokens))
+            first = max(first, 1)
+            if first < len(tokens):
+                passages.append(_Passage(index, tokens, first))
+        return passages
+
+    @torch.inference_mode()
+    def _sums(self, batch: Sequence[_Passage]) -> list[float]:
+        """Padded on the right, where causal attention does not look; only positions that count get logits."""
+        device = self.model.device
+        width = max(len(passage.tokens) for passage in batch)
+        tokens = torch.zeros(len(batch), width, dtype=torch.long)
+        counts = torch.zeros(len(batch), width, dtype=torch.bool)
+        mask = torch.zeros(len(batch), width, dtype=torch.long)
+        for row, passage in enumerate(batch):
+            tokens[row, :len(passage.tokens)] = torch.tensor(passage.tokens)
+            counts[row, passage.first:len(passage.tokens)] = True
+            mask[row, :len(passage.tokens)] = 1
+        tokens, counts, mask = tokens.to(device), counts.to(device), mask.to(device)
+        equal = all(len(passage.tokens) == width for passage in batch)
+        nll = self._nll(tokens, counts, None if equal else mask)
+        owner = torch.nonzero(counts)[:, 0]
+        sums = torch.zeros(len(batch), dtype=torch.float64, device=device).index_add_(0, owner, nll.double())
+        return [float(value) for value in sums.tolist()]
+
+    def _nll(self, tokens: Tensor, counts: Tensor, mask: Tensor | None) -> Tensor:
+        """[number of counting positions] negative log-likelihoods, in row-major order."""
+        before, targets = counts[:, 1:], tokens[counts]
+        head = self.model.get_output_embeddings()
+        if head is None or changes_logits(self.model.config):
+            logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1][before]
+            return _cross_entropy(logits, targets)
+        body = self.model.base_model
+        hidden = body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1][before]
+        rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        return torch.cat([_cross_entropy(head(part), target)
+                          for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)])
+
+
+@dataclass(frozen=True)
+class _Passage:
+    index: int
+    tokens: list[int]
+    first: int  # the first token that counts
 
 
 class ContextAveragedReader:
@@ -165,22 +209,39 @@ class ContextAveragedReader:
     and another one behind each context.
 
     Args:
-        engines: of one tokenizer, at least one.
+        readers: of one tokenizer, at least one.
     """
 
-    def __init__(self, engines: Sequence[LikelihoodReader]) -> None:
-        self._engines = list(engines)
+    def __init__(self, readers: Sequence[LikelihoodReader]) -> None:
+        self._readers = list(readers)
 
     def variant_losses(self, variants: Sequence[Sequence[str]]) -> list[list[Loss]]:
         """As of `LikelihoodReader`, the mean over the contexts."""
-        several = [engine.variant_losses(variants) for engine in self._engines]
+        several = [reader.variant_losses(variants) for reader in self._readers]
         return [[(sum(nll for nll, _ in losses) / len(losses), losses[0][1]) for losses in zip(*groups, strict=True)]
                 for groups in zip(*several, strict=True)]
 
     def forget(self) -> None:
         """Read everything anew from now on."""
-        for engine in self._engines:
-            engine.forget()
+        for reader in self._readers:
+            reader.forget()
+
+
+def perplexity_of(losses: Sequence[Loss]) -> float:
+    """exp(mean negative log-likelihood a token) over all the texts.
+
+    Raises:
+        DetoxError: there is no token.
+    """
+    total, tokens = sum(loss for loss, _ in losses), sum(count for _, count in losses)
+    if not tokens:
+        raise DetoxError("there is no text to measure the perplexity of", remedy="give texts of two words or more")
+    return math.exp(total / tokens)
+
+
+def changes_logits(config: PretrainedConfig) -> bool:
+    """Whether models of this configuration do more to their logits than the output layer does."""
+    return any(getattr(part, name, None) for part in (config, config.get_text_config()) for name in _LOGIT_CHANGES)
 
 
 def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -193,60 +254,5 @@ def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
                      if token is not None), 0))
 
 
-def _nll(logits: Tensor, parents: Tensor, ids: Tensor) -> Tensor:
-    """Negative log-likelihood of each token given its parent's logits; [b, s]."""
-    rows = []
-    for row_logits, row_parents, row_ids in zip(logits, parents, ids, strict=True):
-        normalisers = row_logits.float().logsumexp(-1)
-        rows.append(normalisers[row_parents] - row_logits[row_parents, row_ids].float())
-    return torch.stack(rows)
-
-
-class Tree:
-    """Variants of one text: the tokens of their common beginning, then each ending.
-
-    Args:
-        variants: token ids of each, at least one token long.
-        given: tokens that all of them begin with and that do not count.
-    """
-
-    def __init__(self, variants: Sequence[list[int]], given: int = 1) -> None:
-        shortest = min(len(ids) for ids in variants)
-        common = 0
-        while common < shortest and len({ids[common] for ids in variants}) == 1:
-            common += 1
-        self.common = common
-        self.given = given
-        self.tokens = list(variants[0][:common])
-        self.positions = list(range(common))
-        self.parents = [max(0, i - 1) for i in range(common)]
-        self.ends: list[tuple[int, int]] = []
-        for ids in variants:
-            start = len(self.tokens)
-            self.tokens += ids[common:]
-            self.positions += range(common, len(ids))
-            self.parents += [max(0, common - 1), *range(start, start + len(ids) - common - 1)][: len(ids) - common]
-            self.ends.append((start, len(self.tokens)))
-        self.width = len(self.tokens)
-
-    def column(self, variant: int, place: int) -> int:
-        """Where the token `place` of a variant stands; its last one where the text was cut before it."""
-        if place < self.common:
-            return place
-        start, end = self.ends[variant]
-        return min(start + place - self.common, max(end, self.common) - 1)
-
-    def visible(self) -> Tensor:
-        """[width, width], True where a token (row) may look."""
-        causal = torch.ones(self.width, self.width, dtype=torch.bool).tril()
-        seen = causal.clone()
-        seen[:, self.common:] = False
-        for start, end in self.ends:
-            seen[start:end, start:end] = causal[start:end, start:end]
-        return seen
-
-    def losses(self, nll: Tensor) -> list[Loss]:
-        """The loss of each variant, from the negative log-likelihoods [width] of the tree's tokens."""
-        shared = float(nll[self.given: self.common].double().sum())
-        return [(shared + float(nll[start: end].double().sum()), max(0, self.common - self.given) + end - start)
-                for start, end in self.ends]
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")

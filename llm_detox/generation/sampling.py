@@ -11,7 +11,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.data.records import record_id
 from llm_detox.errors import DetoxError
+from llm_detox.generation.batching import copied_batches
 from llm_detox.generation.kv_cache import roomy_cache
 from llm_detox.generation.parallel import run_in_parallel
 from llm_detox.recipe.evaluation import SamplingSection
@@ -70,15 +71,6 @@ class _Work:
     count: int
 
 
-@dataclass
-class _Batch:
-    works: list[_Work] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        return sum(work.count for work in self.works)
-
-
 def sample_continuations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, k: int,
     sampling: SamplingSection, seed: int, keys: Sequence[str] | None = None, guide: Guide | None = None,
@@ -124,16 +116,16 @@ def iterate_continuations(
     decode = functools.partial(_decode_batch, model, sampling=sampling, seed=seed, stops=stops, guide=guide)
     at_once = _batches_at_once(model)
     shared = sampling.model_copy(update={"batch_tokens": max(1, sampling.batch_tokens // at_once)})
-    for batch, drawn in run_in_parallel(decode, _batches(encoded, keys, k, shared), at_once):
-        rows = iter(drawn)
-        for work in batch.works:
+    for batch, continuations in run_in_parallel(decode, _batches(encoded, keys, k, shared), at_once):
+        rows = iter(continuations)
+        for work in batch:
             texts = [_text(tokenizer, work.tokens, next(rows)) for _ in range(work.count)]
             done = partial.setdefault(work.prompt, [])
             done += texts
             if len(done) == k:
                 yield work.prompt, partial.pop(work.prompt)
         if on_progress:
-            on_progress(batch.rows)
+            on_progress(len(continuations))
 
 
 def _batches_at_once(model: PreTrainedModel) -> int:
@@ -165,41 +157,28 @@ def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     return torch.tensor(sorted(stop for stop in stops if stop is not None), dtype=torch.long, device=model.device)
 
 
-def _batches(encoded: list[list[int]], keys: Sequence[str], k: int, sampling: SamplingSection) -> Iterator[_Batch]:
+def _batches(encoded: list[list[int]], keys: Sequence[str], k: int, sampling: SamplingSection) -> Iterator[list[_Work]]:
     """Length-sorted batches of at most `batch_tokens` tokens in flight (or one row)."""
-    order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), keys[index]))
-    batch, width = _Batch(), 0
-    for index in order:
-        first = 0
-        while first < k:
-            width = width or len(encoded[index]) + sampling.max_new_tokens
-            room = max(1, sampling.batch_tokens // width) - batch.rows
-            if room <= 0 or (batch.works and room < min(k - first, 8)):  # no crumbs of a prompt in another's batch
-                yield batch
-                batch, width = _Batch(), 0
-                continue
-            count = min(room, k - first)
-            batch.works.append(_Work(index, encoded[index], keys[index], first, count))
-            first += count
-    if batch.works:
-        yield batch
+    final = [len(tokens) + sampling.max_new_tokens for tokens in encoded]
+    for batch in copied_batches(final, keys, k, sampling.batch_tokens):
+        yield [_Work(part.item, encoded[part.item], keys[part.item], part.first, part.count) for part in batch]
 
 
 @torch.inference_mode()
-def _decode_batch(model: PreTrainedModel, batch: _Batch, unwanted: Event, *, sampling: SamplingSection, seed: int,
+def _decode_batch(model: PreTrainedModel, batch: list[_Work], unwanted: Event, *, sampling: SamplingSection, seed: int,
                   stops: Tensor, guide: Guide | None) -> list[list[int]]:
     """The sampled tokens of every row of the batch, without the stop token; given up where it is `unwanted`."""
-    device = model.device
-    repeats = torch.tensor([work.count for work in batch.works], device=device)
-    owner = torch.repeat_interleave(torch.arange(len(batch.works), device=device), repeats)
-    noise = torch.tensor([row_key(seed, work.key, work.first + i) for work in batch.works for i in range(work.count)],
+    device, rows = model.device, sum(work.count for work in batch)
+    repeats = torch.tensor([work.count for work in batch], device=device)
+    owner = torch.repeat_interleave(torch.arange(len(batch), device=device), repeats)
+    noise = torch.tensor([row_key(seed, work.key, work.first + i) for work in batch for i in range(work.count)],
                          device=device)
-    streams = [_Stream(model, [work.tokens for work in batch.works], owner, sampling.max_new_tokens)]
+    streams = [_Stream(model, [work.tokens for work in batch], owner, sampling.max_new_tokens)]
     if guide:
         streams.append(_Stream(guide.model, [guide.context], torch.zeros_like(owner), sampling.max_new_tokens))
-    alive = torch.arange(batch.rows, device=device)
-    drawn = torch.full((batch.rows, sampling.max_new_tokens), -1, dtype=torch.long, device=device)
-    ended = torch.zeros(batch.rows, dtype=torch.bool, device=device)
+    alive = torch.arange(rows, device=device)
+    drawn = torch.full((rows, sampling.max_new_tokens), -1, dtype=torch.long, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
     for step in range(sampling.max_new_tokens):
         logits = guide.product(streams[0].logits, streams[1].logits, stops) if guide else streams[0].logits
         tokens = draw(logits, noise, step, top_p=sampling.top_p, temperature=sampling.temperature)

@@ -22,6 +22,7 @@ import torch
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype, load_model, load_tokenizer, model_folder
 from llm_detox.generation.sampling import row_key
+from llm_detox.generation.trees import Loss
 from llm_detox.recipe.evaluation import SamplingSection
 from llm_detox.runs.artifacts import TrainedFolder
 
@@ -133,14 +134,14 @@ class VllmGenerator:
         return tokens[-(self._longest - sampling.max_new_tokens):]
 
     def losses(self, texts: Sequence[str], *,
-               on_progress: Callable[[int], None] | None = None) -> list[tuple[float, int]]:
-        """See `llm_detox.generation.fluency.FluencyModel.losses`."""
+               on_progress: Callable[[int], None] | None = None) -> list[Loss]:
+        """See `llm_detox.generation.likelihood.LikelihoodReader.losses`."""
         encoded: list[list[int]] = [
             self.tokenizer(text)["input_ids"][:self._longest - 1] if text else [] for text in texts]  # type: ignore[index,misc]
         places = [place for place, tokens in enumerate(encoded) if len(tokens) > 1]
         answers = self.llm.generate([{"prompt_token_ids": encoded[place]} for place in places],
                                      self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0), use_tqdm=False)
-        results: list[tuple[float, int]] = [(0.0, 0)] * len(texts)
+        results: list[Loss] = [(0.0, 0)] * len(texts)
         for place, answer in zip(places, answers, strict=True):
             tokens = encoded[place]
             results[place] = (-sum(answer.prompt_logprobs[at][tokens[at]].logprob for at in range(1, len(tokens))),

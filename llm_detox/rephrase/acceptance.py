@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llm_detox.generation.likelihood import Loss
+from llm_detox.generation.trees import Loss
 from llm_detox.rephrase.base import Scorer
 
 _WORDS = re.compile(r"[\w']+")

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.data.records import Record
 from llm_detox.errors import DetoxError
-from llm_detox.generation.likelihood import ContextAveragedReader, LikelihoodReader, Loss
+from llm_detox.generation.likelihood import ContextAveragedReader, LikelihoodReader
 from llm_detox.generation.models import load_model, load_tokenizer, resolve_dtype
 from llm_detox.generation.sampling import Guide
+from llm_detox.generation.trees import Loss
 from llm_detox.plugins import PREFIX, load_plugin
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.evaluation import SamplingSection

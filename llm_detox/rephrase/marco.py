@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from llm_detox.errors import DetoxError
+from llm_detox.generation.batching import paired_batches
 from llm_detox.rephrase.packed_bart import Ids
 from llm_detox.rephrase.seq2seq import (
     Seq2SeqReader,
@@ -26,7 +27,6 @@ from llm_detox.rephrase.seq2seq import (
     load_seq2seq,
     load_seq2seq_tokenizer,
     logits_at_masks,
-    paired_batches,
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_detox.generation.likelihood import budget_batches
+from llm_detox.generation.batching import budget_batches
 from llm_detox.generation.sampling import Guide, sample_continuations
 from llm_detox.recipe.evaluation import SamplingSection
 

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.errors import DetoxError
-from llm_detox.generation.likelihood import budget_batches
+from llm_detox.generation.batching import budget_batches, paired_batches
+from llm_detox.generation.parallel import side_by_side
 from llm_detox.rephrase.packed_bart import Ids, PackedBart
-from llm_detox.rephrase.side_by_side import side_by_side
 from llm_detox.runs.artifacts import TrainedFolder
 
 _ROOM_FOR_MASKS = 8
@@ -66,22 +66,6 @@ def fits(ids: Ids, models: Sequence[PreTrainedModel]) -> bool:
     limits = [int(model.config.max_position_embeddings) for model in models
               if getattr(model.config, "max_position_embeddings", None)]
     return not limits or len(ids) + _ROOM_FOR_MASKS <= min(limits)
-
-
-def paired_batches(lengths: Sequence[tuple[int, int]], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of alike pairs of lengths, longest first, at most `budget` padded tokens each."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    while order:
-        first, second = lengths[order[-1]]
-        size = 1
-        for size in range(1, len(order) + 1):
-            second = max(second, lengths[order[-size]][1])
-            if size * (first + second) > budget:
-                size -= 1
-                break
-        size = max(1, size)
-        yield order[-size:]
-        order = order[:-size]
 
 
 class Seq2SeqReader:

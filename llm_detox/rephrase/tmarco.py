@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.errors import DetoxError
+from llm_detox.generation.batching import paired_batches
 from llm_detox.rephrase.packed_bart import Ids
 from llm_detox.rephrase.seq2seq import (
     Seq2SeqReader,
@@ -34,7 +35,6 @@ from llm_detox.rephrase.seq2seq import (
     load_seq2seq,
     load_seq2seq_tokenizer,
     logits_at_masks,
-    paired_batches,
 )
 
 _SENTENCES_AT_ONCE = 256

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from llm_detox.errors import DetoxError
+from llm_detox.generation.batching import sized_batches
 from llm_detox.progress import say
 
 MAX_CHARS = 20_000  # longer texts are not scored; Perspective's own limit
@@ -66,10 +67,9 @@ class ToxicityScorer(ABC):
                 self._fail(problem, 1)
             else:
                 usable.append(index)
-        usable.sort(key=lambda index: len(texts[index]))  # equal lengths together: less padding
         in_a_row = 0
-        for first in range(0, len(usable), self.batch_size):
-            batch = usable[first:first + self.batch_size]
+        for places in sized_batches([len(texts[index]) for index in usable], self.batch_size):
+            batch = [usable[place] for place in places]
             try:
                 scored = self._checked([texts[index] for index in batch])
             except Exception as error:  # whatever a scorer raises, the texts stay unscored and are counted

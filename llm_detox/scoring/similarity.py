@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
+from llm_detox.generation.batching import budget_batches
 from llm_detox.generation.models import compute_dtype, device
 from llm_detox.recipe.scorers import SENTENCE_ENCODER
 from llm_detox.runs.artifacts import ModelFolder
@@ -51,13 +52,9 @@ class SentenceSimilarity:
         unique = sorted(set(texts))
         ids: list[list[int]] = (
             self._tokenizer(unique, truncation=True, max_length=self.max_tokens)["input_ids"] if unique else [])
-        order = sorted(range(len(unique)), key=lambda i: len(ids[i]))
         width = int(self._model.config.hidden_size)
         rows: dict[str, Tensor] = {}
-        while order:
-            # The longest remaining text sets the width of the batch.
-            size = max(1, self.batch_tokens // max(1, len(ids[order[-1]])))
-            batch, order = order[-size:], order[:-size]
+        for batch in budget_batches([len(row) for row in ids], self.batch_tokens):
             for i, row in zip(batch, self._pool([ids[i] for i in batch]), strict=True):
                 rows[unique[i]] = row
         return torch.stack([rows[text] for text in texts]) if texts else torch.zeros(0, width)

@@ -17,10 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
-from llm_detox.generation.fluency import changes_logits
+from llm_detox.generation.likelihood import LOGITS_AT_ONCE, changes_logits
 from llm_detox.training.encoding import IGNORED
-
-_LOGITS_AT_ONCE = 2**25  # float32 values: 128 MiB
 
 
 class LabelLogProbs(torch.autograd.Function):
@@ -42,7 +40,7 @@ class LabelLogProbs(torch.autograd.Function):
         towards_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         log_probs = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         likeliest = torch.empty(len(labels), dtype=torch.bool, device=hidden.device)
-        rows = max(1, _LOGITS_AT_ONCE // len(weight))
+        rows = max(1, LOGITS_AT_ONCE // len(weight))
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
             logits = torch.nn.functional.linear(hidden[part], weight, bias).float()

@@ -9,43 +9,43 @@ import pytest
 import torch
 
 from llm_detox.errors import DetoxError
-from llm_detox.generation import fluency as fluency_module
-from llm_detox.generation.fluency import FluencyModel, perplexity_of
+from llm_detox.generation import likelihood
+from llm_detox.generation.likelihood import LikelihoodReader, perplexity_of
 from llm_detox.generation.models import load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")
-def judge(tiny_llama: Path) -> FluencyModel:
-    return FluencyModel(model=load_model(str(tiny_llama)), tokenizer=load_tokenizer(str(tiny_llama)))
+def reader(tiny_llama: Path) -> LikelihoodReader:
+    return LikelihoodReader(load_model(str(tiny_llama)), load_tokenizer(str(tiny_llama)))
 
 
 PASSAGES = ["the quick brown fox jumps", "a", "", "what a fine day for a walk in the park with my friends", "you are"]
 
 
-def test_losses_are_those_of_the_model_one_text_at_a_time(judge: FluencyModel) -> None:
-    for text, (loss, count) in zip(PASSAGES, judge.losses(PASSAGES), strict=True):
-        tokens = judge.tokenizer(text)["input_ids"] if text else []
+def test_losses_are_those_of_the_model_one_text_at_a_time(reader: LikelihoodReader) -> None:
+    for text, (loss, count) in zip(PASSAGES, reader.losses(PASSAGES), strict=True):
+        tokens = reader.tokenizer(text)["input_ids"] if text else []
         assert count == max(len(tokens) - 1, 0)
         if count:
             ids = torch.tensor([tokens])
-            expected = float(judge.model(input_ids=ids, labels=ids).loss.detach()) * count
+            expected = float(reader.model(input_ids=ids, labels=ids).loss.detach()) * count
             assert loss == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 25, 10_000])
-def test_neither_batches_nor_pieces_change_the_losses(judge: FluencyModel, batch_tokens: int,
+def test_neither_batches_nor_pieces_change_the_losses(reader: LikelihoodReader, batch_tokens: int,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = judge.losses(PASSAGES)
-    monkeypatch.setattr(fluency_module, "_LOGITS_AT_ONCE", 1)
-    other = FluencyModel(model=judge.model, tokenizer=judge.tokenizer, batch_tokens=batch_tokens)
+    whole = reader.losses(PASSAGES)
+    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 1)
+    other = LikelihoodReader(reader.model, reader.tokenizer, batch_tokens=batch_tokens)
     for (left, count), (right, same) in zip(whole, other.losses(PASSAGES), strict=True):
         assert (right, same) == (pytest.approx(left, rel=1e-4), count)
 
 
-def test_context_and_text_add_up_to_the_whole(judge: FluencyModel) -> None:
+def test_context_and_text_add_up_to_the_whole(reader: LikelihoodReader) -> None:
     context, text = "the quick brown", " fox jumps over"
-    (whole,), (before,) = judge.losses([context + text]), judge.losses([context])
-    ((after, count),) = judge.losses([text], contexts=[context])
+    (whole,), (before,) = reader.losses([context + text]), reader.losses([context])
+    ((after, count),) = reader.losses([text], contexts=[context])
     assert after + before[0] == pytest.approx(whole[0], rel=1e-4)
     assert count + before[1] == whole[1]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.generation.likelihood import Loss
+from llm_detox.generation.trees import Loss
 from llm_detox.rephrase.acceptance import Acceptance, Bounds, Candidate, perplexity, repeats
 
 MEASURED = {"toxicity": st.floats(0, 0.99), "similarity": st.floats(0.01, 1), "perplexity": st.floats(1.001, 1e6)}

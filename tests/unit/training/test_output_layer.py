@@ -59,7 +59,7 @@ def test_pieces_give_what_one_piece_gives(monkeypatch: pytest.MonkeyPatch) -> No
     weight, labels = torch.randn(VOCABULARY, WIDTH) / WIDTH, torch.randint(0, VOCABULARY, (13,))
     outcomes = []
     for at_once in (2**25, 4 * VOCABULARY, 1):
-        monkeypatch.setattr(output_layer, "_LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", at_once)
         hidden = torch.randn(13, WIDTH, generator=torch.Generator().manual_seed(3), requires_grad=True)
         log_probs, _ = LabelLogProbs.apply(hidden, weight, None, labels)
         (log_probs * torch.arange(13)).mean().backward()
