@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluate_prompts import chosen
-from llm_detox.generation.sampling import row_key
+from llm_detox.generation.next_token import row_key
 from llm_detox.generation.vllm_generator import VllmGenerator
 from llm_detox.progress import say
 from llm_detox.recipe.evaluation import SamplingSection

@@ -19,7 +19,8 @@ from llm_detox.client.protocols import is_address, split_address
 from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.generation.models import device, load_model, load_tokenizer
-from llm_detox.generation.sampling import iterate_continuations, row_key
+from llm_detox.generation.next_token import row_key
+from llm_detox.generation.sampling import iterate_continuations
 from llm_detox.generation.trees import Loss
 from llm_detox.plugins import PREFIX, load_plugin
 from llm_detox.progress import say

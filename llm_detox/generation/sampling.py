@@ -8,7 +8,6 @@ same seed and keys share their noise, which makes paired differences between the
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,11 @@ from llm_detox.data.records import record_id
 from llm_detox.errors import DetoxError
 from llm_detox.generation.batching import copied_batches
 from llm_detox.generation.kv_cache import roomy_cache
+from llm_detox.generation.next_token import draw, row_key
 from llm_detox.generation.parallel import run_in_parallel
+from llm_detox.generation.tokens import Vocabulary
 from llm_detox.recipe.evaluation import SamplingSection
 
-_MASK32 = 0xFFFFFFFF
-_FIRST_CANDIDATES = 256  # nearly every nucleus of p = .9 fits; the others are looked at again with more
-_CONTEXT_TOKENS = 4  # decoded together with a continuation, so that its leading space survives
 _MOST_AT_ONCE = 8  # batches side by side on a CPU
 _DROP_SHARE = 0.2  # ended rows leave the batch when they are at least this share: moving the cache costs too
 
@@ -111,7 +109,8 @@ def iterate_continuations(
     """Like `sample_continuations`, yielding (index of the prompt, its continuations) as prompts are finished."""
     keys = keys if keys is not None else [record_id(prompt) for prompt in prompts]
     encoded = _encode(model, tokenizer, prompts, sampling.max_new_tokens)
-    stops = _stop_tokens(model, tokenizer)
+    stops = torch.tensor(sorted(end_tokens(model, tokenizer)), dtype=torch.long, device=model.device)
+    vocabulary = Vocabulary.of(tokenizer)
     partial: dict[int, list[str]] = {}
     decode = functools.partial(_decode_batch, model, sampling=sampling, seed=seed, stops=stops, guide=guide)
     at_once = _batches_at_once(model)
@@ -119,7 +118,7 @@ def iterate_continuations(
     for batch, continuations in run_in_parallel(decode, _batches(encoded, keys, k, shared), at_once):
         rows = iter(continuations)
         for work in batch:
-            texts = [_text(tokenizer, work.tokens, next(rows)) for _ in range(work.count)]
+            texts = [vocabulary.text(next(rows)) for _ in range(work.count)]
             done = partial.setdefault(work.prompt, [])
             done += texts
             if len(done) == k:
@@ -149,12 +148,12 @@ def _encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
     return [tokens[-(limit - new_tokens):] for tokens in encoded] if limit else encoded
 
 
-def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that end a continuation."""
     config: Any = model.generation_config
-    found = config.eos_token_id if config is not None else None
-    stops = set(found if isinstance(found, list) else [found])
-    stops.add(tokenizer.eos_token_id)  # type: ignore[arg-type]
-    return torch.tensor(sorted(stop for stop in stops if stop is not None), dtype=torch.long, device=model.device)
+    ends = config.eos_token_id if config is not None else None
+    return {token for token in [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
+            if isinstance(token, int)}
 
 
 def _batches(encoded: list[list[int]], keys: Sequence[str], k: int, sampling: SamplingSection) -> Iterator[list[_Work]]:
@@ -252,65 +251,6 @@ def _prefill(model: PreTrainedModel, prompts: list[list[int]],
     return out.logits[:, -1], cache, lengths, None if equal else mask
 
 
-def draw(logits: Tensor, noise: Tensor, step: int, *, top_p: float, temperature: float) -> Tensor:
-    """One token for each row by the Gumbel-max rule over the nucleus.
-
-    Args:
-        logits: [b, v].
-        noise: [b] int64, the rows' noise keys (see `row_key`).
-        step: the number of the token within its continuation.
-
-    Returns:
-        [b] token ids. The nucleus is the smallest set of most likely tokens with at least `top_p` of the mass.
-    """
-    scaled = logits.float() / temperature
-    total = torch.logsumexp(scaled, dim=1, keepdim=True)
-    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    rows = torch.arange(len(logits), device=logits.device)
-    count = _FIRST_CANDIDATES
-    while len(rows):
-        count = min(count, logits.shape[1])
-        values, candidates = torch.topk(scaled[rows], count, dim=1)
-        logp = values - total[rows]
-        before = logp.exp().cumsum(1) - logp.exp()
-        settled = (before[:, -1] >= top_p) | (count == logits.shape[1])
-        logp = logp.masked_fill(before >= top_p, -torch.inf)
-        best = (logp.double() + gumbel(noise[rows], step, candidates)).argmax(1, keepdim=True)
-        tokens[rows[settled]] = candidates.gather(1, best).squeeze(1)[settled]
-        rows = rows[~settled]
-        count *= 16
-    return tokens
-
-
-def gumbel(noise: Tensor, step: int, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise [b, n] float64, a pure function of the row's key, the step and the token id.
-
-    Args:
-        noise: [b] int64.
-        tokens: [b, n] token ids.
-    """
-    low = _scramble((noise & _MASK32) ^ (step * 0x9E3779B9 & _MASK32))
-    high = _scramble(((noise >> 32) & _MASK32) ^ low)
-    bits = _scramble(_scramble(tokens ^ low[:, None]) ^ high[:, None])
-    uniform = (bits.double() + 0.5) / 2**32
-    return -torch.log(-torch.log(uniform))
-
-
-def _scramble(x: Tensor) -> Tensor:
-    """A good 32-bit integer hash (lowbias32 by C. Wellons), in int64 arithmetic."""
-    x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _MASK32
-    x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _MASK32
-    return x ^ (x >> 16)
-
-
-def row_key(seed: int, key: str, number: int) -> int:
-    """64 signed bits that name one continuation in the noise."""
-    digest = hashlib.sha256(f"{seed}\0{key}\0{number}".encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
 def _accepted(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of the arguments that the model's forward takes (some architectures place no position ids)."""
     known = inspect.signature(model.forward).parameters
@@ -318,13 +258,3 @@ def _accepted(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, An
         return arguments
     return {name: value for name, value in arguments.items() if name in known}
 
-
-def _text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], continuation: list[int]) -> str:
-    """The continuation's text; some tokenizers drop a first space, so it is decoded behind the prompt's end."""
-    context = prompt[-_CONTEXT_TOKENS:]
-    before: str = tokenizer.decode(context, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[assignment]
-    whole: str = tokenizer.decode(context + continuation, skip_special_tokens=True,  # type: ignore[assignment]
-                                  clean_up_tokenization_spaces=False)
-    if not whole.startswith(before):
-        whole, before = tokenizer.decode(continuation, skip_special_tokens=True), ""  # type: ignore[assignment]
-    return whole[len(before):].rstrip("\ufffd")  # a character cut in half by the length limit

@@ -6,16 +6,15 @@ from collections.abc import Generator
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from llm_detox.client.types import Chunk, Parameters
 from llm_detox.data.records import record_id
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_model, load_tokenizer
-from llm_detox.generation.sampling import draw, row_key
-
-_CONTEXT_TOKENS = 4  # decoded together with the continuation, so that its leading space survives
-_CUT = "\ufffd"  # a character of which only some bytes have come
+from llm_detox.generation.next_token import draw, row_key
+from llm_detox.generation.sampling import end_tokens
+from llm_detox.generation.tokens import Vocabulary
 
 
 class LocalStreamer:
@@ -43,20 +42,17 @@ class LocalStreamer:
         """
         most = parameters.max_new_tokens or 20
         asked = self._encode(prompt, most)
-        ends = _end_tokens(self.model, self.tokenizer)
-        text, shown = _Text(self.tokenizer, asked), ""
+        ends, detokenizer = end_tokens(self.model, self.tokenizer), Vocabulary.of(self.tokenizer).detokenizer()
         for before, token in enumerate(_tokens(self.model, asked, prompt, parameters)):
             if token in ends:
-                yield Chunk("", before, "EOS_TOKEN", len(asked))
+                yield Chunk(detokenizer.flush(), before, "EOS_TOKEN", len(asked))
                 return
-            whole = text.add(token)
-            last = before + 1 == most
-            piece = whole[len(shown):]
-            if piece or last:
-                yield Chunk(piece, before + 1, "MAX_TOKENS" if last else "NOT_FINISHED", len(asked))
-            shown = whole
-            if last:
+            piece = detokenizer.push(token)
+            if before + 1 == most:
+                yield Chunk(piece + detokenizer.flush(), before + 1, "MAX_TOKENS", len(asked))
                 return
+            if piece:
+                yield Chunk(piece, before + 1, "NOT_FINISHED", len(asked))
 
     def _encode(self, prompt: str, new_tokens: int) -> list[int]:
         tokens: list[int] = self.tokenizer(prompt)["input_ids"]  # type: ignore[assignment]
@@ -67,27 +63,6 @@ class LocalStreamer:
             raise DetoxError(f"the prompt's {len(tokens)} tokens and {new_tokens} new ones are more than the model's "
                              f"{limit}", remedy="shorten the prompt, or ask for fewer tokens")
         return tokens
-
-
-class _Text:
-    """The text of tokens that come one by one; it only grows."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: list[int]) -> None:
-        self._tokenizer, self._tokens = tokenizer, prompt[-_CONTEXT_TOKENS:]
-        self._before, self._whole = self._decode(), ""
-
-    def add(self, token: int) -> str:
-        """The text with this token, as far as its characters are whole."""
-        self._tokens.append(token)
-        text = self._decode()
-        if not text.endswith(_CUT) and text.startswith(self._before + self._whole):
-            self._whole = text[len(self._before):]
-        return self._whole
-
-    def _decode(self) -> str:
-        found: str = self._tokenizer.decode(  # type: ignore[assignment]
-            self._tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return found
 
 
 @torch.inference_mode()
@@ -107,9 +82,3 @@ def _tokens(model: PreTrainedModel, asked: list[int], prompt: str, parameters: P
         yield int(token)
         tokens, step = token[:, None], step + 1
 
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    config: Any = model.generation_config
-    found = config.eos_token_id if config is not None else None
-    return {token for token in [*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id]
-            if isinstance(token, int)}

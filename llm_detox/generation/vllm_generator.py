@@ -21,7 +21,7 @@ import torch
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype, load_model, load_tokenizer, model_folder
-from llm_detox.generation.sampling import row_key
+from llm_detox.generation.next_token import row_key
 from llm_detox.generation.trees import Loss
 from llm_detox.recipe.evaluation import SamplingSection
 from llm_detox.runs.artifacts import TrainedFolder

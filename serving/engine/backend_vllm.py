@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_detox.errors import DetoxError
+from llm_detox.generation.tokens import TokenDetail, Vocabulary
 from serving.engine.continuation import Continuation
-from serving.engine.detokenizer import Vocabulary
-from serving.engine.jobs import NOT_FINISHED, Job, TokenDetail
+from serving.engine.jobs import NOT_FINISHED, Job
 from serving.engine.metrics import Metrics
 from serving.engine.settings import Settings
 from serving.engine.validation import Parameters

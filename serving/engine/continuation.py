@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from serving.engine.detokenizer import Vocabulary
+from llm_detox.generation.tokens import StopText, TokenDetail, Vocabulary
 from serving.engine.jobs import (
     EOS_TOKEN,
     ERROR,
@@ -14,10 +14,8 @@ from serving.engine.jobs import (
     TIME_LIMIT,
     TOKEN_LIMIT,
     Job,
-    TokenDetail,
     Update,
 )
-from serving.engine.stopping import StopText
 
 
 class Continuation:

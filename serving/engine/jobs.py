@@ -7,20 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from llm_detox.generation.tokens import TokenDetail
 from serving.engine.validation import Parameters
 
 # The numbers of fmaas.StopReason.
 NOT_FINISHED, MAX_TOKENS, EOS_TOKEN, CANCELLED, TIME_LIMIT, STOP_SEQUENCE, TOKEN_LIMIT, ERROR = range(8)
-
-
-@dataclass(slots=True)
-class TokenDetail:
-    """One token with what was asked about it; `top` holds (id, logprob) of the best candidates."""
-
-    token: int
-    logprob: float = 0.0
-    rank: int = 0
-    top: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from llm_detox.generation.next_token import OFF, PromptDetails, Sampler, detail
+from llm_detox.generation.tokens import Vocabulary
 from serving.engine.backend_transformers import PromptFailed, Rows
 from serving.engine.continuation import Continuation
-from serving.engine.detokenizer import Vocabulary
 from serving.engine.jobs import NOT_FINISHED, TIME_LIMIT, Job, Update
 from serving.engine.metrics import Metrics
-from serving.engine.sampling import OFF, PromptDetails, Sampler, detail
 from serving.engine.validation import Parameters
 
 log = logging.getLogger(__name__)
@@ -190,9 +190,9 @@ class Scheduler:
     def _prefill(self, group: list[Running]) -> None:
         started = time.monotonic()
         first = group[0]
-        details = PromptDetails(first.parameters, first.job.ids) if first.parameters.input_tokens else None
+        prompt = PromptDetails(first.parameters, first.job.ids) if first.parameters.input_tokens else None
         try:
-            logits = self._rows.add([running.job.ids for running in group], watch=details.watch if details else None)
+            logits = self._rows.add([running.job.ids for running in group], watch=prompt.watch if prompt else None)
         except PromptFailed as error:  # the running ones are unharmed; which of these is to blame shows one by one
             if len(group) == 1:
                 self._fail(group, error)
@@ -201,8 +201,8 @@ class Scheduler:
                     self._prefill([running])
             return
         self._running.extend(group)
-        if details is not None:
-            first.read_prompt(details.found)
+        if prompt is not None:
+            first.read_prompt(prompt.details)
         self._take(group, logits)
         self._metrics.stepped("prefill", len(group), time.monotonic() - started)
 

@@ -15,9 +15,9 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from llm_detox.generation.tokens import TokenDetail, Vocabulary
 from serving.engine import proto
-from serving.engine.detokenizer import Vocabulary
-from serving.engine.jobs import ERROR, NOT_FINISHED, Engine, Job, TokenDetail, Update
+from serving.engine.jobs import ERROR, NOT_FINISHED, Engine, Job, Update
 from serving.engine.metrics import Metrics
 from serving.engine.validation import InvalidRequest, Limits, Parameters, check_prefix, parameters
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_tokenizer, model_folder
-from serving.engine.detokenizer import Vocabulary
+from llm_detox.generation.tokens import Vocabulary
 
 
 class Source:
@@ -27,19 +26,11 @@ class Source:
         inner = Path(name) / "artifacts"
         self.folder = model_folder(str(inner if (inner / "config.json").exists() else name))
         self.tokenizer = load_tokenizer(self.folder)
-        self.vocabulary = Vocabulary(_fast(self.tokenizer, self.folder), keep_special=keep_special)
+        self.vocabulary = Vocabulary.of(self.tokenizer, keep_special=keep_special)
+        self.vocabulary.backend.no_truncation()
+        self.vocabulary.backend.no_padding()
         self.eos = _eos(self.folder, self.tokenizer)
         self.bos = next((i for i in (self.tokenizer.bos_token_id, *sorted(self.eos)) if i is not None), 0)
-
-
-def _fast(tokenizer: Any, folder: Path) -> Any:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise DetoxError("the tokenizer has no fast form (tokenizer.json)", place=str(folder),
-                         remedy="save it with `AutoTokenizer.from_pretrained(...).save_pretrained(...)` once")
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
 
 
 def _eos(folder: Path, tokenizer: Any) -> frozenset[int]:

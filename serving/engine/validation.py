@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llm_detox.generation.tokens import SamplerSettings
+
 MAX_STOP_SEQUENCES = 6
 MAX_STOP_SEQUENCE_BYTES = 240
 MAX_TOP_N_TOKENS = 5
@@ -28,19 +30,11 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
-    """One request's parameters, checked. `temperature` 0 means greedy; `top_k` 0, `top_p` 1, `typical_p` 1 mean off."""
+class Parameters(SamplerSettings):
+    """One request's parameters, checked: how tokens are chosen, when it ends, and what the answer holds."""
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    typical_p: float = 1.0
-    seed: int | None = None
-    repetition_penalty: float = 1.0
-    length_penalty: tuple[int, float] | None = None
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     max_is_token_limit: bool = False
-    min_new_tokens: int = 0
     deadline: float | None = None  # on the clock of time.monotonic()
     stop_sequences: tuple[str, ...] = ()
     include_stop_sequence: bool = True
@@ -48,13 +42,6 @@ class Parameters:
     input_text: bool = False
     input_tokens: bool = False
     generated_tokens: bool = False
-    logprobs: bool = False
-    ranks: bool = False
-    top_n: int = 0
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
 
     def for_input(self, input_length: int, limits: Limits) -> Parameters:
         """These parameters for an input of so many tokens: a seed is drawn, the length is bounded.

@@ -15,9 +15,9 @@ import grpc
 import pytest
 from tokenizers import Tokenizer
 
+from llm_detox.generation.tokens import Vocabulary
 from serving.engine import backend_vllm
 from serving.engine.backend_vllm import VllmEngine, detail, installed, prompt_details
-from serving.engine.detokenizer import Vocabulary
 from serving.engine.jobs import ERROR, MAX_TOKENS, NOT_FINISHED, STOP_SEQUENCE, TIME_LIMIT, Job, Update
 from serving.engine.metrics import Metrics
 from serving.engine.settings import Settings

@@ -17,7 +17,7 @@ from llm_detox.evaluation import continuations as continuations_module
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.results import EvaluationSummary
 from llm_detox.generation import generators as continuers_module
-from llm_detox.generation.sampling import row_key
+from llm_detox.generation.next_token import row_key
 from llm_detox.recipe import Recipe
 from tests.unit.evaluation.conftest import ByLength, use
 

@@ -16,9 +16,9 @@ from scipy import stats
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, OPTConfig, OPTForCausalLM
 
 from llm_detox.errors import DetoxError
-from llm_detox.generation import sampling as module
 from llm_detox.generation.models import load_model, load_tokenizer, model_folder
-from llm_detox.generation.sampling import Guide, draw, gumbel, sample_continuations
+from llm_detox.generation.next_token import draw, gumbel, row_key
+from llm_detox.generation.sampling import Guide, sample_continuations
 from llm_detox.recipe.evaluation import SamplingSection
 
 PROMPTS = ["the quick", "you are a stupid idiot and", "what", "the train to the city leaves", "thank you for the"]
@@ -72,7 +72,7 @@ def uncached(tokenizer: Any, prompt: str, logits_behind: Callable[[list[int]], t
             probabilities = logits_behind(drawn).softmax(-1)
             order = probabilities.argsort(descending=True)
             nucleus = order[: int((probabilities[order].cumsum(0) < 0.9).sum()) + 1]
-            noise = gumbel(torch.tensor([module.row_key(11, "k", 0)]), step, nucleus[None])[0]
+            noise = gumbel(torch.tensor([row_key(11, "k", 0)]), step, nucleus[None])[0]
             token = int(nucleus[(probabilities[nucleus].double().log() + noise).argmax()])
             if token == tokenizer.eos_token_id:
                 break
@@ -129,7 +129,7 @@ def test_a_token_that_the_guide_holds_impossible_is_not_drawn() -> None:
 
 def test_draws_follow_the_nucleus_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.04, 0.01])
-    noise = torch.tensor([module.row_key(5, "x", number) for number in range(40_000)])
+    noise = torch.tensor([row_key(5, "x", number) for number in range(40_000)])
     tokens = draw(probabilities.log().expand(len(noise), -1), noise, 0, top_p=0.9, temperature=1.0)
     counts = np.bincount(tokens.numpy(), minlength=5)
     assert counts[3] == counts[4] == 0
@@ -139,7 +139,7 @@ def test_draws_follow_the_nucleus_distribution() -> None:
 
 def test_temperature_sharpens_the_draw() -> None:
     logits = torch.tensor([1.0, 0.0]).expand(20_000, -1)
-    noise = torch.tensor([module.row_key(5, "t", number) for number in range(20_000)])
+    noise = torch.tensor([row_key(5, "t", number) for number in range(20_000)])
     share = float((draw(logits, noise, 0, top_p=1.0, temperature=0.5) == 0).float().mean())
     assert share == pytest.approx(1 / (1 + np.exp(-2)), abs=0.01)
 
@@ -159,7 +159,7 @@ def test_a_nucleus_wider_than_the_first_look_is_still_whole(seed: int, top_p: fl
 
 
 def test_noise_is_gumbel_and_independent_between_steps() -> None:
-    noise = torch.tensor([module.row_key(1, "n", number) for number in range(200)])
+    noise = torch.tensor([row_key(1, "n", number) for number in range(200)])
     tokens = torch.arange(300).expand(200, -1)
     first, second = (gumbel(noise, step, tokens).flatten().numpy() for step in (0, 1))
     assert stats.kstest(first, "gumbel_r").pvalue > 1e-4

@@ -27,7 +27,7 @@ def test_the_pieces_are_the_samplers_first_continuation(streamer: LocalStreamer,
     chunks = list(streamer.stream(prompt, Parameters(max_new_tokens=30, decoding_method="SAMPLING", top_p=0.95,
                                                      temperature=1.0, seed=7)))
     text = "".join(chunk.text for chunk in chunks)
-    assert drawn.startswith(text)  # the sampler shows half characters within the text, a stream never does
+    assert text == drawn
     assert len(text) > 10
     assert len(chunks) > 3
     assert chunks[-1].finish_reason in ("MAX_TOKENS", "EOS_TOKEN")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
-from serving.engine.detokenizer import Vocabulary
-from serving.engine.stopping import StopText
+from llm_detox.errors import DetoxError
+from llm_detox.generation.tokens import StopText, Vocabulary
 from tests.helpers.tiny import CORPUS
 
 
@@ -84,6 +85,27 @@ def test_metaspace_pieces_keep_the_leading_space_and_whole_characters(sentencepi
     pieces = _pieces(sentencepiece_like, ids)
     assert "".join(pieces) == (" " + text if text else "")
     assert all("�" not in piece for piece in pieces)
+
+
+@given(ids=st.lists(st.integers(min_value=2, max_value=390), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_a_continuation_at_once_is_what_its_pieces_add_up_to(byte_level: Tokenizer, ids: list[int]) -> None:
+    assert Vocabulary(byte_level).text(ids) == "".join(_pieces(byte_level, ids))
+
+
+@given(text=st.text(alphabet="abc de日🙂é", max_size=25), cut=st.integers(0, 4))
+@settings(max_examples=100, deadline=None)
+def test_so_it_is_without_byte_level_tokens_and_with_an_unfinished_end(
+        sentencepiece_like: Tokenizer, text: str, cut: int) -> None:
+    ids = sentencepiece_like.encode(text).ids
+    ids = ids[:len(ids) - cut]
+    assert Vocabulary(sentencepiece_like).text(ids) == "".join(_pieces(sentencepiece_like, ids))
+
+
+def test_a_tokenizer_without_a_fast_form_is_refused_with_the_remedy() -> None:
+    with pytest.raises(DetoxError, match="no fast form") as refusal:
+        Vocabulary.of(SimpleNamespace(name_or_path="folder"))
+    assert "save_pretrained" in (refusal.value.remedy or "")
 
 
 def _run(pieces: list[str], sequences: tuple[str, ...], include: bool) -> tuple[str, str | None]:

@@ -17,8 +17,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from serving.engine.sampling import PromptDetails, Sampler, detail
-from serving.engine.validation import Parameters
+from llm_detox.generation.next_token import PromptDetails, Sampler, detail
+from llm_detox.generation.tokens import SamplerSettings
 
 NONE: frozenset[int] = frozenset()
 
@@ -33,7 +33,7 @@ def _logits(seed: int, size: int = 700, spread: float = 3.0) -> torch.Tensor:
 def test_warped_scores_are_those_of_transformers(seed: int, temperature: float, top_k: int, top_p: float,
                                                  spread: float) -> None:
     logits = _logits(seed, spread=spread)
-    own = Sampler(Parameters(temperature=temperature, top_k=top_k, top_p=top_p, seed=1), [], NONE).scores(logits)
+    own = Sampler(SamplerSettings(temperature=temperature, top_k=top_k, top_p=top_p, seed=1), [], NONE).scores(logits)
     theirs = TemperatureLogitsWarper(temperature)(None, logits[None])
     if top_k:
         theirs = TopKLogitsWarper(top_k)(None, theirs)
@@ -51,21 +51,21 @@ def test_warped_scores_are_those_of_transformers(seed: int, temperature: float, 
 @settings(max_examples=100, deadline=None)
 def test_typical_sampling_keeps_the_tokens_that_transformers_keeps(seed: int, typical: float) -> None:
     logits = _logits(seed)
-    own = Sampler(Parameters(temperature=1.0, typical_p=typical, seed=1), [], NONE).scores(logits)
+    own = Sampler(SamplerSettings(temperature=1.0, typical_p=typical, seed=1), [], NONE).scores(logits)
     theirs = TypicalLogitsWarper(typical)(None, logits[None])[0]
     assert int(((own > -math.inf) != (theirs > -math.inf)).sum()) <= 1
 
 
 def test_repetition_penalty_is_that_of_transformers() -> None:
     logits, seen = _logits(3), [5, 9, 9, 700 - 1]
-    own = Sampler(Parameters(repetition_penalty=1.7), seen, NONE).scores(logits)
+    own = Sampler(SamplerSettings(repetition_penalty=1.7), seen, NONE).scores(logits)
     theirs = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([seen]), logits[None].clone())[0]
     assert torch.allclose(own, theirs)
 
 
 def test_length_penalty_is_that_of_transformers() -> None:
     logits = _logits(4)
-    sampler = Sampler(Parameters(length_penalty=(2, 1.5)), [1, 2, 3], frozenset({7}))
+    sampler = Sampler(SamplerSettings(length_penalty=(2, 1.5)), [1, 2, 3], frozenset({7}))
     for token in (10, 11, 12, 13):
         sampler.took(token)
     theirs = ExponentialDecayLengthPenalty((2, 1.5), 7, 3)(torch.tensor([[1, 2, 3, 10, 11, 12, 13]]), logits[None])[0]
@@ -73,7 +73,7 @@ def test_length_penalty_is_that_of_transformers() -> None:
 
 
 def test_a_long_wait_past_the_length_penalty_does_not_overflow() -> None:
-    sampler = Sampler(Parameters(length_penalty=(0, 10.0)), [], frozenset({7}))
+    sampler = Sampler(SamplerSettings(length_penalty=(0, 10.0)), [], frozenset({7}))
     for _ in range(1000):
         sampler.took(1)
     scores = sampler.scores(_logits(5))
@@ -82,7 +82,7 @@ def test_a_long_wait_past_the_length_penalty_does_not_overflow() -> None:
 
 
 def test_no_end_of_sequence_before_the_least_number_of_tokens() -> None:
-    sampler = Sampler(Parameters(min_new_tokens=2), [], frozenset({3, 4}))
+    sampler = Sampler(SamplerSettings(min_new_tokens=2), [], frozenset({3, 4}))
     logits = torch.tensor([0.0, 1.0, 2.0, 9.0, 8.0])
     chosen = []
     for _ in range(3):
@@ -93,7 +93,7 @@ def test_no_end_of_sequence_before_the_least_number_of_tokens() -> None:
 
 def test_a_seed_gives_the_same_draws_and_another_seed_others() -> None:
     def draws(seed: int) -> list[int]:
-        sampler = Sampler(Parameters(temperature=1.0, seed=seed), [], NONE)
+        sampler = Sampler(SamplerSettings(temperature=1.0, seed=seed), [], NONE)
         return [int(sampler.choose(sampler.scores(_logits(step)))) for step in range(20)]
 
     assert draws(1) == draws(1)
@@ -102,20 +102,20 @@ def test_a_seed_gives_the_same_draws_and_another_seed_others() -> None:
 
 def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    sampler = Sampler(Parameters(temperature=1.0, seed=11), [], NONE)
+    sampler = Sampler(SamplerSettings(temperature=1.0, seed=11), [], NONE)
     scores = sampler.scores(probabilities.log())
     counts = torch.bincount(torch.stack([sampler.choose(scores) for _ in range(20_000)]), minlength=4) / 20_000
     assert torch.allclose(counts, probabilities, atol=0.012)
 
 
 def test_what_is_ruled_out_is_never_drawn() -> None:
-    sampler = Sampler(Parameters(temperature=1.0, top_k=2, seed=5), [], NONE)
+    sampler = Sampler(SamplerSettings(temperature=1.0, top_k=2, seed=5), [], NONE)
     scores = sampler.scores(torch.tensor([0.0, 0.1, 0.2, 0.3]))
     assert {int(sampler.choose(scores)) for _ in range(500)} == {2, 3}
 
 
 def test_details_give_logprob_rank_and_best_tokens_with_ties() -> None:
-    p = Parameters(generated_tokens=True, logprobs=True, ranks=True, top_n=2)
+    p = SamplerSettings(logprobs=True, ranks=True, top_n=2)
     scores = torch.tensor([1.0, 3.0, 2.0, 2.0, -math.inf])
     found = detail(p, 2, scores)
     assert found.logprob == pytest.approx(float(scores.log_softmax(-1)[2]))
@@ -124,14 +124,14 @@ def test_details_give_logprob_rank_and_best_tokens_with_ties() -> None:
 
 
 def test_best_tokens_leave_out_what_is_ruled_out() -> None:
-    p = Parameters(generated_tokens=True, top_n=3)
+    p = SamplerSettings(top_n=3)
     assert detail(p, 0, torch.tensor([1.0, -math.inf, -math.inf])).top == [(0, 0.0)]
 
 
 def test_the_first_input_token_has_no_logprob() -> None:
-    details = PromptDetails(Parameters(input_tokens=True, logprobs=True, ranks=True), [0, 1])
+    details = PromptDetails(SamplerSettings(logprobs=True, ranks=True), [0, 1])
     details.watch(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-    first, second = details.found
+    first, second = details.details
     assert math.isnan(first.logprob)
     assert first.rank == 0
     assert second.logprob == pytest.approx(-math.log1p(math.exp(-1)))
@@ -139,12 +139,12 @@ def test_the_first_input_token_has_no_logprob() -> None:
 
 
 def test_input_details_do_not_depend_on_how_the_prompt_is_cut() -> None:
-    p = Parameters(input_tokens=True, logprobs=True, ranks=True, top_n=2)
+    p = SamplerSettings(logprobs=True, ranks=True, top_n=2)
     tokens, logits = [3, 1, 4, 1, 5, 9, 2], torch.randn(7, 10, generator=torch.Generator().manual_seed(1))
     whole, parts = PromptDetails(p, tokens), PromptDetails(p, tokens)
     whole.watch(logits)
     for part in logits.split(3):
         parts.watch(part)
-    assert whole.found[1:] == parts.found[1:]
-    assert len(parts.found) == 7
-    assert parts.found[2].logprob == pytest.approx(float(logits[1].log_softmax(-1)[4]))
+    assert whole.details[1:] == parts.details[1:]
+    assert len(parts.details) == 7
+    assert parts.details[2].logprob == pytest.approx(float(logits[1].log_softmax(-1)[4]))
