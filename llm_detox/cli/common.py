@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llm_detox.guard.filter import Guard
     from llm_detox.recipe import Recipe
 
+OptionalRecipe = Annotated[Path | None, typer.Option("--recipe", help="The experiment's YAML file.")]
 RecipeFile = Annotated[Path, typer.Option("--recipe", help="The experiment's YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -52,6 +53,18 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
     from llm_detox.recipe.files import load_recipe
 
     return load_recipe(path, overrides or ())
+
+
+def read_optional_recipe(path: Path | None, overrides: list[str] | None) -> Recipe | None:
+    """The recipe of a command that also works without one.
+
+    Raises:
+        UsageError: there is something to override, and no recipe; or the recipe is wrong.
+    """
+    if path is None and overrides:
+        raise UsageError("--set changes a recipe, and there is none", place=f"--set {overrides[0]}",
+                         remedy="add --recipe FILE")
+    return read_recipe(path, overrides) if path else None
 
 
 def existing(path: Path, what: str) -> Path:

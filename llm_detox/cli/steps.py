@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, existing, read_recipe, show_outcome
+from llm_detox.cli.common import (
+    AsJson,
+    OptionalRecipe,
+    Output,
+    Overrides,
+    RecipeFile,
+    existing,
+    read_optional_recipe,
+    read_recipe,
+    show_outcome,
+)
 from llm_detox.errors import UsageError
 from llm_detox.progress import say
 
@@ -151,21 +161,27 @@ def _named(pairs: list[str], option: str) -> dict[str, Path]:
 
 
 def convert(
-    model: Annotated[str, typer.Option("--model", "--input", help="Adapter or model folder, hub id, s3://, package://")],
     output: Output,
+    model: Annotated[str | None, typer.Option(
+        "--model", "--input",
+        help="Adapter or model folder, hub id, s3://, package://; else the recipe's model.")] = None,
     card: Annotated[Path | None, typer.Option(help="Model card, or the report folder that holds it.")] = None,
     oldest_reader: Annotated[
         str | None, typer.Option(help="Refuse what this transformers release cannot read.")] = None,
     verify_with: Annotated[
         list[str] | None, typer.Option(help="A Python that must read the same greedy tokens. Repeatable.")] = None,
-    recipe: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    recipe: OptionalRecipe = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge the adapter into a folder to serve. Caikit, TGIS and vLLM load it."""
+    settings = read_optional_recipe(recipe, overrides)
+    source = model or (settings.model.source if settings else None)
+    if source is None:
+        raise UsageError("which model?", place="convert", remedy="give --model, or --recipe")
     from llm_detox.export import convert as run
 
-    result = run(model=model, output=output, card=card, oldest_reader=oldest_reader)
+    result = run(model=source, output=output, card=card, oldest_reader=oldest_reader)
     if verify_with:
         from llm_detox.export.verify import verify
 
@@ -176,15 +192,15 @@ def convert(
 def publish(
     folder: Annotated[Path, typer.Argument(help="What `convert` wrote.", show_default=False)],
     url: Annotated[str | None, typer.Argument(help="s3://bucket/prefix; else the recipe's publish.url.")] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="The experiment's YAML file.")] = None,
+    recipe: OptionalRecipe = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a converted model into S3. Prints its content address."""
+    settings = read_optional_recipe(recipe, overrides)
+    url = url or (settings.publish.url if settings else None)
     if url is None:
-        if recipe is None:
-            raise UsageError("where to?", place="publish", remedy="give s3://bucket/prefix, or --recipe")
-        url = read_recipe(recipe, overrides).publish.url
+        raise UsageError("where to?", place="publish", remedy="give s3://bucket/prefix, or --recipe")
     existing(folder, "the folder")
     from llm_detox.storage import publish as run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def test_each_right_is_needed_and_its_absence_is_said(project: Project, right: t
 
 def training(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job fails, its step is tried again and makes it anew, and the run that is killed then leaves it running."""
-    monkeypatch.setattr(storage, "publish", lambda folder, url: {"address": f"{url}/{OLD}"})
+    monkeypatch.setattr(storage, "publish", lambda folder, url: SimpleNamespace(address=f"{url}/{OLD}"))
     monkeypatch.setenv(RUN_VARIABLE, "run-1")
     texts = project.folder / "texts.jsonl"
     texts.write_text("{}\n", "utf-8")
@@ -68,14 +69,14 @@ def training(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 
     train_until_killed()
     (made,) = project.admin.train_jobs("")
-    name = made["metadata"]["name"]
+    name = made.name
     project.controller.custom.patch_namespaced_custom_object_status(
         "trainer.kubeflow.org", "v1alpha1", project.namespace, "trainjobs", name, {"status": {"conditions": [{
             "type": "Failed", "status": "True", "reason": "JobsFailed", "message": "node 1 ran out of memory",
             "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
     train_until_killed()
     (again,) = project.admin.train_jobs("")
-    assert (again["metadata"]["name"], again.get("status")) == (name, None)
+    assert (again.name, again.failed, again.complete) == (name, False, False)
     assert remove_running(project.cluster, "run-2") == []
     assert remove_running(project.cluster, "run-1") == [name]
     assert project.admin.train_jobs("") == []
