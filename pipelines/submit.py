@@ -86,11 +86,32 @@ class PipelineServer:
         return os.environ.get(_TOKEN_VARIABLE) or (own.read_text("utf-8").strip() if own.exists() else None)
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A run that nobody waits for: its id, where to look at it, and the seconds that submitting took."""
+
+    run_id: str
+    url: str
+    state: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has ended: its id, where to look at it, the state of each step by its name, and the seconds."""
+
+    run_id: str
+    url: str
+    state: str
+    steps: dict[str, str]
+    seconds: float
+
+
 def submit(
     recipe: Recipe, server: PipelineServer, *, experiment: str, placement: Placement, wait: bool = True,
     pipeline: str = "detox-and-serve", parameters: Sequence[str] = (), fresh: bool = False,
     timeout_seconds: float = 86400.0, poll_seconds: float = 10.0,
-) -> dict[str, Any]:
+) -> Submission | FinishedRun:
     """Run a pipeline in a cluster.
 
     Args:
@@ -104,9 +125,6 @@ def submit(
         fresh: do every step anew, also those that an earlier run finished: its inputs may have changed in their place.
         wait: return when it has ended, showing the steps as they begin and end.
         timeout_seconds, poll_seconds: of the waiting.
-
-    Returns:
-        `run_id`, `url`, `state`, `seconds`; with `wait`, `steps` (name -> state).
 
     Raises:
         GateNotPassed: the run is done, the model did not pass.
@@ -129,13 +147,13 @@ def submit(
         run = client.run_pipeline(
             experiment_id=filed.experiment_id, job_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M')}",
             pipeline_package_path=str(package), params=values)
-    result = {"run_id": run.run_id, "url": f"{server.host.rstrip('/')}/#/runs/details/{run.run_id}"}
-    say(f"submitted: {result['url']}")
+    url = f"{server.host.rstrip('/')}/#/runs/details/{run.run_id}"
+    say(f"submitted: {url}")
     if not wait:
-        return {**result, "state": "SUBMITTED", "seconds": round(time.monotonic() - started, 1)}
+        return Submission(run.run_id, url, "SUBMITTED", round(time.monotonic() - started, 1))
     state, steps = _follow(lambda: client.get_run(run.run_id), server.host, timeout_seconds, poll_seconds)
-    _judge(state, steps, result["url"])
-    return {**result, "state": state, "steps": steps, "seconds": round(time.monotonic() - started, 1)}
+    _raise_unless_passed(state, steps, url)
+    return FinishedRun(run.run_id, url, state, steps, round(time.monotonic() - started, 1))
 
 
 def _parameters(recipe: Recipe, pipeline: str, given: Sequence[str]) -> dict[str, Any]:
@@ -212,7 +230,7 @@ def _by_name(states: dict[str, tuple[str, str]]) -> dict[str, str]:
     return dict(sorted(states.values(), key=lambda one: one[1] == "FAILED"))
 
 
-def _judge(state: str, steps: dict[str, str], url: str) -> None:
+def _raise_unless_passed(state: str, steps: dict[str, str], url: str) -> None:
     failed = sorted(name for name, one in steps.items() if one == "FAILED")
     if state != "SUCCEEDED":
         raise DetoxError(f"the run ended as {state}" + (f"; failed: {', '.join(failed)}" if failed else ""), place=url,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,10 +62,9 @@ def doctor(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fa
     """Check, before a run, that all it needs is there. Exit code 1 where something is missing."""
     settings = read_recipe(recipe, overrides)
     from llm_detox.doctor import examine
-    from llm_detox.doctor.finding import summary
 
-    findings = examine(settings)
-    outcome = summary(findings)
-    print(json.dumps(outcome, ensure_ascii=False) if as_json else "\n".join(one.line() for one in findings))
-    if not outcome["ready"]:
+    result = examine(settings)
+    print(json.dumps(asdict(result), ensure_ascii=False) if as_json
+          else "\n".join(one.line() for one in result.findings))
+    if not result.ready:
         raise typer.Exit(1)

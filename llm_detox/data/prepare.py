@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from llm_detox.data.cleaning import clean_text, cut_at_word, same_text_key
 from llm_detox.data.records import Record, hash_fraction, record_id, write_jsonl
@@ -21,8 +21,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import say, track
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.base import Table
-from llm_detox.recipe.data import Conversations, TextData
-from llm_detox.recipe.model import BudgetSection
+from llm_detox.recipe.data import BudgetSection, CleanData, Conversations, PromptData, TextData
 from llm_detox.runs.artifacts import DataFolder
 from llm_detox.runs.folders import step_folder
 
@@ -32,7 +31,22 @@ _EVALUATION_SHARE = 0.4
 _PROMPT_KEY_WORDS = 6
 
 
-def prepare_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DataResult:
+    """What the data step wrote.
+
+    Args:
+        scale: the share of the recipe's sizes that this machine got.
+        counts: name of a file, without its ending -> number of its records.
+        toxic_texts: how many of the texts are toxic.
+    """
+
+    scale: float
+    counts: dict[str, int]
+    toxic_texts: int
+
+
+def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
     """Write texts.jsonl, prompts.jsonl, train_prompts.jsonl, clean.jsonl and clean_train.jsonl.
 
     Raises:
@@ -42,18 +56,18 @@ def prepare_data(recipe: Recipe, *, output: Path) -> dict[str, Any]:
     settings = recipe.settings("data", "budget")
     with step_folder(output, "data", settings=settings, inputs={}) as folder:
         scale = budget_scale(recipe.budget)
-        evaluation, sampling = _prompts(recipe, scale)
+        evaluation, sampling = _prompts(data.prompts, scale, recipe.seed)
         taken = {prompt_key(record["prompt"]["text"]) for record in evaluation}
         texts = _texts(data.texts, scale, recipe.seed, taken)
-        clean, clean_train = _clean(recipe, scale)
+        clean, clean_train = _clean(data.clean, scale, recipe.seed)
         files = DataFolder(folder.path)
         for path, records in ((files.texts, texts), (files.prompts, evaluation), (files.train_prompts, sampling),
                               (files.clean, clean), (files.clean_train, clean_train)):
             folder.counts[path.stem] = write_jsonl(path, records)
-        folder.result.update(
-            scale=scale, counts=folder.counts, toxic_texts=sum(bool(record["toxic"]) for record in texts))
+        result = DataResult(scale, dict(folder.counts), sum(bool(record["toxic"]) for record in texts))
+        folder.finish(result)
         say("data: " + ", ".join(f"{count} {name}" for name, count in folder.counts.items()))
-    return folder.result
+    return result
 
 
 def budget_scale(budget: BudgetSection) -> float:
@@ -185,21 +199,21 @@ def _first_words(key: str) -> str:
     return " ".join(key.split(" ", _PROMPT_KEY_WORDS)[:_PROMPT_KEY_WORDS])
 
 
-def _prompts(recipe: Recipe, scale: float) -> tuple[list[Record], list[Record]]:
+def _prompts(settings: PromptData, scale: float, seed: int) -> tuple[list[Record], list[Record]]:
     """Evaluation prompts and prompts for sampled pairs; those with a known toxic score come first."""
-    settings, found = recipe.data.prompts, dict[str, Record]()
+    by_key: dict[str, Record] = {}
     for table in settings.sources:
         for record, text in _read_texts(table):
             if len(key := prompt_key(text)) >= 3:
-                found.setdefault(key, {"id": record_id(text), "prompt": {**_scores(record), "text": text},
-                                       "challenging": bool(record.get("challenging", False))})
-    if not found:
+                by_key.setdefault(key, {"id": record_id(text), "prompt": {**_scores(record), "text": text},
+                                        "challenging": bool(record.get("challenging", False))})
+    if not by_key:
         raise DetoxError("the prompt sources hold no prompts", place=settings.sources[0].source,
                          remedy="give RealToxicityPrompts records, {\"prompt\": ...} lines or plain lines")
     sides: dict[bool, list[Record]] = {True: [], False: []}
-    for key, record in found.items():
+    for key, record in by_key.items():
         sides[settings.training_count == 0 or hash_fraction(key, "prompts") < _EVALUATION_SHARE].append(record)
-    ordered = {side: sorted(_sorted_by_hash(records, lambda record: record["prompt"]["text"], recipe.seed),
+    ordered = {side: sorted(_sorted_by_hash(records, lambda record: record["prompt"]["text"], seed),
                             key=lambda record: record["prompt"].get("toxicity", 0.0) < 0.5)
                for side, records in sides.items()}
     return (ordered[True][: round(settings.evaluation_count * scale)],
@@ -212,14 +226,14 @@ def _scores(record: Record) -> dict[str, float]:
     return {name: value for name, value in inner.items() if isinstance(value, float) and 0 <= value <= 1}
 
 
-def _clean(recipe: Recipe, scale: float) -> tuple[list[Record], list[Record]]:
+def _clean(settings: CleanData, scale: float, seed: int) -> tuple[list[Record], list[Record]]:
     """Clean passages to measure perplexity on, and others to mix into training."""
-    settings, found = recipe.data.clean, dict[str, Record]()
+    by_key: dict[str, Record] = {}
     for table in settings.sources:
         for _, text in _read_texts(table, shorten=settings.max_chars):
             if len(text) >= settings.max_chars // 4:
-                found.setdefault(same_text_key(text), {"id": record_id(text), "text": text})
-    ordered = _sorted_by_hash(found.values(), lambda record: record["text"], recipe.seed)
+                by_key.setdefault(same_text_key(text), {"id": record_id(text), "text": text})
+    ordered = _sorted_by_hash(by_key.values(), lambda record: record["text"], seed)
     clean = [record for record in ordered if hash_fraction(record["id"], "clean") < _EVALUATION_SHARE]
     training = [record for record in ordered if hash_fraction(record["id"], "clean") >= _EVALUATION_SHARE]
     if not clean:

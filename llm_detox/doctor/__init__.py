@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from llm_detox.doctor.finding import Finding
+from llm_detox.doctor.finding import Examination
 from llm_detox.recipe import Recipe
 
 
-def examine(recipe: Recipe) -> list[Finding]:
+def examine(recipe: Recipe) -> Examination:
     """All checks for the recipe's target, and for its store in a cluster (a local run brings its own)."""
     if recipe.deploy.target == "local":
         from llm_detox.doctor.machine import examine_machine
 
-        return list(examine_machine(recipe))
+        return Examination.of(examine_machine(recipe.name))
     from llm_detox.doctor.cluster import examine_cluster
     from llm_detox.doctor.machine import examine_store
 
-    return [*examine_cluster(recipe.deploy, recipe.cluster, training_nodes=recipe.training.job.nodes),
-            *examine_store(recipe.publish.url)]
+    return Examination.of((
+        *examine_cluster(recipe.deploy, recipe.cluster, training_nodes=recipe.training.job.nodes),
+        *examine_store(recipe.publish.url)))

@@ -1,10 +1,10 @@
-"""What a check of the doctor saw."""
+"""What a check of the doctor saw, and all of them together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,15 @@ class Finding:
         return f"{mark}  {self.check}: {self.text}" + (f"\n         remedy: {self.remedy}" if self.remedy else "")
 
 
-def summary(findings: Iterable[Finding]) -> dict[str, Any]:
-    """As plain values: `ready`, and the findings."""
-    found = list(findings)
-    return {"ready": not any(one.state == "missing" for one in found), "findings": [asdict(one) for one in found]}
+@dataclass(frozen=True)
+class Examination:
+    """All findings, and whether a run can begin: nothing is missing."""
+
+    ready: bool
+    findings: tuple[Finding, ...]
+
+    @classmethod
+    def of(cls, findings: Iterable[Finding]) -> Examination:
+        """Make all checks."""
+        made = tuple(findings)
+        return cls(not any(one.state == "missing" for one in made), made)

@@ -11,15 +11,14 @@ from pathlib import Path
 
 from llm_detox.doctor.finding import Finding
 from llm_detox.errors import DetoxError
-from llm_detox.recipe import Recipe
 
 _DISK_GIB, _MEMORY_GIB = 15, 6
 _PACKAGES = ("torch", "transformers", "peft", "trl", "kfp")
 
 
-def examine_machine(recipe: Recipe) -> Iterator[Finding]:
-    """Packages, programs, memory and disk."""
-    missing = [name for name in _PACKAGES if util.find_spec(name) is None]
+def examine_machine(name: str) -> Iterator[Finding]:
+    """Packages, programs, memory and disk, for a run of the recipe of that name."""
+    missing = [package for package in _PACKAGES if util.find_spec(package) is None]
     yield (Finding("packages", "missing", f"not installed: {', '.join(missing)}", "make install") if missing
            else Finding("packages", "ok", ", ".join(_PACKAGES)))
     yield _weed()
@@ -29,7 +28,7 @@ def examine_machine(recipe: Recipe) -> Iterator[Finding]:
            else Finding("disk", "missing", f"{free:.1f} GiB free, a run wants {_DISK_GIB}", "free some space"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield (Finding("memory", "ok", f"{memory:.0f} GiB") if memory >= _MEMORY_GIB
-           else Finding("memory", "missing", f"{memory:.1f} GiB, a run of {recipe.name} wants {_MEMORY_GIB}",
+           else Finding("memory", "missing", f"{memory:.1f} GiB, a run of {name} wants {_MEMORY_GIB}",
                         "take a smaller model, or a larger machine"))
 
 

@@ -13,11 +13,10 @@ from pydantic import Field, model_validator
 
 from llm_detox.recipe.base import Section
 from llm_detox.recipe.cluster import ConnectionSection
-from llm_detox.recipe.data import DataSection
+from llm_detox.recipe.data import BudgetSection, DataSection, ModelSection, Translation
 from llm_detox.recipe.deploy import DeploySection, PublishSection
 from llm_detox.recipe.evaluation import EvaluationSection, GateSection
 from llm_detox.recipe.judge import JudgeSection, StopHateSection
-from llm_detox.recipe.model import BudgetSection, ModelSection, Translation
 from llm_detox.recipe.rephrase import DetoxifySection, RephraserTrainingSection
 from llm_detox.recipe.scorers import ScoringSection
 from llm_detox.recipe.training import TrainingSection

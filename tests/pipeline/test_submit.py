@@ -16,7 +16,7 @@ import pytest
 from llm_detox.errors import DetoxError, GateNotPassed, UsageError
 from llm_detox.recipe import Recipe
 from pipelines.placement import Placement
-from pipelines.submit import PipelineServer, submit
+from pipelines.submit import FinishedRun, PipelineServer, Submission, submit
 from tests.conftest import REPOSITORY
 from tests.pipeline.specs import step_of, steps
 
@@ -103,11 +103,11 @@ def recipe() -> Recipe:
     return load_recipe(REPOSITORY / "recipes" / "smollm2-demo.yaml")
 
 
-def run(recipe: Recipe, server: PipelineServer, **options: Any) -> dict[str, Any]:
+def run(recipe: Recipe, server: PipelineServer, **options: Any) -> Submission | FinishedRun:
     return submit(recipe, server, experiment="trial", placement=Placement.load(), poll_seconds=0.01, **options)
 
 
-def watch(recipe: Recipe, server: PipelineServer, **options: Any) -> dict[str, Any]:
+def watch(recipe: Recipe, server: PipelineServer, **options: Any) -> Submission | FinishedRun:
     """`run` of the pipeline that compiles fastest, where the states alone matter."""
     return run(recipe, server, pipeline="evaluate-only", **options)
 
@@ -118,8 +118,8 @@ def test_the_recipe_and_the_placed_pipeline_are_sent_and_the_steps_shown(
     server.looks = [server.state("RUNNING", data="RUNNING"), server.state("RUNNING", data="SUCCEEDED", sft="RUNNING"),
                     server.state("SUCCEEDED", data="SUCCEEDED", sft="SUCCEEDED")]
     result = run(recipe, PipelineServer(server.url, token))
-    assert result["state"] == "SUCCEEDED"
-    assert result["url"] == f"{server.url}/#/runs/details/r1"
+    assert result.state == "SUCCEEDED"
+    assert result.url == f"{server.url}/#/runs/details/r1"
     body = server.submitted[0]
     sent = Recipe.model_validate_json(body["runtime_config"]["parameters"]["recipe"])
     assert sent.deploy.target == "kserve"
@@ -146,11 +146,11 @@ def test_a_failed_step_is_named(server: StandIn, token: Path, recipe: Recipe) ->
 
 def test_a_server_that_is_away_for_a_moment_is_waited_for(server: StandIn, token: Path, recipe: Recipe) -> None:
     server.failures = 3  # after the run was accepted
-    assert watch(recipe, PipelineServer(server.url, token))["state"] == "SUCCEEDED"
+    assert watch(recipe, PipelineServer(server.url, token)).state == "SUCCEEDED"
 
 
 def test_without_waiting_the_run_is_left_to_itself(server: StandIn, token: Path, recipe: Recipe) -> None:
-    assert watch(recipe, PipelineServer(server.url, token), wait=False)["state"] == "SUBMITTED"
+    assert watch(recipe, PipelineServer(server.url, token), wait=False).state == "SUBMITTED"
 
 
 def test_a_wrong_token_is_said_without_showing_it(server: StandIn, tmp_path: Path, recipe: Recipe) -> None:
@@ -174,7 +174,7 @@ def test_an_own_authority_is_trusted_when_given_and_only_then(tmp_path: Path, to
                    check=True, capture_output=True)
     stand_in = StandIn((certificate, key))
     try:
-        assert watch(recipe, PipelineServer(stand_in.url, token, certificate))["state"] == "SUCCEEDED"
+        assert watch(recipe, PipelineServer(stand_in.url, token, certificate)).state == "SUCCEEDED"
         with pytest.raises(DetoxError, match="certificate is not trusted"):
             watch(recipe, PipelineServer(stand_in.url, token))
     finally:

@@ -14,7 +14,7 @@ from llm_detox.data.records import read_jsonl
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
-from llm_detox.recipe.model import BudgetSection
+from llm_detox.recipe.data import BudgetSection
 from tests.helpers.sources import make_sources
 
 
