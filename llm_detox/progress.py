@@ -5,9 +5,11 @@ Everything goes to stderr, so that stdout stays free for results.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,13 +26,16 @@ def say(message: str) -> None:
 
 
 def one_voice() -> None:
-    """Keep the libraries' own progress bars and telemetry off: they would tell twice, or tell others.
+    """Keep the libraries' own progress bars, telemetry and notices off: they would tell twice, or tell others.
 
-    Called at the start of a process, before those libraries are imported; its children inherit it.
+    Called at the start of a process, before those libraries are imported; its children inherit the variables.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # peft and TRL still ask transformers 5 by the old name; nobody who runs a step can change that.
+    warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is deprecated", FutureWarning)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
 
 
 def human_seconds(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,12 @@ from llm_detox.storage.seaweed import Seaweed
 from tests.helpers.pipelines import run_pipeline, small_recipe
 
 OPEN_GATE = {"metrics": [], "max_perplexity_ratio": 1000.0, "max_unscored_share": 1.0}
+_OF_A_LIBRARY = re.compile(r"site-packages|Warning:|\b(?:WARNING|INFO)\b")
+
+
+def of_libraries(run: subprocess.CompletedProcess[str]) -> list[str]:
+    """What libraries, not we, have said on the screen: Python's warnings and lines of logs."""
+    return [line for line in (run.stdout + run.stderr).splitlines() if _OF_A_LIBRARY.search(line)]
 
 
 def test_a_model_that_passes_the_gate_is_published_served_and_answers(tmp_path: Path, tiny_llama: Path) -> None:
@@ -26,6 +33,7 @@ def test_a_model_that_passes_the_gate_is_published_served_and_answers(tmp_path: 
     [page] = (tmp_path / "runs/small/artifacts").glob("*/report/report/report.html")
     assert "dpo" in page.read_text("utf-8")
     assert "Traceback" not in run.stdout + run.stderr
+    assert of_libraries(run) == []
 
 
 def test_a_model_that_fails_the_gate_is_neither_published_nor_deployed(tmp_path: Path, tiny_llama: Path) -> None:
