@@ -34,8 +34,11 @@ def parse(command: Command) -> None:
         _module(words[2], words[3:])
     elif program in ("kubectl", "oc") and "-f" in words:
         assert (ROOT / words[words.index("-f") + 1]).exists()
-    elif program in ("images/build", "source"):
+    elif program == "source":
         assert (ROOT / words[-1]).exists()
+    elif program == "build":
+        targets = [path.read_text("utf-8") for path in (ROOT / "images").glob("Containerfile.*")]
+        assert all(re.search(rf"^FROM .* AS {word}$", "\n".join(targets), re.M) for word in words[1:])
 
 
 def options_exist(command: Command) -> None:
@@ -59,7 +62,7 @@ def options_exist(command: Command) -> None:
 
 def expanded(words: list[str]) -> str:
     """What make would do. Installing is taken as done."""
-    done = [f"--old-file={where}/.installed" for where in (".venv", ".venv-caikit", ".venv/browser")]
+    done = [f"--old-file={where}/.installed" for where in (".venv", ".venv-caikit", ".torch", ".venv/browser")]
     run = subprocess.run(["make", "--dry-run", "--no-print-directory", *done, *words], cwd=ROOT, text=True,
                          capture_output=True, check=False, env={**os.environ, "MAKEFLAGS": ""})
     assert run.returncode == 0, run.stderr

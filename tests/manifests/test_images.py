@@ -34,18 +34,44 @@ def test_every_image_ends_as_a_user_that_is_not_root_and_may_be_any(path: Path) 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_image_installs_from_its_lock_and_carries_no_installer(path: Path) -> None:
     runs = " ".join(value for name, value in instructions(path) if name == "RUN")
-    assert "--no-deps -r /build/requirements.txt" in runs
+    assert re.search(r"pip install -r /build/torch\.txt .*--no-deps -r /build/requirements\.txt", runs)
     assert "pip uninstall --yes pip" in runs
     for package in re.findall(r"pip install (?:--\S+ (?:\"[^\"]*\" )?)*([a-z]\S+)", runs):
         assert "==" in package, f"{package} is not pinned"
 
 
-def test_the_workbench_carries_every_package_that_a_recipe_names() -> None:
-    copied = [value.split()[0] for name, value in instructions(IMAGES / "Containerfile.workbench") if name == "COPY"]
-    locks = [(REPOSITORY / one).read_text("utf-8") for one in copied if one.startswith("requirements/")]
-    installed = set(re.findall(r"^([a-z0-9.-]+)==", "\n".join(locks), re.MULTILINE))
+def test_the_demo_image_carries_every_package_that_a_recipe_names() -> None:
+    names = packages_in("workbench-demo")
     for recipe in (REPOSITORY / "recipes").glob("*.yaml"):
-        assert set(re.findall(r"package://([^/]+)/", recipe.read_text("utf-8"))) <= installed, recipe.name
+        assert set(re.findall(r"package://([^/]+)/", recipe.read_text("utf-8"))) <= names, recipe.name
+
+
+@pytest.mark.parametrize("target", ["workbench", "engine"])
+def test_no_image_for_production_carries_weights_of_single_authors(target: str) -> None:
+    assert "torch" in packages_in(target)
+    assert not packages_in(target) & locked(REPOSITORY / "requirements/demo.txt")
+
+
+def packages_in(target: str) -> set[str]:
+    """The packages of all locks that an image of Containerfile.workbench is made of."""
+    stages: dict[str, list[tuple[str, str]]] = {}
+    for name, value in instructions(IMAGES / "Containerfile.workbench"):
+        if name == "FROM":
+            stages[value.split()[-1]] = []
+        if stages:
+            stages[list(stages)[-1]].append((name, value))
+    names, todo = set(), [target]
+    while todo:
+        for name, value in stages.get(todo.pop(), []):
+            words = value.split()
+            todo += [words[0].removeprefix("--from=")] if name == "FROM" or words[0].startswith("--from=") else []
+            if name == "COPY" and words[0].startswith("requirements/"):
+                names |= locked(REPOSITORY / words[0])
+    return names
+
+
+def locked(lock: Path) -> set[str]:
+    return set(re.findall(r"^([a-z0-9.-]+)==", lock.read_text("utf-8"), re.MULTILINE))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
