@@ -17,7 +17,8 @@ from IPython.display import HTML, SVG
 
 from llm_detox.evaluation import charts
 from llm_detox.evaluation.intervals import Bootstrap, Interval, mean_interval
-from llm_detox.evaluation.results import ArmDifference, ArmFigures, EvaluationReport
+from llm_detox.evaluation.report_content import ArmDifference, ArmFigures
+from llm_detox.evaluation.results import EvaluationReport
 from llm_detox.runs.artifacts import TrainedFolder
 
 pd.set_option("display.max_colwidth", None)

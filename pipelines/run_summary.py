@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_detox.errors import GateNotPassed
-from llm_detox.evaluation.results import Report, read_report
+from llm_detox.evaluation.report_content import Report, read_report
 from llm_detox.progress import human_seconds
 from llm_detox.runs.artifacts import ReportFolder
 from llm_detox.runs.folders import read_manifest

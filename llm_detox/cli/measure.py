@@ -11,7 +11,8 @@ import typer
 from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, existing, read_recipe, show_outcome
 
 if TYPE_CHECKING:
-    from llm_detox.evaluation.results import ArmDifference, Evaluation
+    from llm_detox.evaluation.report_content import ArmDifference
+    from llm_detox.evaluation.results import Evaluation
 
 
 def compare(

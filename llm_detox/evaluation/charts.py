@@ -9,7 +9,7 @@ from html import escape
 from markupsafe import Markup
 
 from llm_detox.evaluation.intervals import Interval
-from llm_detox.evaluation.results import ArmDifference
+from llm_detox.evaluation.report_content import ArmDifference
 
 _ROW, _LABEL, _VALUE = 30, 96, 54  # pixels: height of a row, room for its name, room for its number
 

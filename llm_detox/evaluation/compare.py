@@ -14,16 +14,8 @@ from scipy import stats
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import Bootstrap, Interval, mean_interval, resampled_means, share_interval
 from llm_detox.evaluation.metrics import METRICS, Metric, metric_values
-from llm_detox.evaluation.results import (
-    ArmDifference,
-    AttributeShare,
-    ComparableSettings,
-    Evaluation,
-    LaterStageCell,
-    PairedDifference,
-    StageCell,
-    StageRow,
-)
+from llm_detox.evaluation.report_content import ArmDifference, LaterStageCell, PairedDifference, StageCell, StageRow
+from llm_detox.evaluation.results import AttributeShare, ComparableSettings, Evaluation
 
 Floats = NDArray[np.float64]
 ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from llm_detox.evaluation.compare import check_comparable, paired_difference, perplexity_ratio
 from llm_detox.evaluation.intervals import Bootstrap
 from llm_detox.evaluation.metrics import Metric
-from llm_detox.evaluation.results import Condition, Evaluation, GateDecision, Outcome
+from llm_detox.evaluation.report_content import Condition, GateDecision, Outcome
+from llm_detox.evaluation.results import Evaluation
 from llm_detox.recipe.evaluation import GateSection
 from llm_detox.runs.artifacts import BASE
 

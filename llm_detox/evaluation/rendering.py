@@ -15,7 +15,8 @@ from markupsafe import Markup
 from llm_detox.evaluation import charts
 from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.metrics import METRICS
-from llm_detox.evaluation.results import ContinuationPerplexity, Perplexity, Report
+from llm_detox.evaluation.report_content import Report
+from llm_detox.evaluation.results import ContinuationPerplexity, Perplexity
 from llm_detox.evaluation.samples import ContinuationSample, RewriteSample
 from llm_detox.runs.typed_json import plain
 

@@ -16,15 +16,11 @@ from llm_detox.evaluation.compare import compare, perplexity_ratio, stage_table
 from llm_detox.evaluation.gate import decide_gate
 from llm_detox.evaluation.intervals import Bootstrap, Interval, mean_interval
 from llm_detox.evaluation.rendering import render_markdown, render_model_card, render_page
+from llm_detox.evaluation.report_content import ArmDifference, ArmFigures, Headline, Report, ReportSummary
 from llm_detox.evaluation.results import (
-    ArmDifference,
-    ArmFigures,
     Evaluation,
     EvaluationReport,
-    Headline,
     MeasuredJudge,
-    Report,
-    ReportSummary,
     read_evaluation,
     read_measured_judge,
 )
@@ -85,7 +81,7 @@ def build_report(recipe: Recipe, arms: Mapping[str, Evaluation], *, fates: dict[
 
     Args:
         arms: in the order of the experiment.
-        fates, seconds, judge: see `llm_detox.evaluation.results.Report`.
+        fates, seconds, judge: see `llm_detox.evaluation.report_content.Report`.
     """
     bootstrap = Bootstrap.of(recipe.evaluation, recipe.seed)
     names = list(arms)

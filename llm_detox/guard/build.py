@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from llm_detox.client.client import TextGenerationClient
 from llm_detox.client.protocols import is_address, split_address
 from llm_detox.client.types import Message, Prompt
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.filter import Guard, GuardVerdict
+
+if TYPE_CHECKING:
+    from llm_detox.judge.constitution import Constitution
+    from llm_detox.scoring.base import ToxicityScorer
 
 _REMEDY = ("--guard ngram, bilstm, transformers=SOURCE or perspective for a scorer (ngram=FOLDER for one that "
            "train-scorer wrote), plugin:NAME for one of an installed package, judge=MODEL or judge=ADDRESS for a "
@@ -27,7 +31,7 @@ def open_guard(spec: str, threshold: float = 0.5) -> Guard:
 
     Raises:
         UsageError: there is no such guard.
-        DetoxError: its model cannot be had.
+        DetoxError: its model is not available.
     """
     kind, _, source = spec.partition("=")
     if kind == "judge":
@@ -53,7 +57,7 @@ class ScorerGuard:
 
     by_sentence = True
 
-    def __init__(self, scorer: Any, threshold: float = 0.5) -> None:
+    def __init__(self, scorer: ToxicityScorer, threshold: float = 0.5) -> None:
         if not 0 < threshold <= 1:
             raise UsageError("a threshold lies between 0 and 1", place="--guard-threshold", remedy="try 0.5")
         from llm_detox.scoring.base import MAX_CHARS
@@ -73,9 +77,10 @@ class ScorerGuard:
                 scores = self._scorer.score(texts)
         except DetoxError as error:
             return GuardVerdict(True, f"could not be scored: {error.message}")
-        if any(score is None for score in scores):
+        known = [score for score in scores if score is not None]
+        if len(known) < len(scores):
             return GuardVerdict(True, "could not be scored")
-        highest = max(scores, default=0.0)
+        highest = max(known, default=0.0)
         over = highest >= self.threshold
         return GuardVerdict(over, f"toxicity {highest:.2f}, {'at or over' if over else 'under'} {self.threshold:g}",
                             highest)
@@ -92,7 +97,8 @@ class JudgeGuard:
 
     by_sentence = False  # a judgement is a generation of its own
 
-    def __init__(self, name: str, ask: Callable[[list[dict[str, str]]], str | None], constitution: Any) -> None:
+    def __init__(self, name: str, ask: Callable[[list[dict[str, str]]], str | None],
+                 constitution: Constitution) -> None:
         self.name = name
         self._ask, self._constitution = ask, constitution
 
@@ -100,10 +106,10 @@ class JudgeGuard:
         from llm_detox.judge.constitution import judge_question
         from llm_detox.judge.judge import read_verdict
 
-        asked: Sequence[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        turns: Sequence[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         answer = {"role": "assistant", "content": shown + "".join(sentences)}
         try:
-            said = self._ask(judge_question(self._constitution, [*map(dict, asked), answer]))
+            said = self._ask(judge_question(self._constitution, [*map(dict, turns), answer]))
         except DetoxError as error:
             return GuardVerdict(True, f"the judge failed: {error.message}")
         verdict = read_verdict(said or "", self._constitution.categories)
@@ -121,22 +127,22 @@ def open_judge_guard(source: str) -> JudgeGuard:
             address needs no torch here.
 
     Raises:
-        DetoxError: the model cannot be had.
+        DetoxError: the model is not available.
     """
     from llm_detox.judge.constitution import load_constitution
     from llm_detox.recipe.judge import ChatModelSection
 
-    how = ChatModelSection(model=source)
+    settings = ChatModelSection(model=source)
     if is_address(source) and source.startswith("openai+"):
         url, model_id = split_address(source)
         client = TextGenerationClient(url, model_id, timeout=120, token=os.environ.get("LLM_DETOX_TOKEN"))
 
         def ask(messages: list[dict[str, str]]) -> str | None:
-            return client.generate(messages, decoding_method="GREEDY", max_new_tokens=how.max_new_tokens).text
+            return client.generate(messages, decoding_method="GREEDY", max_new_tokens=settings.max_new_tokens).text
     else:
         from llm_detox.generation.chat import open_chat
 
-        chat, lock = open_chat(how, source), threading.Lock()
+        chat, lock = open_chat(settings, source), threading.Lock()
 
         def ask(messages: list[dict[str, str]]) -> str | None:
             with lock:

@@ -1,4 +1,4 @@
-"""A client whose answers are judged before anybody sees them; what does not pass is withheld.
+"""A client whose answers a guard judges before anybody sees them; what does not pass is withheld.
 
 Streams are judged sentence by sentence where the guard can do that: a sentence is held back until it is whole and has
 passed, alone and together with what went before. Judging only at the end would leave nothing of streaming, and judging
@@ -24,8 +24,8 @@ from llm_detox.client.client import TextGenerationClient
 from llm_detox.client.types import Chunk, Generation, Prompt
 
 WITHHELD = "WITHHELD"
-_LONGEST_SENTENCE = 600  # characters; text without an end would be held back for ever
-# The white space behind an end belongs to the sentence. A full stop between digits or letters ends none.
+_LONGEST_SENTENCE = 600  # characters; a text without an end would be held back for ever
+# The white space after an end belongs to the sentence. A full stop between digits or letters ends none.
 _END = re.compile(r"[.!?…]+[\"')\]”’]*\s+|[。！？]+[」』”’]*|\n+")
 
 
@@ -85,11 +85,11 @@ class Sentences:
     def feed(self, text: str) -> list[str]:
         """The sentences that are whole now."""
         self._rest += text
-        found = []
+        sentences = []
         while end := self._next_end():
-            found.append(self._rest[:end])
+            sentences.append(self._rest[:end])
             self._rest = self._rest[end:]
-        return found
+        return sentences
 
     def end(self) -> list[str]:
         """What is left when no more comes."""
@@ -124,8 +124,8 @@ def judge_whole(guard: Guard, prompt: Prompt, text: str) -> GuardVerdict:
 _NOTHING = GuardVerdict(False, "there is no text to judge")
 
 
-class _Gate:
-    """One stream's way past the guard."""
+class _StreamFilter:
+    """Cuts one stream into what the guard judges, and ends it where the guard withholds."""
 
     def __init__(self, guard: Guard, prompt: Prompt) -> None:
         self._guard, self._prompt = guard, prompt
@@ -150,14 +150,14 @@ class _Gate:
         """Takes as long as the guard does."""
         text, chunk, last = piece
         started = time.perf_counter()
-        found = self._guard.judge(self._prompt, self._shown, [text]) if text.strip() else self._verdict
-        scores = [one for one in (self._verdict.score, found.score) if one is not None]
-        self._verdict = GuardVerdict(found.withheld, found.reason, max(scores, default=None),
+        verdict = self._guard.judge(self._prompt, self._shown, [text]) if text.strip() else self._verdict
+        scores = [one for one in (self._verdict.score, verdict.score) if one is not None]
+        self._verdict = GuardVerdict(verdict.withheld, verdict.reason, max(scores, default=None),
                                      self._verdict.seconds + time.perf_counter() - started)
         self._shown += text
-        self.closed = found.withheld
-        reason = WITHHELD if found.withheld else chunk.finish_reason if last else "NOT_FINISHED"
-        return Guarded("" if found.withheld else text, reason, chunk.generated_tokens, chunk.input_token_count,
+        self.closed = verdict.withheld
+        reason = WITHHELD if verdict.withheld else chunk.finish_reason if last else "NOT_FINISHED"
+        return Guarded("" if verdict.withheld else text, reason, chunk.generated_tokens, chunk.input_token_count,
                        self._verdict)
 
 
@@ -179,19 +179,19 @@ class GuardedClient:
 
     def stream(self, prompt: Prompt, **parameters: Any) -> Generator[Guarded]:
         """Sentences that have passed. The first one that has not ends the stream and the request."""
-        return self._stream(self.client.stream(prompt, **parameters), _Gate(self.guard, prompt))
+        return self._stream(self.client.stream(prompt, **parameters), _StreamFilter(self.guard, prompt))
 
-    def _stream(self, chunks: Generator[Chunk], gate: _Gate) -> Generator[Guarded]:
+    def _stream(self, chunks: Generator[Chunk], stream_filter: _StreamFilter) -> Generator[Guarded]:
         with closing(chunks):
             for chunk in chunks:
-                for piece in gate.pieces(chunk):
-                    yield gate.judge(piece)
-                    if gate.closed:
+                for piece in stream_filter.pieces(chunk):
+                    yield stream_filter.judge(piece)
+                    if stream_filter.closed:
                         return
 
 
 class AsyncGuardedClient:
-    """The same, awaited: the guard works in a thread, so that other requests go on."""
+    """The same, awaited: the guard works in a thread, so that other requests continue."""
 
     def __init__(self, client: AsyncTextGenerationClient, guard: Guard) -> None:
         self.client, self.guard = client, guard
@@ -203,12 +203,12 @@ class AsyncGuardedClient:
 
     def stream(self, prompt: Prompt, **parameters: Any) -> AsyncGenerator[Guarded]:
         """As `GuardedClient.stream`."""
-        return self._stream(self.client.stream(prompt, **parameters), _Gate(self.guard, prompt))
+        return self._stream(self.client.stream(prompt, **parameters), _StreamFilter(self.guard, prompt))
 
-    async def _stream(self, chunks: AsyncGenerator[Chunk], gate: _Gate) -> AsyncGenerator[Guarded]:
+    async def _stream(self, chunks: AsyncGenerator[Chunk], stream_filter: _StreamFilter) -> AsyncGenerator[Guarded]:
         async with aclosing(chunks):
             async for chunk in chunks:
-                for piece in gate.pieces(chunk):
-                    yield await asyncio.to_thread(gate.judge, piece)
-                    if gate.closed:
+                for piece in stream_filter.pieces(chunk):
+                    yield await asyncio.to_thread(stream_filter.judge, piece)
+                    if stream_filter.closed:
                         return

@@ -29,7 +29,8 @@ def chat(client: TextGenerationClient | GuardedClient, parameters: dict[str, Any
         interactive: whether somebody sits there; None asks standard input. Without, an error ends the conversation.
 
     Raises:
-        DetoxError: the template's tokenizer cannot be had; GenerationError of an answer, where nobody sits there.
+        DetoxError: the template's tokenizer is not available.
+        GenerationError: an answer failed, where nobody sits there.
     """
     plain_client = client.client if isinstance(client, GuardedClient) else client
     render, turns_are_lines = _renderer(plain_client.takes_messages, template)

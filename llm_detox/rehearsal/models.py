@@ -148,8 +148,8 @@ def sentence(number: int, *, toxic: bool, seed: int = 0) -> str:
     """A sentence of about a dozen words, its own for every number and seed."""
     chance = random.Random(f"{seed} {number} {toxic}")  # noqa: S311 - words, no secret
     who, what, deed, when = (chance.choice(words) for words in (_PEOPLE, _THINGS, _DEEDS, _TIMES))
-    judged = chance.choice(_RUDE if toxic else _KIND)
-    return f"{when.capitalize()} {who} {deed} {what}, number {number}, and you are {judged}."
+    verdict = chance.choice(_RUDE if toxic else _KIND)
+    return f"{when.capitalize()} {who} {deed} {what}, number {number}, and you are {verdict}."
 
 
 def with_columns(values: dict[str, Any]) -> Record:

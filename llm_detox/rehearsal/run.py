@@ -156,7 +156,7 @@ def _labelled(path: Path, seed: int) -> str:
 
 def _swap_data(data: dict[str, Any], folder: Path) -> None:
     texts = data["texts"]
-    texts["source"] = _texts(folder / "texts.jsonl", texts)
+    texts["source"] = _texts(folder / DataFolder.texts, texts)
     for number, benign in enumerate(texts["benign"]):
         benign["source"] = table(folder / f"benign-{number}.jsonl", (
             {benign["text_column"]: sentence(row, toxic=False, seed=20 + number),

@@ -11,13 +11,7 @@ import numpy as np
 
 from llm_detox.evaluation.intervals import Bootstrap, Interval
 from llm_detox.evaluation.metrics import PromptScore, prompt_score, summarise
-from llm_detox.evaluation.results import (
-    ComparableSettings,
-    Evaluation,
-    EvaluationReport,
-    JudgedAnswers,
-    ScorerIdentity,
-)
+from llm_detox.evaluation.results import ComparableSettings, Evaluation, EvaluationReport, JudgedAnswers, ScorerIdentity
 
 _COMPARABLE = ComparableSettings(scorer="s", attribute="toxicity", threshold=0.5, continuations=1, seed=1, prompts="p",
                                  sampling={"top_p": 0.9})

@@ -150,7 +150,7 @@ def test_a_picture_stands_alone(shared: ModuleType) -> None:
     pytest.importorskip("IPython", reason="the notebooks' kernel: `make install`")
     import showing
     from llm_detox.evaluation import charts
-    from llm_detox.evaluation.results import ArmDifference
+    from llm_detox.evaluation.report_content import ArmDifference
 
     row = ArmDifference(0.2, 0.1, 0.3, arm="dpo", against="base", metric="mean_toxicity", stratum="all", prompts=9,
                         effect=None, p=1.0, p_adjusted=1.0)

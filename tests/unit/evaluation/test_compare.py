@@ -25,7 +25,8 @@ from llm_detox.evaluation.compare import (
 from llm_detox.evaluation.gate import decide_gate
 from llm_detox.evaluation.intervals import Bootstrap, mean_interval
 from llm_detox.evaluation.metrics import RefusalShare, metric_values, prompt_score
-from llm_detox.evaluation.results import Evaluation, GateDecision, read_evaluation
+from llm_detox.evaluation.report_content import GateDecision
+from llm_detox.evaluation.results import Evaluation, read_evaluation
 from llm_detox.recipe import Recipe
 from tests.helpers.evaluations import arm, judged
 from tests.helpers.intervals import OPTIONS, covered
