@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from llm_detox.client import TextGenerationClient
 from llm_detox.guard.build import open_guard
 from llm_detox.guard.filter import Guard, Guarded, GuardedClient
 from llm_detox.progress import say
+from llm_detox.runs.typed_json import plain
 
 
 def route(steps: list[str], port: Any) -> None:
@@ -116,19 +118,19 @@ def alone(clients: dict[str, Any], prompts: list[str], given: dict[str, Any]) ->
     added = {name: statistics.median(b - a for a, b in zip(times["plain"], values, strict=True))
              for name, values in times.items() if name != "plain"}
     return {"answer_ms": {name: statistics.median(values) for name, values in times.items()}, "adds_ms": added,
-            "judging_ms": distribution(judging)}
+            "judging_ms": plain(distribution(judging))}
 
 
 def together(urls: dict[str, str], load: Load, guard: Guard, rounds: int) -> dict[str, Any]:
     """Tokens a second with so many answers in flight: medians of rounds in which the ways take turns."""
     rates: dict[str, list[float]] = {}
     for number in range(rounds):
-        rows = [*bench({"url": urls["plain"], "model_id": NAME}, load, guard)["levels"],
-                *({**row, "way": "graph"} for row in bench({"url": urls["graph"], "model_id": NAME}, load)["levels"])]
+        rows = [*bench({"url": urls["plain"], "model_id": NAME}, load, guard).levels,
+                *(replace(row, way="graph") for row in bench({"url": urls["graph"], "model_id": NAME}, load).levels)]
         for row in rows:
-            if row["errors"]:
-                raise SystemExit(f"answers failed: {row['errors']}")
-            rates.setdefault(row["way"], []).append(row["tokens_per_second"])
+            if row.errors:
+                raise SystemExit(f"answers failed: {row.errors}")
+            rates.setdefault(row.way, []).append(row.tokens_per_second)
         say(f"round {number + 1} of {rounds} done")
     return {"in_flight": load.levels[0], "rounds": rates,
             "tokens_per_second": {way: statistics.median(values) for way, values in rates.items()}}

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -42,7 +42,7 @@ class Load:
 
     levels: Sequence[int]
     requests: int
-    parameters: dict[str, Any]
+    parameters: Mapping[str, Any]
     prompts: Sequence[str]
     streams: bool = True
 
@@ -66,38 +66,100 @@ class Sample:
     judging: float | None = None
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """Times in milliseconds: their mean and percentiles."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class LevelFigures:
+    """What came of a level; a distribution is None where there are no such times.
+
+    Attributes:
+        way: "plain", or "guarded" with the guard.
+        in_flight: requests at once.
+        errors: code -> number of requests.
+        inter_token_ms: between two pieces of a stream.
+        guard_ms: what the guard took for an answer.
+        withheld: answers.
+        client_busy: processor time of this process over wall time.
+    """
+
+    way: str
+    in_flight: int
+    requests: int
+    errors: dict[str, int]
+    seconds: float
+    tokens: int
+    tokens_per_second: float
+    requests_per_second: float
+    first_token_ms: Distribution | None
+    inter_token_ms: Distribution | None
+    end_to_end_ms: Distribution | None
+    guard_ms: Distribution | None
+    withheld: int
+    client_busy: float
+
+
+@dataclass(frozen=True)
+class LoadFigures:
+    """The levels that were measured; not all of them where it was interrupted."""
+
+    levels: list[LevelFigures]
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """The `bench.json`: what was asked, and the fields of `LoadFigures`.
+
+    Attributes:
+        about: the answers that were asked for, in words.
+        guard: its name.
+    """
+
+    address: str
+    model: str
+    about: str
+    guard: str | None
+    levels: list[LevelFigures]
+    interrupted: bool
+
+
 def mixed_prompts(count: int = 64, seed: int = 1) -> list[str]:
     """Prompts of 4 to 40 words, the same for the same seed."""
     chance, words = random.Random(seed), _TEXT.split()  # noqa: S311
     return [" ".join(chance.choices(words, k=chance.randint(4, 40))) for _ in range(count)]
 
 
-def bench(how: dict[str, Any], load: Load, guard: Guard | None = None) -> dict[str, Any]:
+def bench(client_options: Mapping[str, Any], load: Load, guard: Guard | None = None) -> LoadFigures:
     """Measure level after level. Ctrl-C ends it, and what was measured until then is kept.
 
     Args:
-        how: arguments of `AsyncTextGenerationClient`.
+        client_options: arguments of `AsyncTextGenerationClient`.
         load: what is asked.
         guard: each level is then measured twice, without and with it.
-
-    Returns:
-        {"levels": rows, see `summary`, "interrupted"}.
 
     Raises:
         GenerationError: the server does not answer even one request.
     """
-    rows: list[dict[str, Any]] = []
+    levels: list[LevelFigures] = []
     interrupted = False
     try:
-        asyncio.run(_sweep({**how, "retries": 0}, load, guard, rows.append))
+        asyncio.run(_sweep({**client_options, "retries": 0}, load, guard, levels.append))
     except KeyboardInterrupt:
         interrupted = True
-    return {"levels": rows, "interrupted": interrupted}
+    return LoadFigures(levels, interrupted)
 
 
-async def _sweep(how: dict[str, Any], load: Load, guard: Guard | None,
-                 keep: Callable[[dict[str, Any]], None]) -> None:
-    async with AsyncTextGenerationClient(**how) as client:
+async def _sweep(client_options: Mapping[str, Any], load: Load, guard: Guard | None,
+                 keep: Callable[[LevelFigures], None]) -> None:
+    async with AsyncTextGenerationClient(**client_options) as client:
         await client.generate(load.prompts[0], **load.parameters)  # raises where there is nothing to measure
         await asyncio.gather(*(_one(client, prompt, load) for prompt in load.prompts[:_WARM_UPS]))
         ways: list[tuple[str, AsyncTextGenerationClient | AsyncGuardedClient]] = [("plain", client)]
@@ -105,11 +167,11 @@ async def _sweep(how: dict[str, Any], load: Load, guard: Guard | None,
             ways.append(("guarded", AsyncGuardedClient(client, guard)))
         for level in load.levels:
             for name, asked in ways:
-                keep({"way": name, **await _level(asked, load, level, name)})
+                keep(await _level(asked, load, level, name))
 
 
 async def _level(client: AsyncTextGenerationClient | AsyncGuardedClient, load: Load, level: int,
-                 name: str) -> dict[str, Any]:
+                 name: str) -> LevelFigures:
     samples: list[Sample] = []
     prompts = load.of_level(level)
     with task(f"{level} in flight, {name}", load.size(level), "requests") as work:
@@ -127,7 +189,7 @@ async def _level(client: AsyncTextGenerationClient | AsyncGuardedClient, load: L
             for one in running:
                 one.cancel()
         seconds = time.perf_counter() - started
-    return summary(samples, level, seconds, (time.process_time() - busy) / seconds)
+    return summary(samples, level, seconds, (time.process_time() - busy) / seconds, name)
 
 
 async def _one(client: AsyncTextGenerationClient | AsyncGuardedClient, prompt: str, load: Load) -> Sample:
@@ -167,35 +229,28 @@ def _note(piece: Chunk | Generation | Guarded, sample: Sample) -> None:
         sample.withheld, sample.judging = piece.finish_reason == WITHHELD, piece.verdict.seconds
 
 
-def summary(samples: Sequence[Sample], level: int, seconds: float, busy: float) -> dict[str, Any]:
-    """One row: times in milliseconds as {"mean", "p50", "p95", "p99"}, None where there are none.
-
-    Returns:
-        {"in_flight", "requests", "errors" (code -> number), "seconds", "tokens", "tokens_per_second",
-        "requests_per_second", "first_token_ms", "inter_token_ms" (between two pieces of a stream), "end_to_end_ms",
-        "guard_ms", "withheld", "client_busy" (processor time of this process by wall time)}.
-    """
+def summary(samples: Sequence[Sample], level: int, seconds: float, busy: float, way: str = "plain") -> LevelFigures:
+    """The figures of a level: of its requests, in `seconds` of wall time, with `busy` of them on a processor here."""
     good = [one for one in samples if one.code is None]
     tokens = sum(one.tokens for one in good)
-    return {
-        "in_flight": level, "requests": len(samples),
-        "errors": dict(sorted(Counter(one.code for one in samples if one.code is not None).items())),
-        "seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds,
-        "requests_per_second": len(good) / seconds,
-        "first_token_ms": distribution([one.first for one in good if one.first is not None]),
-        "inter_token_ms": distribution([gap for one in good for gap in one.gaps]),
-        "end_to_end_ms": distribution([one.seconds for one in good]),
-        "guard_ms": distribution([one.judging for one in good if one.judging is not None]),
-        "withheld": sum(one.withheld for one in good), "client_busy": busy}
+    return LevelFigures(
+        way=way, in_flight=level, requests=len(samples),
+        errors=dict(sorted(Counter(one.code for one in samples if one.code is not None).items())),
+        seconds=seconds, tokens=tokens, tokens_per_second=tokens / seconds, requests_per_second=len(good) / seconds,
+        first_token_ms=distribution([one.first for one in good if one.first is not None]),
+        inter_token_ms=distribution([gap for one in good for gap in one.gaps]),
+        end_to_end_ms=distribution([one.seconds for one in good]),
+        guard_ms=distribution([one.judging for one in good if one.judging is not None]),
+        withheld=sum(one.withheld for one in good), client_busy=busy)
 
 
-def distribution(seconds: Sequence[float]) -> dict[str, float] | None:
+def distribution(seconds: Sequence[float]) -> Distribution | None:
     """Mean and percentiles in milliseconds."""
     if not seconds:
         return None
     values = sorted(seconds)
-    return {"mean": 1000 * math.fsum(values) / len(values),
-            **{f"p{share}": 1000 * percentile(values, share) for share in QUANTILES}}
+    return Distribution(1000 * math.fsum(values) / len(values),
+                        *(1000 * percentile(values, share) for share in QUANTILES))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from llm_detox.cli.common import AsJson, read_recipe
 from llm_detox.errors import DetoxError, UsageError
 
 if TYPE_CHECKING:
+    from llm_detox.bench.load import BenchReport
     from llm_detox.compare_ui.session import Settings
     from llm_detox.recipe.scorers import ScorerSection
 
@@ -56,7 +57,7 @@ def serve(
     Tokens a second, times to the first token, between tokens and to the end. With --guard each level is measured
     twice, without and with the guard. Ctrl-C ends; levels that are done are kept.
     """
-    from llm_detox.bench.load import Load, bench, mixed_prompts
+    from llm_detox.bench.load import BenchReport, Load, bench, mixed_prompts
 
     if output and output.exists():
         raise DetoxError("the output exists already", place=str(output), remedy="choose another --output")
@@ -65,27 +66,28 @@ def serve(
     load = Load(_levels(levels), requests, given, _prompts(prompts) if prompts else mixed_prompts(), not unary)
     judge = common.opened_guard(guard, guard_threshold)
     about = f"{'at most ' if natural else ''}{tokens} tokens an answer, {'whole' if unary else 'streamed'}"
-    result = {"address": target.address, "model": model, "about": about, "guard": judge.name if judge else None,
-              **bench(target.options(timeout=timeout), load, judge)}
-    _show(result, output if result["levels"] else None, as_json)
-    if result["interrupted"]:
+    figures = bench(target.options(timeout=timeout), load, judge)
+    report = BenchReport(target.address, model, about, judge.name if judge else None, **vars(figures))
+    _show(report, output if report.levels else None, as_json)
+    if report.interrupted:
         raise typer.Exit(130)
 
 
-def _show(result: dict[str, Any], output: Path | None, as_json: bool) -> None:
+def _show(report: BenchReport, output: Path | None, as_json: bool) -> None:
     from llm_detox.bench.page import lines, page
+    from llm_detox.runs.typed_json import plain
 
-    told = sys.stderr if as_json else sys.stdout
+    stream = sys.stderr if as_json else sys.stdout
     if output:
         output.mkdir(parents=True)
-        (output / "bench.json").write_text(json.dumps(result, indent=1), "utf-8")
-        (output / "bench.html").write_text(page(result), "utf-8")
+        (output / "bench.json").write_text(json.dumps(plain(report), indent=1), "utf-8")
+        (output / "bench.html").write_text(page(report), "utf-8")
     if as_json:
-        print(json.dumps(result))
-    for line in lines(result):
-        print(line, file=told)
+        print(json.dumps(plain(report)))
+    for line in lines(report):
+        print(line, file=stream)
     if output:
-        print(f"written to {output / 'bench.html'}", file=told)
+        print(f"written to {output / 'bench.html'}", file=stream)
 
 
 def _levels(text: str) -> list[int]:

@@ -119,11 +119,11 @@ def test_a_guard_lets_pass_what_passes_and_nothing_else(stack: Stack, protocol: 
 @pytest.mark.parametrize("protocol", ALL)
 def test_the_measured_load_is_answered_whole(stack: Stack, protocol: str) -> None:
     load = Load([1, 8], 8, {"max_new_tokens": 12, "min_new_tokens": 12}, mixed_prompts(5))
-    rows = bench({"url": stack.urls[protocol], "model_id": NAME}, load)["levels"]
+    rows = bench({"url": stack.urls[protocol], "model_id": NAME}, load).levels
     for row, requests in zip(rows, (8, 32), strict=True):
-        assert (row["requests"], row["errors"], row["tokens"]) == (requests, {}, 12 * requests)
-        assert 0 < row["first_token_ms"]["p50"] <= row["end_to_end_ms"]["p50"]
-        assert row["inter_token_ms"]["p50"] > 0
+        assert (row.requests, row.errors, row.tokens) == (requests, {}, 12 * requests)
+        assert 0 < row.first_token_ms.p50 <= row.end_to_end_ms.p50
+        assert row.inter_token_ms.p50 > 0
 
 
 def test_the_commands_ask_and_talk(stack: Stack) -> None:

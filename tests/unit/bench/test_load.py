@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.bench.load import Load, Sample, bench, distribution, mixed_prompts, percentile, summary
+from llm_detox.bench.load import (
+    BenchReport,
+    LevelFigures,
+    Load,
+    Sample,
+    bench,
+    distribution,
+    mixed_prompts,
+    percentile,
+    summary,
+)
 from llm_detox.bench.page import lines, page, warnings
 from llm_detox.client import GenerationError
 from llm_detox.guard.filter import GuardVerdict
@@ -62,12 +73,12 @@ def test_a_row_counts_what_came_and_names_what_failed() -> None:
     samples = [*good, Sample(0.1, code="UNAVAILABLE", tokens=9), Sample(0.1, code="UNAVAILABLE"),
                Sample(60.0, code="INTERNAL")]
     row = summary(samples, 2, seconds=5.0, busy=0.25)
-    assert row["errors"] == {"INTERNAL": 1, "UNAVAILABLE": 2}
-    assert (row["requests"], row["tokens"], row["tokens_per_second"], row["requests_per_second"]) == (5, 5, 1.0, 0.4)
-    assert row["end_to_end_ms"]["p50"] == 3000
-    assert row["first_token_ms"]["mean"] == 1000
-    assert row["inter_token_ms"]["p50"] == 1000
-    assert row["guard_ms"] is None
+    assert row.errors == {"INTERNAL": 1, "UNAVAILABLE": 2}
+    assert (row.requests, row.tokens, row.tokens_per_second, row.requests_per_second) == (5, 5, 1.0, 0.4)
+    assert row.end_to_end_ms.p50 == 3000
+    assert row.first_token_ms.mean == 1000
+    assert row.inter_token_ms.p50 == 1000
+    assert row.guard_ms is None
     assert distribution([]) is None
 
 
@@ -92,23 +103,23 @@ def slow_stream() -> Iterator[str]:
 
 def test_times_are_those_of_the_pieces() -> None:
     with slow_stream() as url:
-        row = bench({"url": url, "model_id": "x"}, load(2))["levels"][0]
-    assert 200 <= row["first_token_ms"]["p50"] < 500  # a busy machine adds to it
-    assert 100 <= row["inter_token_ms"]["p50"] < 200
-    assert 500 <= row["end_to_end_ms"]["p50"] < 1500
-    assert row["requests"] == 8
-    assert row["tokens"] == 32
-    assert row["tokens_per_second"] == pytest.approx(32 / row["seconds"])
+        row = bench({"url": url, "model_id": "x"}, load(2)).levels[0]
+    assert 200 <= row.first_token_ms.p50 < 500  # a busy machine adds to it
+    assert 100 <= row.inter_token_ms.p50 < 200
+    assert 500 <= row.end_to_end_ms.p50 < 1500
+    assert row.requests == 8
+    assert row.tokens == 32
+    assert row.tokens_per_second == pytest.approx(32 / row.seconds)
 
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_so_many_requests_are_in_flight_and_every_level_asks_the_same(streams: bool) -> None:
     watched = Watched(caikit(["a", " b", " c"]), seconds=0.05)
     with http_server(watched) as url:
-        rows = bench({"url": url, "model_id": "x"}, load(1, 6, requests=5, streams=streams, prompts=4))["levels"]
+        rows = bench({"url": url, "model_id": "x"}, load(1, 6, requests=5, streams=streams, prompts=4)).levels
     assert watched.most == 6
-    assert [row["requests"] for row in rows] == [5, 24]
-    assert all((row["first_token_ms"] is not None) == streams for row in rows)
+    assert [row.requests for row in rows] == [5, 24]
+    assert all((row.first_token_ms is not None) == streams for row in rows)
     asked = watched.prompts[-29:]
     assert asked[:4] == mixed_prompts(4)
     assert {prompt: asked[5:].count(prompt) for prompt in set(asked)} == dict.fromkeys(mixed_prompts(4), 6)
@@ -116,11 +127,11 @@ def test_so_many_requests_are_in_flight_and_every_level_asks_the_same(streams: b
 
 def test_tokens_of_openai_servers_are_counted_by_their_last_word() -> None:
     with http_server(openai(["a", " b", " c"])) as url:
-        row = bench({"url": f"openai+{url}", "model_id": "x"}, load(1))["levels"][0]
-    assert row["tokens"] == 3 * row["requests"]
+        row = bench({"url": f"openai+{url}", "model_id": "x"}, load(1)).levels[0]
+    assert row.tokens == 3 * row.requests
     with http_server(openai(["a", " b", " c"], usage=False)) as url:
-        row = bench({"url": f"openai+{url}", "model_id": "x"}, load(1))["levels"][0]
-    assert row["tokens"] == 3 * row["requests"], "without counts each piece is a token"
+        row = bench({"url": f"openai+{url}", "model_id": "x"}, load(1)).levels[0]
+    assert row.tokens == 3 * row.requests, "without counts each piece is a token"
 
 
 def test_failures_are_counted_and_not_repeated() -> None:
@@ -132,8 +143,8 @@ def test_failures_are_counted_and_not_repeated() -> None:
 
     watched = Watched(answer)
     with http_server(watched) as url:
-        row = bench({"url": url, "model_id": "x"}, load(1, requests=20))["levels"][0]
-    assert row["errors"] == {"UNAVAILABLE": 10}
+        row = bench({"url": url, "model_id": "x"}, load(1, requests=20)).levels[0]
+    assert row.errors == {"UNAVAILABLE": 10}
     assert watched.count == 20 + 1 + 3, "the level, one request before, and as many warm-ups as there are prompts"
 
 
@@ -155,23 +166,22 @@ class Slow:
 @pytest.mark.parametrize("streams", [True, False])
 def test_the_guards_cost_stands_beside_the_same_level_without_it(streams: bool) -> None:
     with http_server(caikit(["a. ", "b. "])) as url:
-        rows = bench({"url": url, "model_id": "x"}, load(2, streams=streams), Slow())["levels"]
-    assert [row["way"] for row in rows] == ["plain", "guarded"]
+        rows = bench({"url": url, "model_id": "x"}, load(2, streams=streams), Slow()).levels
+    assert [row.way for row in rows] == ["plain", "guarded"]
     plain, guarded = rows
-    assert plain["guard_ms"] is None
-    assert guarded["guard_ms"]["p50"] >= 50
-    assert guarded["end_to_end_ms"]["p50"] >= plain["end_to_end_ms"]["p50"] + 45
-    assert (plain["withheld"], guarded["withheld"]) == (0, 8)
+    assert plain.guard_ms is None
+    assert guarded.guard_ms.p50 >= 50
+    assert guarded.end_to_end_ms.p50 >= plain.end_to_end_ms.p50 + 45
+    assert (plain.withheld, guarded.withheld) == (0, 8)
 
 
-def row(level: int, way: str = "plain", **more: Any) -> dict[str, Any]:
+def row(level: int, way: str = "plain", **more: Any) -> LevelFigures:
     samples = [Sample(1.0 + n / 100, first=0.1, gaps=[0.01], tokens=2) for n in range(120)]
-    return {"way": way, **summary(samples, level, 10.0, 0.1), **more}
+    return replace(summary(samples, level, 10.0, 0.1, way), **more)
 
 
-def result(*rows: dict[str, Any], interrupted: bool = False) -> dict[str, Any]:
-    return {"address": "http://h", "model": "<m>", "about": "2 tokens", "guard": None, "levels": list(rows),
-            "interrupted": interrupted}
+def result(*rows: LevelFigures, interrupted: bool = False) -> BenchReport:
+    return BenchReport("http://h", "<m>", "2 tokens", None, list(rows), interrupted)
 
 
 def test_the_page_stands_alone_and_shows_every_level() -> None:

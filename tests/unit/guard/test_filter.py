@@ -256,11 +256,11 @@ def untimed(one: Guarded) -> Any:
 ASK = """
 import sys
 from collections.abc import Sequence
-from llm_detox.scoring import toxicity
+from llm_detox.scoring import load
 class Words:
     name = "words"
     def score(self, texts): return [0.9 if "damn" in text else 0.1 for text in texts]
-toxicity.load_scorer = lambda spec: Words()
+load.load_scorer = lambda spec: Words()
 from llm_detox.cli import main
 sys.argv = ["llm-detox", *sys.argv[1:]]
 main()
