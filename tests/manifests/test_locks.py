@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from llm_detox.deploy.topology import caikit_python
+from llm_detox.serve.local_stack import caikit_python
 from llm_detox.errors import DetoxError
 from tests.conftest import REPOSITORY
 
