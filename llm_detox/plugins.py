@@ -29,8 +29,9 @@ def load_plugin(group: Group, name: str) -> Any:
     there = {point.name: point for point in entry_points(group=group)}
     if wanted not in there:
         known = ", ".join(sorted(there)) or "none"
-        raise DetoxError(f"no installed package brings {wanted!r} ({group}; there: {known})", place=f"{PREFIX}{wanted}",
-                         remedy="install the package into this environment; docs/extending.md says what it holds")
+        raise DetoxError(f"no installed package provides {wanted!r} ({group}; there: {known})",
+                         place=f"{PREFIX}{wanted}",
+                         remedy="install the package into this environment; see docs/extending.md")
     try:
         return there[wanted].load()
     except (ImportError, AttributeError) as error:

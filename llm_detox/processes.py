@@ -119,8 +119,8 @@ def check_port(port: int, purpose: str, host: str = "127.0.0.1") -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise DetoxError(f"port {port} for {purpose} cannot be taken: {error.strerror}", place=f"{host}:{port}",
-                             remedy="end what listens there, or choose another port") from None
+            raise DetoxError(f"port {port} for {purpose} cannot be used: {error.strerror}", place=f"{host}:{port}",
+                             remedy="end the program that listens there, or choose another port") from None
     return port
 
 

@@ -23,7 +23,7 @@ def run(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     keep_serving: Annotated[bool, typer.Option(help="Leave the store and the model running.")] = False,
-    fresh: Annotated[bool, typer.Option(help="Do every step anew, also those an earlier run finished.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Run every step again, also those that an earlier run finished.")] = False,
     tiny: Annotated[bool, typer.Option(help="The recipe's own settings on tiny models and data.")] = False,
 ) -> None:
     """Run detox-and-serve whole on this machine. Exit code 3: the model did not pass the gate."""
@@ -47,15 +47,15 @@ def submit_run(
     pipeline: Annotated[str, typer.Option(help="detox-and-serve, evaluate-only, train-judge or promote.")
                         ] = "detox-and-serve",
     parameter: Annotated[list[str] | None, typer.Option(
-        help="name=value, of the pipeline's other parameters: shards=4, overrides=seed=7 (again for each more), "
+        help="name=value, of the pipeline's other parameters: shards=4, overrides=seed=7 (repeat the option for more), "
              "address=s3://... for promote.")] = None,
     token_file: Annotated[Path | None, typer.Option(
         help="A file with the token; else $LLM_DETOX_PIPELINE_TOKEN, else the pod's own.")] = None,
     ca: Annotated[Path | None, typer.Option(help="PEM file of the authority that signed the certificate.")] = None,
     namespace: Annotated[str | None, typer.Option(help="For multi-user servers.")] = None,
     experiment: Annotated[str, typer.Option(help="What the run is filed under.")] = "llm-detox",
-    placement: Annotated[Path | None, typer.Option(help="In place of pipelines/placement.yaml.")] = None,
-    fresh: Annotated[bool, typer.Option(help="Do every step anew, also those an earlier run finished.")] = False,
+    placement: Annotated[Path | None, typer.Option(help="Used instead of pipelines/placement.yaml.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Run every step again, also those that an earlier run finished.")] = False,
     wait: Annotated[bool, typer.Option(help="Show the steps until the run has ended.")] = True,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 86400.0,
     as_json: AsJson = False,

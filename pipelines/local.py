@@ -147,6 +147,6 @@ def _errors_of_steps(note: Path) -> Iterator[None]:
             place = f"step {failure.step}" + (f", {failure.place}" if failure.place else "")
             raise DetoxError(failure.message, place=place, remedy=failure.remedy) from None
         raise DetoxError(f"a step failed: {error}", place=str(note.parent / "run.log"),
-                         remedy="its output above tells why") from None
+                         remedy="its output above says why") from None
     finally:
         note.unlink(missing_ok=True)

@@ -138,7 +138,7 @@ def placed(pipeline: GraphComponent, placement: Placement) -> GraphComponent:
     """The same pipeline with every task put in its place.
 
     Raises:
-        UsageError: a step of the pipeline has no place.
+        UsageError: the placement has no entry for a step.
     """
     plain: Callable[..., Any] = pipeline.pipeline_func
 
@@ -156,7 +156,7 @@ def _put(task: dsl.PipelineTask, placement: Placement) -> None:
     name = task.component_spec.name
     step = placement.steps.get(name)
     if step is None:
-        raise UsageError("a step of the pipeline has no place", place=f"steps.{name}",
+        raise UsageError("the placement has no entry for a step", place=f"steps.{name}",
                          remedy="add it to the placement file")
     task.set_cpu_request(step.cpu).set_cpu_limit(step.cpu)
     task.set_memory_request(step.memory).set_memory_limit(step.memory)

@@ -169,7 +169,7 @@ def _parameters(recipe: Recipe, pipeline: str, given: Sequence[str]) -> dict[str
     for one in given:
         name, equal, text = one.partition("=")
         if name not in known or name == "recipe" or not equal:
-            raise UsageError(f"{one!r} is no parameter of {pipeline}", place="--parameter",
+            raise UsageError(f"{one!r} is not a parameter of {pipeline}", place="--parameter",
                              remedy=f"name=value, of {', '.join(other for other in known if other != 'recipe')}")
         if known[name].parameter_type == ParameterType.LIST:
             values.setdefault(name, []).append(text)
@@ -188,7 +188,7 @@ def _value(name: str, text: str, kind: int) -> Any:
     try:
         return {ParameterType.NUMBER_INTEGER: int, ParameterType.NUMBER_DOUBLE: float}.get(kind, str)(text)
     except ValueError:
-        raise UsageError(f"{text!r} is no number", place=f"--parameter {name}", remedy=f"{name}=1") from None
+        raise UsageError(f"{text!r} is not a number", place=f"--parameter {name}", remedy=f"{name}=1") from None
 
 
 def _follow(look: Callable[[], Any], host: str, timeout: float, poll: float) -> tuple[str, dict[str, str]]:

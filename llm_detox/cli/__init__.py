@@ -78,5 +78,5 @@ def run_app(command: typer.Typer) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted; steps that keep their work go on where they stopped", file=sys.stderr)
+        print("interrupted; steps that keep their work continue where they stopped", file=sys.stderr)
         sys.exit(130)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llm_detox.compare_ui.session import Settings
     from llm_detox.recipe.scorers import ScorerSection
 
-app = typer.Typer(no_args_is_help=True, help="Measure what is served.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="Measure a served model.", rich_markup_mode=None)
 
 
 @app.callback()
@@ -35,11 +35,12 @@ def serve(
     openai: common.OpenAi = None,
     model: common.Model = "llm-detox",
     levels: Annotated[str, typer.Option(help="Numbers of requests in flight.")] = "1,2,4,8,16",
-    requests: Annotated[int, typer.Option(min=1, help="Of a level, at least; never under 4 rounds.")] = 64,
-    tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 64,
+    requests: Annotated[int, typer.Option(
+        min=1, help="Requests of each level; at least four times as many as are in flight.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of each answer, in tokens.")] = 64,
     natural: Annotated[bool, typer.Option("--natural", help="Answers may end before --tokens.")] = False,
     prompts: Annotated[Path | None, typer.Option(
-        help='JSON lines {"prompt": "..."}, asked in turn; None takes texts of 4 to 40 words.')] = None,
+        help='JSON lines {"prompt": "..."}, used in turn; without it, texts of 4 to 40 words.')] = None,
     unary: Annotated[bool, typer.Option("--unary", help="Ask for whole answers, not for streams.")] = False,
     guard: common.GuardKind = None,
     guard_threshold: common.Threshold = 0.5,
@@ -96,7 +97,8 @@ def _levels(text: str) -> list[int]:
     except ValueError:
         levels = []
     if not levels or min(levels) < 1:
-        raise UsageError(f"{text!r} are no numbers of requests in flight", place="--levels", remedy="such as 1,4,16")
+        raise UsageError(f"{text!r} is not a list of numbers of requests in flight", place="--levels",
+                         remedy="such as 1,4,16")
     return levels
 
 
@@ -112,15 +114,15 @@ def compare_ui(
     base: Annotated[str, typer.Argument(
         help="Model source, or the address of a served one: http://127.0.0.1:8080/NAME, grpc://, fmaas:// or "
              "openai+http:// with its name as the path.", show_default=False)],
-    other: Annotated[str, typer.Argument(help="The one to compare with, likewise.", show_default=False)],
+    other: Annotated[str, typer.Argument(help="The model to compare with, in the same form.", show_default=False)],
     name: Annotated[list[str] | None, typer.Option(
-        "--name", help="What the page calls a side; give it twice.", show_default="base, detoxified")] = None,
+        "--name", help="The name of a model on the page; give it twice.", show_default="base, detoxified")] = None,
     scorer: Annotated[list[str] | None, typer.Option(
-        metavar="KIND[=SOURCE]", help="Scores of the answers. Repeatable.", show_default="bilstm and ngram")] = None,
+        metavar="KIND[=SOURCE]", help="A scorer of the answers. Repeatable.", show_default="bilstm and ngram")] = None,
     recipe: Annotated[Path | None, typer.Option(
         help="Take the scorers, the threshold and the sampling of this recipe.")] = None,
     host: Annotated[str, typer.Option(help="Where to listen; there is no login.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8090,
+    port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8090,
     timeout: Annotated[float, typer.Option(help="Seconds for an answer of a served model.")] = 120.0,
     ca: common.Ca = None,
     cert: common.Cert = None,

@@ -38,7 +38,7 @@ Ca = Annotated[Path | None, typer.Option(help="PEM file of the authority to trus
 Cert = Annotated[Path | None, typer.Option(help="Client certificate.")]
 Key = Annotated[Path | None, typer.Option(help="Its key.")]
 Tls = Annotated[bool, typer.Option("--tls", help="TLS for --grpc and --fmaas (--ca implies it).")]
-Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Sample tokens instead of taking the most likely one.")]
 Temperature = Annotated[float | None, typer.Option(help="With --sample.")]
 TopP = Annotated[float | None, typer.Option(help="With --sample.")]
 TopK = Annotated[int | None, typer.Option(help="With --sample.")]
@@ -46,7 +46,7 @@ Seed = Annotated[int | None, typer.Option(help="With --sample.")]
 GuardKind = Annotated[str | None, typer.Option(
     "--guard", metavar="KIND[=SOURCE]",
     help="Withhold what a scorer (ngram, bilstm, ...) finds toxic, or a judge (judge=MODEL|ADDRESS) unsafe.")]
-Threshold = Annotated[float, typer.Option("--guard-threshold", help="Of a scorer: toxicity from which on is withheld.")]
+Threshold = Annotated[float, typer.Option("--guard-threshold", help="Toxicity at which a scorer withholds an answer.")]
 
 
 def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:

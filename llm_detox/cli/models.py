@@ -30,7 +30,8 @@ def list_versions(url: Url, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def rollback(url: Url, digest: Annotated[str | None, typer.Argument(help="Else the version before.")] = None) -> None:
+def rollback(url: Url, digest: Annotated[str | None, typer.Argument(
+        help="The version to go back to; without it, the one before the current one.")] = None) -> None:
     """Make an older version current."""
     from llm_detox.storage.publishing import rollback as run
 
@@ -66,7 +67,7 @@ def verify(
     python: Annotated[list[str] | None, typer.Option(
         help="An interpreter that must read the same model, such as the Caikit environment's. Repeatable.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue. Repeatable.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="For each text.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each text.")] = 16,
     as_json: AsJson = False,
 ) -> None:
     """Load a model here and in other interpreters. The greedy tokens and the chat template must be the same."""

@@ -18,7 +18,8 @@ File = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_defau
 def show(
     file: File,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As one line of JSON: a pipeline's parameter.")] = False,
+    as_json: Annotated[bool, typer.Option(
+        "--json", help="Print one line of JSON, the form of a pipeline's parameter.")] = False,
 ) -> None:
     """Print the recipe with every default filled in."""
     recipe = read_recipe(file, overrides)
@@ -56,7 +57,7 @@ def reference() -> None:
 @app.command()
 def rehearse(
     file: File,
-    output: Annotated[Path | None, typer.Option(help="Keep the steps' folders there.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Keep the steps' folders in this folder.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Run the recipe's own settings on tiny models and data. Minutes at most, on any machine."""

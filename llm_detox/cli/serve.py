@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def serve(
     model: Annotated[str | None, typer.Argument(
         help="s3:// address, converted folder, or any model; else the model that the last local run deployed.")] = None,
-    name: Annotated[str, typer.Option("--name", "--model-id", help="The id that requests give.")] = "llm-detox",
-    rest_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
-    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8085,
+    name: Annotated[str, typer.Option("--name", "--model-id", help="The model id in requests.")] = "llm-detox",
+    rest_port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8080,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8085,
     as_json: AsJson = False,
 ) -> None:
     """Serve a model on this machine until Ctrl-C. It answers behind the Caikit API."""
@@ -55,7 +55,7 @@ def stop(
 
     read_state(deployment)
     ended = stop_local(deployment)
-    print(f"ended: {', '.join(ended)}" if ended else "nothing of it was running")
+    print(f"ended: {', '.join(ended)}" if ended else "nothing was running")
 
 
 def doctor(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:

@@ -52,7 +52,7 @@ def detoxify(
 
 def sft(
     recipe: RecipeFile,
-    texts: Annotated[Path, typer.Option("--input", help="JSON lines with a text each, or detoxified records.")],
+    texts: Annotated[Path, typer.Option("--input", help="JSON lines with a text, or detoxified records.")],
     output: Output,
     clean: Annotated[Path | None, typer.Option(help="Clean passages to mix in, JSON lines.")] = None,
     overrides: Overrides = None,
@@ -217,7 +217,7 @@ def deploy(
     output: Output,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option(
-        "--dry-run", help="KServe: let the cluster check what would be sent, print it as YAML, and keep nothing.")
+        "--dry-run", help="KServe: let the cluster check the objects, print them as YAML, and change nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -58,9 +58,10 @@ def paraphrase_pairs(
 def train_scorer(
     records: Annotated[Path, typer.Option("--input", help="Records with stored Perspective scores, JSON lines.")],
     output: Output,
-    held_out: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of the records that only measures.")] = 0.2,
-    labelled: Annotated[str | None, typer.Option(help="CSV with text and is_offensive, source or path; none: without, "
-                                                      "to judge what the scorer kind ngram trained.")] = None,
+    held_out: Annotated[float, typer.Option(
+        min=0.05, max=0.5, help="Share of the records that is kept for measuring.")] = 0.2,
+    labelled: Annotated[str | None, typer.Option(help="CSV with text and is_offensive, source or path; `none` trains "
+                                                      "without it, to score what the kind ngram trained.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder, source or path; the default is the packaged "
                                                      "one.")] = None,
     whole_sentences: Annotated[bool, typer.Option("--whole-sentences", help="Let the encoder read the texts: better, "

@@ -55,7 +55,7 @@ class Client:
     def _prepare(self, prompt: Prompt, parameters: dict[str, Any]) -> tuple[Parameters, Attempts]:
         if not isinstance(prompt, str) and not self.takes_messages:
             raise UsageError("this protocol takes a text, not a conversation", place=self.server.url,
-                             remedy="put it through the chat template, or ask an OpenAI-compatible server")
+                             remedy="apply the chat template, or ask an OpenAI-compatible server")
         return Parameters.of(parameters), Attempts(self.retries, Deadline(self.timeout))
 
     def __repr__(self) -> str:

@@ -126,7 +126,7 @@ class HttpCalls:
         return value
 
     def _foreign(self) -> GenerationError:
-        return GenerationError("INTERNAL", f"the answer has another form: is this {self.dialect.name}?",
+        return GenerationError("INTERNAL", f"the answer has an unexpected form: is this {self.dialect.name}?",
                                place=self.server.url)
 
 

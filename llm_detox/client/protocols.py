@@ -61,10 +61,10 @@ def check_address(server: Server) -> None:
     """Raises UsageError where the address has another form."""
     parts = urlsplit(server.url)
     if "://" not in server.url:
-        raise UsageError("the address does not say how to ask", place=server.url,
+        raise UsageError("the address names no protocol", place=server.url,
                          remedy=f"http://{server.url}? {_SCHEMES}")
     if not parts.netloc or "@" in parts.netloc:
-        raise UsageError("not an address of a server", place=server.url, remedy=_SCHEMES)
+        raise UsageError("not the address of a server", place=server.url, remedy=_SCHEMES)
     if not is_address(server.url):
         raise UsageError(f"unknown protocol {parts.scheme!r}", place=server.url, remedy=_SCHEMES)
 

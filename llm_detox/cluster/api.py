@@ -65,7 +65,7 @@ class Cluster:
             try:
                 config.load_incluster_config()
             except config.ConfigException as error:
-                raise DetoxError(f"this pod has no account to ask the cluster with: {error}", place=str(_ACCOUNT),
+                raise DetoxError(f"this pod has no account for the cluster: {error}", place=str(_ACCOUNT),
                                  remedy="let the pod mount the token of its account") from None
             own = _ACCOUNT / "namespace"
             known = _known(namespace or (own.read_text("utf-8") if own.exists() else None))

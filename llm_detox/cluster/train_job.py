@@ -189,13 +189,13 @@ def _create(cluster: Cluster, job: Manifest, poll: float) -> None:
             there = cluster.train_job(name)
         leaving = there is None or there.leaving
         if there is not None and not leaving and not there.failed:
-            say(f"{name}: is there already; waiting for it")
+            say(f"{name}: exists already; waiting for it")
             return
         if time.monotonic() >= until:
-            raise DetoxError("the job that failed before is being removed, and does not go", place=name,
+            raise DetoxError("the job that failed before is still not removed", place=name,
                              remedy=f"see its finalizers: oc get trainjob {name} -o yaml")
         if not leaving:
-            say(f"{name}: failed before; removing it to train anew")
+            say(f"{name}: failed before; removing it to train again")
             cluster.delete_train_job(name)
         time.sleep(poll)
 
@@ -219,6 +219,6 @@ def _wait(cluster: Cluster, name: str, deadline: float, poll: float) -> None:
         if job.failed or late:
             cause = job.message or f"not complete after {human_seconds(deadline)}"
             raise DetoxError(f"the training on {name}'s nodes failed: {cause}", place=f"namespace {cluster.namespace}",
-                             remedy=f"read its log: oc logs -l jobset.sigs.k8s.io/jobset-name={name}; a step that is "
-                                    "tried again makes the job anew")
+                             remedy=f"read its log: oc logs -l jobset.sigs.k8s.io/jobset-name={name}; a repeated step "
+                                    "creates the job again")
         time.sleep(poll)

@@ -23,7 +23,7 @@ def serve(comparison: Comparison, *, host: str, port: int, on_ready: Callable[[s
     """Show the page until this process is told to end (SIGINT, SIGTERM). Once in a process: NiceGUI is one app.
 
     Args:
-        port: 0 takes a free one.
+        port: 0 takes a free port.
         on_ready: called with the page's address.
 
     Raises:

@@ -141,8 +141,8 @@ def read_chats(path: Path, *, answered: bool) -> list[Record]:
         messages = _checked(record["messages"], place, answered)
         identity = str(record.get("id", chat_id(messages)))
         if identity in seen:
-            raise DetoxError(f"the id {identity!r} stands in record {seen[identity]} already", place=place,
-                             remedy="leave one of them out, or give each an id of its own")
+            raise DetoxError(f"the id {identity!r} is already used in record {seen[identity]}", place=place,
+                             remedy="leave one of them out, or give each its own id")
         seen[identity] = number
         records.append({**record, "id": identity, "messages": messages})
     if not records:

@@ -25,10 +25,10 @@ def examine_machine(name: str) -> Iterator[Finding]:
     yield _caikit()
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     yield (Finding("disk", "ok", f"{free:.0f} GiB free") if free >= _DISK_GIB
-           else Finding("disk", "missing", f"{free:.1f} GiB free, a run wants {_DISK_GIB}", "free some space"))
+           else Finding("disk", "missing", f"{free:.1f} GiB free, a run needs {_DISK_GIB}", "free some space"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield (Finding("memory", "ok", f"{memory:.0f} GiB") if memory >= _MEMORY_GIB
-           else Finding("memory", "missing", f"{memory:.1f} GiB, a run of {name} wants {_MEMORY_GIB}",
+           else Finding("memory", "missing", f"{memory:.1f} GiB, a run of {name} needs {_MEMORY_GIB}",
                         "take a smaller model, or a larger machine"))
 
 
@@ -74,5 +74,5 @@ def examine_store(url: str) -> Iterator[Finding]:
     if back == content:
         yield Finding("store", "ok", f"{where}: written, read back and removed")
     else:
-        yield Finding("store", "missing", f"{where}: gives back something else than was written",
-                      "look at what stands between: a proxy, a cache, a filter")
+        yield Finding("store", "missing", f"{where}: returns something else than was written",
+                      "check for a proxy, a cache or a filter in between")

@@ -149,10 +149,10 @@ def _check_readers(config: dict[str, Any], tokenizer: dict[str, Any], oldest: st
         major, _, rest = oldest.partition(".")
         minor = rest.partition(".")[0] or "0"
         if not (major.isdigit() and minor.isdigit()):
-            raise UsageError(f"{oldest!r} is no release of transformers", remedy="write it as 4.40")
+            raise UsageError(f"{oldest!r} is not a release of transformers", remedy="write it as 4.40")
         if reasons := unreadable(config, tokenizer, (int(major), int(minor))):
             raise DetoxError(f"transformers {oldest} cannot read this model: {'; '.join(reasons)}", place=str(base),
-                             remedy="serve it with a newer reader, and leave the oldest reader open")
+                             remedy="serve it with a newer reader, and leave out the oldest reader")
     return {f"{name} (transformers {major}.{minor})": "; ".join(unreadable(config, tokenizer, (major, minor))) or "yes"
             for name, (major, minor) in READERS.items()}
 

@@ -27,7 +27,7 @@ def open_guard(spec: str, threshold: float = 0.5) -> Guard:
 
     Args:
         spec: a scorer's kind, as in a recipe's `scoring`, or `judge`, whose source is a model or the address of one.
-        threshold: of a scorer: what is at or over it is withheld.
+        threshold: of a scorer: answers that score this or more are withheld.
 
     Raises:
         UsageError: there is no such guard.
@@ -59,7 +59,7 @@ class ScorerGuard:
 
     def __init__(self, scorer: ToxicityScorer, threshold: float = 0.5) -> None:
         if not 0 < threshold <= 1:
-            raise UsageError("a threshold lies between 0 and 1", place="--guard-threshold", remedy="try 0.5")
+            raise UsageError("a threshold is between 0 and 1", place="--guard-threshold", remedy="try 0.5")
         from llm_detox.scoring.base import MAX_CHARS
 
         self.name, self.threshold = str(scorer.name), threshold

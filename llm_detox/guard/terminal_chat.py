@@ -75,12 +75,12 @@ def _exchange(client: TextGenerationClient | GuardedClient, parameters: dict[str
         if not interactive:
             raise
         reason = ""
-        say("\nended; what was said of it is kept")
+        say("\nended; the printed part is kept")
     except GenerationError as error:
         if not interactive:
             raise
         print()
-        say(f"error: {error}" + ("\n  /new begins anew, with a short conversation" if len(talk) else ""))
+        say(f"error: {error}" + ("\n  /new starts a new, shorter conversation" if len(talk) else ""))
         return
     talk.answered("" if reason == WITHHELD else "".join(shown))
 

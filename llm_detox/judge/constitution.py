@@ -46,7 +46,7 @@ def load_constitution(source: str | None) -> Constitution:
         raise DetoxError("the constitution names no category", place=str(path), remedy=_REMEDY)
     for name, description in values.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise DetoxError(f"{name!r} is no name of a category", place=str(path),
+            raise DetoxError(f"{name!r} is not a name for a category", place=str(path),
                              remedy="small letters, digits and underscores, a letter first")
         if not isinstance(description, str) or not description.strip():
             raise DetoxError(f"the category {name!r} has no description", place=str(path), remedy=_REMEDY)

@@ -50,7 +50,7 @@ class DeploySection(Section):
     max_new_tokens: Positive = Field(
         24, description="The length of the answer to the smoke request, in tokens, at most.")
     rest_port: Annotated[int, Field(ge=0, lt=65536)] = Field(
-        0, description="The REST port, for `local`; 0 takes a free one.")
+        0, description="The REST port, for `local`; 0 takes a free port.")
     grpc_port: Annotated[int, Field(ge=0, lt=65536)] = Field(
-        0, description="The gRPC port, for `local`; 0 takes a free one.")
+        0, description="The gRPC port, for `local`; 0 takes a free port.")
     kserve: KserveSection = KserveSection()

@@ -23,7 +23,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -90,7 +90,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except OSError as error:
         raise UsageError(f"the recipe cannot be read: {error.strerror}", place=str(path),
-                         remedy="recipes of this project lie in recipes/") from None
+                         remedy="the project's recipes are in recipes/") from None
     except UnicodeDecodeError:
         raise UsageError("the recipe is not UTF-8", place=str(path), remedy="save it as UTF-8") from None
     values = _parse_yaml(text, str(path))

@@ -104,7 +104,7 @@ class ParaphraseSection(GeneratorSection):
         if self.also and self.url:
             raise ValueError("`also` names models beside `model`, not beside an endpoint: leave out `also` or `url`")
         if self.fluency_weight and self.url:
-            raise ValueError("an endpoint draws alone: leave out `fluency_weight` or `url`")
+            raise ValueError("an endpoint samples without it: leave out `fluency_weight` or `url`")
         return self
 
 

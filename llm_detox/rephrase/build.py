@@ -174,7 +174,7 @@ class MethodFactory:
         weight = how.fluency_weight if isinstance(how, ParaphraseSection) else 0.0
         if is_seq2seq(source):
             if weight:
-                raise DetoxError("a seq2seq paraphraser draws alone", place="detoxify.paraphrase.fluency_weight",
+                raise DetoxError("a seq2seq paraphraser samples without it", place="detoxify.paraphrase.fluency_weight",
                                  remedy="leave it out, or name a causal paraphraser")
             generate = seq2seq_generate(
                 load_seq2seq(source), load_seq2seq_tokenizer(source), candidates=how.candidates,

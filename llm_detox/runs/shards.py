@@ -17,7 +17,8 @@ def read_shard(text: str) -> Shard:
     """
     index, slash, total = text.partition("/")
     if not (slash and index.isdecimal() and total.isdecimal() and int(index) < int(total)):
-        raise UsageError(f"{text!r} is no shard", place="--shard", remedy="write i/n with i from 0 to n - 1, as in 0/4")
+        raise UsageError(f"{text!r} is not a shard", place="--shard",
+                         remedy="write i/n with i from 0 to n - 1, as in 0/4")
     return int(index), int(total)
 
 

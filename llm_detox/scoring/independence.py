@@ -16,5 +16,5 @@ def check_kept_apart(scoring: ScoringSection) -> None:
     """
     if problem := scoring.in_common(lambda source: fetch(source, kind="model")):
         raise UsageError(problem, place="scoring",
-                         remedy="judge with another kind (bilstm, transformers, perspective, judge), or with a scorer "
-                                "from `llm-detox train-scorer --labelled none`")
+                         remedy="use another kind for scoring.judging (bilstm, transformers, perspective, judge), or a "
+                                "scorer from `llm-detox train-scorer --labelled none`")

@@ -45,7 +45,7 @@ class PerspectiveScorer(ToxicityScorer):
         key = os.environ.get(KEY_VARIABLE)
         if not key:
             raise DetoxError(f"the Perspective API needs a key in {KEY_VARIABLE}", place="scoring",
-                             remedy="set it, or take a local scorer: ngram, bilstm, transformers")
+                             remedy="set it, or use a local scorer: ngram, bilstm, transformers")
         self._key = key
         self.address = address or ADDRESS
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:8]

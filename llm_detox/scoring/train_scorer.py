@@ -64,7 +64,7 @@ def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled
         texts, scores, names, place = scored_texts(records)
         test = place < held_out
         if min(int(test.sum()), int((~test).sum())) < 10 * _FOLDS:
-            raise DetoxError(f"only {len(texts)} texts carry scores", place=str(records),
+            raise DetoxError(f"only {len(texts)} texts have scores", place=str(records),
                              remedy="give some hundred records with Perspective's scores")
         base = _supporting_scorer(labelled)
         reader = _open_reader(encoder, whole_sentences)
@@ -89,7 +89,7 @@ def scored_texts(path: Path) -> tuple[list[str], Floats, list[str], Floats]:
     usable = [(text, [scores[name] for name in names], place) for text, scores, place in rows
               if all(isinstance(scores.get(name), int | float) for name in names)]
     if not names or not usable:
-        raise DetoxError("no text carries scores", place=str(path),
+        raise DetoxError("no text has scores", place=str(path),
                          remedy='records look like {"prompt": {"text": "...", "toxicity": 0.1, ...}, ...}')
     return ([text for text, _, _ in usable], np.array([values for _, values, _ in usable], dtype=np.float64), names,
             np.array([place for _, _, place in usable]))

@@ -112,7 +112,7 @@ def read_state(deployment: Path) -> DeploymentState:
             value.get("model", ""), value.get("started", ""),
             tuple(Process(**one) for one in value.get("processes", ())))
     except (OSError, ValueError, AttributeError, TypeError):
-        raise DetoxError("this is no deployment (no readable deployment.json)", place=str(deployment),
+        raise DetoxError("this is not a deployment (no readable deployment.json)", place=str(deployment),
                          remedy="pass the folder that `llm-detox deploy` wrote") from None
 
 

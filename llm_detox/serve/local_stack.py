@@ -62,7 +62,7 @@ def caikit_python() -> str:
     given = os.environ.get(CAIKIT_PYTHON_VARIABLE)
     path = Path(given) if given else Path(__file__).parents[2] / ".venv-caikit" / "bin" / "python"
     if not path.exists():
-        raise DetoxError("the Caikit runtime's own environment is not there", place=str(path),
+        raise DetoxError("the Caikit runtime's own environment is missing", place=str(path),
                          remedy=f"`make install` makes it; or set {CAIKIT_PYTHON_VARIABLE} to its interpreter")
     return str(path)
 
@@ -80,7 +80,7 @@ def start(model: Path, name: str, ports: Ports, work: Path) -> list[Process]:
         DetoxError: the folder is no Caikit model, or a program is missing.
     """
     if not (model / "config.yml").is_file() or not (model / "artifacts").is_dir():
-        raise DetoxError("this is no Caikit model folder (config.yml and artifacts/)", place=str(model),
+        raise DetoxError("this is not a Caikit model folder (config.yml and artifacts/)", place=str(model),
                          remedy="make one: llm-detox convert --model MODEL --output DIR")
     caikit, serving = caikit_python(), _serving_folder()
     work = work.absolute()

@@ -102,10 +102,10 @@ def _same_text(answers: Sequence[Answer], name: str) -> str:
     texts = {one.text for one in answers}
     if len(texts) != 1:
         raise DetoxError(f"greedy answers differ: {json.dumps(sorted(texts), ensure_ascii=False)}", place=name,
-                         remedy="look into the logs of engine and runtime")
+                         remedy="read the logs of engine and runtime")
     text = texts.pop()
     if not text.strip():
-        raise DetoxError("the model answers with nothing", place=name,
+        raise DetoxError("the model's answer is empty", place=name,
                          remedy="choose another deploy.prompt; if all stay empty, look at the training")
     return text
 

@@ -98,7 +98,7 @@ def _resolve(client: Any, place: Place) -> tuple[Place, Index] | None:
         index = read_index(client, place)
         if index is None:
             raise DetoxError("the version that the pointer names is gone", place=str(place),
-                             remedy="publish the model again, or roll back to a version that is there")
+                             remedy="publish the model again, or roll back to a version that exists")
     if place.key.rpartition("/")[2] != index.digest:
         raise DetoxError("the list of checksums does not belong to this address", place=str(place / INDEX),
                          remedy="publish the model again")

@@ -95,7 +95,7 @@ def publish(folder: Path, url: str) -> Publication:
         newest = Version(index.digest, str(version), now, index.bytes, len(sums))
         move_pointer(client, place, lambda old: _with_version(old, newest))
     kept = len(sums) - sent - copied
-    say(f"published {version}: {sent} files sent, {copied} copied, {kept} there already")
+    say(f"published {version}: {sent} files sent, {copied} copied, {kept} already there")
     return Publication(str(version), str(place), index.digest, len(sums), index.bytes, sent, copied, kept,
                        round(time.monotonic() - started, 2))
 

@@ -74,7 +74,7 @@ def connect(env: Mapping[str, str] | None = None, **config: Any) -> Any:
     }
     ca_bundle = given.get("AWS_CA_BUNDLE")
     if ca_bundle and not os.path.isfile(ca_bundle):
-        raise DetoxError("the CA bundle named by AWS_CA_BUNDLE is not there", place=ca_bundle,
+        raise DetoxError("the CA bundle named by AWS_CA_BUNDLE does not exist", place=ca_bundle,
                          remedy="point AWS_CA_BUNDLE to a PEM file, or unset it")
     if endpoint and not endpoint.startswith(("http://", "https://")):
         raise DetoxError("the store's address is not a URL", place=f"AWS_S3_ENDPOINT={endpoint}",
@@ -148,4 +148,4 @@ def _explain(error: Exception, where: str) -> DetoxError:
         return DetoxError(f"the store does not answer ({type(error).__name__})", place=where,
                           remedy="check AWS_S3_ENDPOINT, the network and that the store runs")
     return DetoxError(f"the store failed: {code or type(error).__name__}", place=where,
-                      remedy="try again; if it stays, look into the store's log")
+                      remedy="try again; if that does not help, read the store's log")

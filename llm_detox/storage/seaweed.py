@@ -192,7 +192,7 @@ def _wait_ready(store: Seaweed) -> None:
                 return
         time.sleep(0.1)
     end = processes.last_lines(store.process.log, 5)
-    raise DetoxError(f"SeaweedFS did not come up\n{end}", place=store.process.log,
+    raise DetoxError(f"SeaweedFS did not start\n{end}", place=store.process.log,
                      remedy="read the log; free some memory, ports or disk")
 
 

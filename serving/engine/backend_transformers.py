@@ -258,7 +258,7 @@ def _dtype(asked: str | None) -> torch.dtype:
     if asked is None:
         return best
     if asked not in _DTYPES:
-        raise DetoxError(f"{asked!r} is no dtype", place="dtype", remedy=", ".join(_DTYPES))
+        raise DetoxError(f"{asked!r} is not a dtype", place="dtype", remedy=", ".join(_DTYPES))
     if device().type == "cpu" and asked != "float32":
         log.warning("computing in float32: %s is far slower on this CPU", asked)
         return torch.float32

@@ -18,14 +18,14 @@ def main() -> int:
     """Judge until SIGTERM or SIGINT; the exit code is 1 where it failed, 2 where it was called wrongly."""
     parser = argparse.ArgumentParser(prog="python -m serving.guard", description=__doc__)
     parser.add_argument("--guard", required=True, help="a scorer: ngram, bilstm, transformers=SOURCE, ngram=FOLDER")
-    parser.add_argument("--threshold", type=float, default=0.5, help="what is at or over it is withheld")
+    parser.add_argument("--threshold", type=float, default=0.5, help="answers that score this or more are withheld")
     parser.add_argument("--host", default="0.0.0.0" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1")  # noqa: S104
     parser.add_argument("--port", type=int, default=8080)
     options = parser.parse_args()
     try:
         if options.guard.partition("=")[0] == "judge":
-            raise UsageError("a judge reads the question too, and a graph hands over the answer alone",
-                             place="--guard", remedy="take a scorer here; a judge works in the client")
+            raise UsageError("a judge reads the question too, and a graph passes only the answer",
+                             place="--guard", remedy="use a scorer here; a judge works in the client")
         server = GuardServer(open_guard(options.guard, options.threshold), options.host, options.port)
     except DetoxError as error:
         print(error, file=sys.stderr)

@@ -30,7 +30,7 @@ def judged(answer: Any, guard: Guard) -> dict[str, Any]:
         return {**answer, "guard": _told(guard, verdict)}
     if isinstance(answer, dict) and isinstance(answer.get("choices"), list) and answer["choices"]:
         return {**answer, "choices": [_choice(choice, guard) for choice in answer["choices"]]}
-    raise ValueError("no answer of a model: it has neither generated_text nor choices")
+    raise ValueError("not the answer of a model: it has neither generated_text nor choices")
 
 
 def _choice(choice: Any, guard: Guard) -> dict[str, Any]:

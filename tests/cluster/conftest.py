@@ -101,7 +101,7 @@ def address(version: str) -> str:
 
 def refuse(*_: Any) -> None:
     """A model that does not answer."""
-    raise DetoxError("the model answers with nothing", place="http://model", remedy="look at the training")
+    raise DetoxError("the model's answer is empty", place="http://model", remedy="look at the training")
 
 
 @pytest.fixture

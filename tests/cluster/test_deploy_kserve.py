@@ -256,7 +256,7 @@ def test_a_service_that_someone_else_made_is_not_taken_over(project: Project) ->
 
 
 def test_a_missing_runtime_is_said_before_anything_is_made(project: Project) -> None:
-    with pytest.raises(DetoxError, match="ServingRuntime llm-detox-vllm is not there") as caught:
+    with pytest.raises(DetoxError, match="ServingRuntime llm-detox-vllm does not exist") as caught:
         project.deploy(OLD, runtime="llm-detox-vllm")
     assert "kubectl apply -k manifests/overlays/kserve" in str(caught.value.remedy)
     assert project.live() is None

@@ -171,7 +171,7 @@ def test_a_name_without_plugin_is_refused_in_one_line(change: str) -> None:
 
 
 def test_a_plugin_that_is_not_installed_is_named_with_those_that_are() -> None:
-    with pytest.raises(DetoxError, match=r"no installed package brings 'nobody' \(llm_detox.scorers; there: "):
+    with pytest.raises(DetoxError, match=r"no installed package provides 'nobody' \(llm_detox.scorers; there: "):
         load_plugin("llm_detox.scorers", "plugin:nobody")
 
 

@@ -168,7 +168,7 @@ PROVOKED: dict[str, Provoke] = {
     "cannot be fetched": _fetch("owner/name"),
     "no config.json: this is not a Hugging Face model folder":
         _no_model,
-    "no installed package brings": lambda stage: load_plugin("llm_detox.scorers", "plugin:nobody"),
+    "no installed package provides": lambda stage: load_plugin("llm_detox.scorers", "plugin:nobody"),
     "the output exists already":
         lambda stage: stage.command("data", "--recipe", str(DEMO), "--output", str(stage.folder)),
     "not the finished output of a step":
@@ -181,16 +181,16 @@ PROVOKED: dict[str, Provoke] = {
     "the scorer fails on every batch": _broken_scorer,
     "vLLM is not installed": _no_vllm,
     "SeaweedFS (`weed`) is not installed": _no_weed,
-    "the Caikit runtime's own environment is not there": _no_caikit,
+    "the Caikit runtime's own environment is missing": _no_caikit,
     "the verdict is": _failed_gate,
     "no credentials for the store": lambda stage: stage.store(AWS_S3_ENDPOINT="http://127.0.0.1:9"),
     "the store does not answer": lambda stage: stage.store(
         AWS_S3_ENDPOINT="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret"),
     "the store's address is not a URL": lambda stage: stage.store(AWS_S3_ENDPOINT="127.0.0.1:9"),
-    "this is no Caikit model folder": _no_caikit_folder,
+    "this is not a Caikit model folder": _no_caikit_folder,
     "no model is given, and no local run has deployed one": lambda stage: stage.command("serve"),
     "cannot be taken": _taken,
-    "this is no deployment": lambda stage: stage.command("stop", str(stage.folder)),
+    "this is not a deployment": lambda stage: stage.command("stop", str(stage.folder)),
     "UNAVAILABLE": _nobody_listens,
 }
 

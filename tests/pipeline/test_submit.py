@@ -230,11 +230,11 @@ def test_a_failed_shard_is_not_hidden_by_the_shards_that_went_well(
 
 @pytest.mark.parametrize(("options", "told"), [
     ({"pipeline": "promote"}, "promote needs address"),
-    ({"parameters": ["address=s3://models/x"]}, "is no parameter of detox-and-serve"),
-    ({"parameters": ["shards"]}, "is no parameter"),
-    ({"parameters": ["recipe={}"]}, "is no parameter"),
+    ({"parameters": ["address=s3://models/x"]}, "is not a parameter of detox-and-serve"),
+    ({"parameters": ["shards"]}, "is not a parameter"),
+    ({"parameters": ["recipe={}"]}, "is not a parameter"),
     ({"parameters": ["overrides=sed=7"]}, "did you mean 'seed'"),
-    ({"parameters": ["shards=many"]}, "is no number"),
+    ({"parameters": ["shards=many"]}, "is not a number"),
     ({"pipeline": "train-judge", "parameters": ["records=x"]}, "train-judge needs publish_url"),
     ({"pipeline": "other"}, "no such pipeline"),
 ])

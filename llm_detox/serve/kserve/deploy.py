@@ -117,7 +117,7 @@ def answers(places: dict[str, str], name: str, settings: DeploySection) -> None:
                                             "deploy.kserve.rest_url and grpc_url") from None
             time.sleep(2)
         if not text.strip():
-            raise DetoxError("the model answers with nothing", place=places[protocol],
+            raise DetoxError("the model's answer is empty", place=places[protocol],
                              remedy="choose another deploy.prompt; if all stay empty, look at the training")
 
 
@@ -196,7 +196,7 @@ class _RollOut:
         except (DetoxError, KeyboardInterrupt) as error:
             if before is None or not before.ready:
                 raise
-            say(f"{self.name}: putting back what was served before")
+            say(f"{self.name}: restoring the version served before")
             outcome = self._put_back(before, wait=isinstance(error, DetoxError))
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -228,7 +228,8 @@ class _RollOut:
     def _require_runtime(self) -> None:
         runtime = self.settings.kserve.runtime
         if not self.cluster.has_runtime(runtime):
-            raise DetoxError(f"the ServingRuntime {runtime} is not there", place=f"namespace {self.cluster.namespace}",
+            raise DetoxError(f"the ServingRuntime {runtime} does not exist",
+                             place=f"namespace {self.cluster.namespace}",
                              remedy="an administrator runs: kubectl apply -k manifests/overlays/"
                                     f"{self.settings.kserve.platform}")
 
@@ -262,7 +263,7 @@ def _live(cluster: Cluster, name: str) -> InferenceService | None:
         if live is None or not live.leaving:
             return live
         if time.monotonic() >= until:
-            raise DetoxError("the InferenceService is being removed, and does not go", place=name,
+            raise DetoxError("the InferenceService is still not removed", place=name,
                              remedy="see its finalizers: oc get inferenceservice -o yaml")
         time.sleep(0.5)
 
@@ -277,7 +278,7 @@ def _as_it_was(before: InferenceService) -> Manifest:
 
 def _require_ours(live: InferenceService | None, name: str) -> None:
     if live is not None and live.labels.get(_OURS[0]) != _OURS[1]:
-        raise DetoxError("an InferenceService of this name is there that llm-detox did not make", place=name,
+        raise DetoxError("llm-detox did not create the InferenceService of this name", place=name,
                          remedy=f"choose another deploy.name, or label it {_OURS[0]}={_OURS[1]}")
 
 

@@ -108,7 +108,7 @@ def wait_until_ready(cluster: Cluster, name: str, version: str, patience: Patien
     while True:
         service = cluster.service(name)
         if service is None:
-            raise DetoxError("somebody removed the InferenceService meanwhile", place=name, remedy="deploy again")
+            raise DetoxError("the InferenceService was removed in the meantime", place=name, remedy="deploy again")
         pods = cluster.pods(name)
         if is_ready(service, pods, version):
             say(f"{name}: ready after {human_seconds(time.monotonic() - started)}")
@@ -191,7 +191,7 @@ def _of_container(pod: str, container: Container) -> Iterator[Reason]:
     reason, message = container.waiting_reason, container.waiting_message
     key = f"{pod} {container.name} {reason}"
     if reason in _PULL:
-        yield Reason(f"{pod} {container.name} image", f"{place}: the image does not come: {message or reason}",
+        yield Reason(f"{pod} {container.name} image", f"{place}: the image cannot be pulled: {message or reason}",
                      "pending", "check the image's name in manifests/settings and the pull secret")
     elif reason in ("InvalidImageName", "ErrImageNeverPull"):
         yield Reason(key, f"{place}: {reason}: {message}", "settle", "correct the image in manifests/settings")

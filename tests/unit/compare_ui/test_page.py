@@ -155,7 +155,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
 
 @pytest.mark.parametrize(("words", "said"), [
     (["a", "b", "--name", "one"], "two different names"), (["a", "b", "--scorer", "nose"], "no scorer 'nose'"),
-    (["http://user@host/m", "b", "--scorer", "ngram"], "not an address of a server")])
+    (["http://user@host/m", "b", "--scorer", "ngram"], "not the address of a server")])
 def test_wrong_use_is_told_before_anything_is_loaded(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
     assert run(monkeypatch, *words) == 2

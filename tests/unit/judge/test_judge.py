@@ -281,7 +281,7 @@ def test_a_bad_conversation_is_named_with_its_record(tmp_path: Path) -> None:
         read_chats(path, answered=True)
     assert caught.value.place == f"{path}, record 2"
     path.write_text((json.dumps({"messages": turns}) + "\n") * 2, "utf-8")
-    with pytest.raises(DetoxError, match="stands in record 1 already"):
+    with pytest.raises(DetoxError, match="is already used in record 1"):
         read_chats(path, answered=True)
 
 

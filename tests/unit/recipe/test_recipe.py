@@ -100,7 +100,7 @@ def test_a_malformed_override_is_refused(override: str) -> None:
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text(DEMO.read_text("utf-8") + "\nname: again\n", "utf-8")
-    with pytest.raises(UsageError, match="'name' stands twice"):
+    with pytest.raises(UsageError, match="'name' appears twice"):
         load_recipe(path)
 
 

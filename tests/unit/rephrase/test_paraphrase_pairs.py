@@ -197,7 +197,7 @@ def test_a_fluency_model_reads_along_with_a_paraphraser_of_its_vocabulary(place:
     words.save_pretrained(other)
     with pytest.raises(DetoxError, match="another vocabulary"):
         MethodFactory(weighted(place, 1.0, fluency_model=str(other))).link("paraphrase").candidates(texts)
-    with pytest.raises(ValueError, match="an endpoint draws alone"):
+    with pytest.raises(ValueError, match="an endpoint samples without it"):
         weighted(place, 1.0, url="http://127.0.0.1:1")
 
 
@@ -227,7 +227,7 @@ def test_a_seq2seq_paraphraser_draws_alone(place: Path, tmp_path: Path) -> None:
     words.save_pretrained(tmp_path)
     guided = weighted(place, 1.0).model_dump(mode="json")
     guided["detoxify"]["paraphrase"]["model"] = str(tmp_path)
-    with pytest.raises(DetoxError, match="seq2seq paraphraser draws alone"):
+    with pytest.raises(DetoxError, match="seq2seq paraphraser samples without it"):
         MethodFactory(Recipe.model_validate(guided)).link("paraphrase").candidates(["you fool"])
 
 

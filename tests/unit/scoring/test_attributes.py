@@ -190,7 +190,7 @@ def test_a_scorer_that_is_right_has_no_calibration_error(values: list[float]) ->
 
 
 @pytest.mark.parametrize(("content", "problem"), [
-    ('{"text": "a"}\n', "no text carries scores"), ('{"text": "a", "toxicity": 0.2}\n', "only 1 texts")])
+    ('{"text": "a"}\n', "no text has scores"), ('{"text": "a", "toxicity": 0.2}\n', "only 1 texts")])
 def test_too_little_to_learn_from_is_refused(tmp_path: Path, content: str, problem: str) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(content, "utf-8")

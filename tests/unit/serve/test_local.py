@@ -102,7 +102,7 @@ def test_a_missing_caikit_environment_is_named(
     tmp_path: Path, published: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLM_DETOX_CAIKIT_PYTHON", str(tmp_path / "absent"))
-    with pytest.raises(DetoxError, match="own environment is not there") as caught:
+    with pytest.raises(DetoxError, match="own environment is missing") as caught:
         deploy_local(published, name="x", output=tmp_path / "out")
     assert "make install" in str(caught.value.remedy)
     assert not (tmp_path / "out").exists()
@@ -110,7 +110,7 @@ def test_a_missing_caikit_environment_is_named(
 
 def test_another_kind_of_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(DetoxError, match="no Caikit model folder"):
+    with pytest.raises(DetoxError, match="not a Caikit model folder"):
         local_stack.start(tmp_path / "model", "x", Ports(1, 2, 3, 4), tmp_path / "work")
 
 
@@ -150,5 +150,5 @@ def test_stopping_ends_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_deployment_is_told_apart(tmp_path: Path) -> None:
     assert stop_local(tmp_path) == []
-    with pytest.raises(DetoxError, match="no deployment"):
+    with pytest.raises(DetoxError, match="not a deployment"):
         read_state(tmp_path)

@@ -37,7 +37,7 @@ def test_changes_are_taken_as_they_are_empty_ones_are_none_and_overrides_come_la
 
 
 @pytest.mark.parametrize(("text", "told"), [
-    ("name: x\nname: y", "stands twice"), ("just words", "a mapping"), ("[1]", "a mapping"),
+    ("name: x\nname: y", "appears twice"), ("just words", "a mapping"), ("[1]", "a mapping"),
     ("{a: [", "not valid YAML"), ('{"nam": "x"}', "did you mean 'name'"),
 ])
 def test_a_wrong_recipe_is_refused_with_its_mistake(text: str, told: str) -> None:
