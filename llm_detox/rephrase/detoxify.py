@@ -133,7 +133,8 @@ def read_records(texts: Path) -> list[Record]:
         kept = _answer_of(record)
         answered = bool(kept) if answered is None else answered
         if bool(kept) != answered:
-            raise DetoxError("the file has requests with answers and texts without", place=f"{texts}, record {number}",
+            raise DetoxError("requests with answers and texts without answers are in one file",
+                             place=f"{texts}, record {number}",
                              remedy="detoxify them separately: texts are rewritten, requests refused")
         records.append({"id": record.get("id", record_id(record["text"])), "text": record["text"], **kept})
     if not records:

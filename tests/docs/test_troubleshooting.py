@@ -146,8 +146,10 @@ def _taken(stage: Stage) -> object:
 
 
 def _failed_gate(stage: Stage) -> None:
+    from llm_detox.evaluation.results import ReportSummary
+
     stage.monkeypatch.setattr("llm_detox.evaluation.report.write_report",
-                              lambda *_, **__: {"verdict": "fail", "reasons": ["perplexity"]})
+                              lambda *_, **__: ReportSummary(verdict="fail", reasons=["perplexity"], arms={}, html="report.html"))
     (stage.folder / "base").mkdir()
     stage.command("report", "--recipe", str(DEMO), "--arm", f"base={stage.folder / 'base'}", "--output", "report")
 
@@ -189,7 +191,7 @@ PROVOKED: dict[str, Provoke] = {
     "the store's address is not a URL": lambda stage: stage.store(AWS_S3_ENDPOINT="127.0.0.1:9"),
     "this is not a Caikit model folder": _no_caikit_folder,
     "no model is given, and no local run has deployed one": lambda stage: stage.command("serve"),
-    "cannot be taken": _taken,
+    "cannot be used": _taken,
     "this is not a deployment": lambda stage: stage.command("stop", str(stage.folder)),
     "UNAVAILABLE": _nobody_listens,
 }

@@ -142,7 +142,7 @@ def test_requests_among_texts_are_refused_with_their_number(tmp_path: Path, aske
 def test_a_shard_that_does_not_exist_is_refused() -> None:
     assert read_shard("2/8") == (2, 8)
     for wrong in ("4/4", "1", "a/b", "-1/2", ""):
-        with pytest.raises(UsageError, match="no shard"):
+        with pytest.raises(UsageError, match="is not a shard"):
             read_shard(wrong)
 
 
