@@ -146,10 +146,10 @@ def _taken(stage: Stage) -> object:
 
 
 def _failed_gate(stage: Stage) -> None:
-    from llm_detox.evaluation.results import ReportSummary
+    from llm_detox.evaluation.report_content import ReportSummary
 
-    stage.monkeypatch.setattr("llm_detox.evaluation.report.write_report",
-                              lambda *_, **__: ReportSummary(verdict="fail", reasons=["perplexity"], arms={}, html="report.html"))
+    failed = ReportSummary(verdict="fail", reasons=["perplexity"], arms={}, html="report.html")
+    stage.monkeypatch.setattr("llm_detox.evaluation.report.write_report", lambda *_, **__: failed)
     (stage.folder / "base").mkdir()
     stage.command("report", "--recipe", str(DEMO), "--arm", f"base={stage.folder / 'base'}", "--output", "report")
 
