@@ -13,8 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from llm_detox.serve.local_stack import caikit_python
 from llm_detox.errors import DetoxError
+from llm_detox.serve.local_stack import caikit_python
 from tests.conftest import REPOSITORY
 
 LOCKS = REPOSITORY / "requirements"
