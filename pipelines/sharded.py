@@ -17,7 +17,7 @@ RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 
 @contextmanager
 def outcome_written(**parameters: Any) -> Iterator[None]:
-    """Whatever becomes of the steps in the block, the outcome is written behind them."""
+    """Whatever becomes of the steps in the block, the outcome is written after them."""
     with dsl.ExitHandler(outcome(run=RUN, **parameters), name="steps"):
         yield
 

@@ -21,6 +21,6 @@ def train_scorer(
     from llm_detox.scoring.train_scorer import train_scorer
 
     with pipeline_step("train_scorer", recipe):
-        found = fetch(records, kind="dataset")
-        result = train_scorer(found, output=Path(scorer.path), held_out=held_out, labelled=labelled or None)
+        source = fetch(records, kind="dataset")
+        result = train_scorer(source, output=Path(scorer.path), held_out=held_out, labelled=labelled or None)
         log_metrics(result, metrics)

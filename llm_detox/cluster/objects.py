@@ -25,7 +25,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Termination:
-    """How a container or a model load ended; `exit_code` is None where it is not told."""
+    """How a container or a model load ended; `exit_code` is None where it is not known."""
 
     exit_code: int | None
     reason: str

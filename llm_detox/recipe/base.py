@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Source = Annotated[str, Field(min_length=1, description="hub id (owner/name, or owner/name@revision), path, s3:// or package://")]
-# A value of the project's own, or of an installed package (`llm_detox.plugins`); told apart before either is checked,
-# so that a mistake is explained once.
+# A value of the project's own, or of an installed package (`llm_detox.plugins`). Which of them is decided before it is
+# checked, so that a mistake is explained once.
 OWN, OTHER = "own", "other"
 Plugin = Annotated[str, Field(pattern=r"^plugin:[A-Za-z0-9._-]+$"), Tag(OTHER)]
 

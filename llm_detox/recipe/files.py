@@ -137,16 +137,16 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 def _explain(detail: Any) -> str:
     """One pydantic error in the user's words."""
     path = [str(part) for part in detail["loc"] if part not in (OWN, OTHER)]
-    where = ".".join(path)
+    key = ".".join(path)
     if detail["type"] == "extra_forbidden":
         allowed = _keys_at(path[:-1])
         near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
-        return f"{where}: unknown key; {hint}"
+        return f"{key}: unknown key; {hint}"
     if detail["type"] == "missing":
-        return f"{where}: this key is required"
+        return f"{key}: this key is required"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}, got {detail['input']!r:.60}" if where else message
+    return f"{key}: {message[0].lower()}{message[1:]}, got {detail['input']!r:.60}" if key else message
 
 
 def _keys_at(path: Iterable[str]) -> list[str]:

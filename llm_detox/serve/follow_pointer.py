@@ -92,7 +92,7 @@ class Refresher(threading.Thread):
             try:
                 self._look()
                 self._trouble = ""
-            except Exception as error:  # the store may come back, and the model goes on meanwhile
+            except Exception as error:  # the store may come back, and the model is served meanwhile
                 trouble = str(error) if isinstance(error, DetoxError) else f"{type(error).__name__}: {error}"
                 if trouble != self._trouble:
                     say(f"the model that is served stays: {trouble}")

@@ -146,7 +146,7 @@ def _answers(url: str, name: str) -> bool:
         try:
             return client.generate(_PROBE, max_new_tokens=1).generated_tokens == 1
         except GenerationError as error:
-            # Not connected yet, or the model is still loading behind it: the deadline decides.
+            # Not connected yet, or the engine is still loading the model: the deadline decides.
             if error.code not in ("UNAVAILABLE", "NOT_FOUND", "DEADLINE_EXCEEDED"):
                 raise
             return False
@@ -159,8 +159,8 @@ def _environment(without: Sequence[str] = ()) -> dict[str, str]:
 
 
 def _serving_folder() -> Path:
-    found = importlib.util.find_spec("serving")
-    folders = list(found.submodule_search_locations or ()) if found else []
+    package = importlib.util.find_spec("serving")
+    folders = list(package.submodule_search_locations or ()) if package else []
     if not folders:
         raise DetoxError("the package `serving` is not installed", remedy="pip install -e . in the checkout")
     return Path(folders[0])

@@ -188,7 +188,7 @@ def read_json(client: Any, place: Place) -> Stored | None:
             if is_missing(error):
                 return None
             raise
-        except BotoCoreError:  # the connection broke behind the headers, where botocore no longer repeats
+        except BotoCoreError:  # the connection broke after the headers, where botocore no longer repeats
             if attempt == _READS:
                 raise
         except ValueError:

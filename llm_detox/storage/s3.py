@@ -117,35 +117,34 @@ def clear_errors(place: Place | str) -> Iterator[None]:
     try:
         yield
     except (ClientError, BotoCoreError, Boto3Error) as error:
-        where = f"{place} at {endpoint_of() or 'AWS S3'}"
-        raise _explain(error, where) from error
+        raise _explain(error, f"{place} at {endpoint_of() or 'AWS S3'}") from error
 
 
-def _explain(error: Exception, where: str) -> DetoxError:
+def _explain(error: Exception, place: str) -> DetoxError:
     from botocore import exceptions as boto
 
     code = error_code(error) or next(
         (name for name in (*_EXPIRED, *_REFUSED, "NoSuchBucket") if f"({name})" in str(error)), "")
     if code in _EXPIRED:
-        return DetoxError("the store's credentials have expired", place=where,
+        return DetoxError("the store's credentials have expired", place=place,
                           remedy="get fresh ones (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) and run "
                                  "it again: what was sent stays and is not sent twice")
     if code == "RequestTimeTooSkewed":
-        return DetoxError("the store refuses the request: this machine's clock is wrong", place=where,
+        return DetoxError("the store refuses the request: this machine's clock is wrong", place=place,
                           remedy="set the clock (NTP)")
     if code in _REFUSED:
-        return DetoxError(f"the store refuses the access key ({code})", place=where,
+        return DetoxError(f"the store refuses the access key ({code})", place=place,
                           remedy="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what that key may do there")
     if code == "NoSuchBucket":
-        return DetoxError("the bucket does not exist", place=where, remedy="create it, or correct the address")
+        return DetoxError("the bucket does not exist", place=place, remedy="create it, or correct the address")
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
-        return DetoxError("no credentials for the store", place=where,
+        return DetoxError("no credentials for the store", place=place,
                           remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, boto.SSLError):
-        return DetoxError("the store's TLS certificate is not trusted", place=where,
+        return DetoxError("the store's TLS certificate is not trusted", place=place,
                           remedy="set AWS_CA_BUNDLE to the PEM file of the authority that signed it")
     if isinstance(error, (boto.HTTPClientError, boto.ConnectionError)):
-        return DetoxError(f"the store does not answer ({type(error).__name__})", place=where,
+        return DetoxError(f"the store does not answer ({type(error).__name__})", place=place,
                           remedy="check AWS_S3_ENDPOINT, the network and that the store runs")
-    return DetoxError(f"the store failed: {code or type(error).__name__}", place=where,
+    return DetoxError(f"the store failed: {code or type(error).__name__}", place=place,
                       remedy="try again; if that does not help, read the store's log")

@@ -141,7 +141,7 @@ class _Upload:
         from botocore.exceptions import ClientError
 
         try:
-            self._go_on()
+            self._take_up_earlier()
         except ClientError as error:
             if error_code(error) not in ("NotImplemented", "AccessDenied", "NoSuchUpload"):
                 raise  # else everything is sent
@@ -156,13 +156,13 @@ class _Upload:
         for number in missing:
             self._running.submit(lambda number=number: self._send(number))  # type: ignore[misc]
 
-    def _go_on(self) -> None:
+    def _take_up_earlier(self) -> None:
         """Look for an earlier upload of this content: the key is made of it, so there are no others here."""
         answer = self._client.list_multipart_uploads(Bucket=self._at["Bucket"], Prefix=self._at["Key"])
-        found = [one for one in answer.get("Uploads", ()) if one["Key"] == self._at["Key"]]
-        if not found:
+        uploads = [one for one in answer.get("Uploads", ()) if one["Key"] == self._at["Key"]]
+        if not uploads:
             return
-        earlier = {**self._at, "UploadId": str(max(found, key=lambda one: one["Initiated"])["UploadId"])}
+        earlier = {**self._at, "UploadId": str(max(uploads, key=lambda one: one["Initiated"])["UploadId"])}
         for page in self._client.get_paginator("list_parts").paginate(**earlier):
             for one in page.get("Parts", ()):
                 number, etag = int(one["PartNumber"]), one["ETag"].strip('"')
@@ -251,7 +251,7 @@ class _Download:
                 if last is not None and place != last + 1:  # a store that knows no ranges sends everything
                     raise IncompleteReadError(actual_bytes=place - start, expected_bytes=last + 1 - start)
                 break
-            except (HTTPClientError, IncompleteReadError):  # broken behind the headers, where botocore gives up
+            except (HTTPClientError, IncompleteReadError):  # broken after the headers, where botocore gives up
                 if attempt == _READS:
                     raise
         self._running.count(place - start)
