@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -263,10 +264,10 @@ def test_smoke_asks_on_every_way_and_scores_the_answer(
 ) -> None:
     from llm_detox.recipe.files import load_recipe
     from llm_detox.runs.folders import read_manifest
-    from llm_detox.scoring import base
+    from llm_detox.scoring import load
     from llm_detox.serve.smoke import smoke
 
-    monkeypatch.setattr(base, "load_scorer", lambda spec: _Scorer())
+    monkeypatch.setattr(load, "load_scorer", lambda spec: _Scorer())
     prompt = PROMPTS[0]
     recipe = load_recipe(repository / "recipes/smollm2-demo.yaml",
                          [f"deploy.prompt={prompt}", "deploy.max_new_tokens=24", f"deploy.name={NAME}"])
@@ -275,4 +276,4 @@ def test_smoke_asks_on_every_way_and_scores_the_answer(
     assert result.toxicity == 0.5
     assert [(one.protocol, one.mode) for one in result.answers] == [
         ("rest", "unary"), ("rest", "stream"), ("grpc", "unary"), ("grpc", "stream")]
-    assert read_manifest(tmp_path / "smoke")["result"] == result
+    assert read_manifest(tmp_path / "smoke")["result"] == json.loads(json.dumps(asdict(result)))
