@@ -195,7 +195,7 @@ def test_grpc_from_outside_is_passed_through_never_ended_at_the_edge(tmp_path: P
     assert {one["spec"]["tls"]["termination"] for one in routes} == {"passthrough"}
     runtime = pick(objects, "ServingRuntime")
     environment = {one["name"]: one.get("value") for one in runtime["spec"]["containers"][1]["env"]}
-    assert environment["CAIKIT_TLS_CERT"] == environment["RUNTIME_TLS_SERVER_CERT"] == "/etc/caikit-tls/tls.crt"
+    assert environment["CAIKIT_TLS_CERT"] == "/etc/caikit-tls/tls.crt"
 
 
 def test_the_template_wraps_the_very_runtime_of_the_overlay() -> None:
