@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.standins import Unmeasured
 from tests.standins.kserve.controller import objects_of
 from tests.standins.kserve.graph import graph_objects_of, graph_status
-from tests.standins.kserve.platform import FLAVOURS, OPENDATAHUB, Flavour, Refused, Unmeasured
+from tests.standins.kserve.platform import FLAVOURS, KSERVE, OPENDATAHUB, Flavour, ReconcileFailed, Refused
 from tests.standins.kserve.pods import mutate_pod
 from tests.standins.kserve.runtimes import SpecRefused
 from tests.standins.kserve.status import loading_of, status_of
@@ -141,6 +142,25 @@ def test_a_model_whose_runtime_is_missing_or_does_not_take_its_format_is_refused
         objects_of(service, [], OPENDATAHUB)
     service["spec"]["predictor"]["model"]["modelFormat"]["name"] = "vLLM"
     with pytest.raises(SpecRefused, match=r"^NoSupportingRuntime: Specified runtime does not support"):
+        objects_of(service, objects, OPENDATAHUB)
+
+
+def test_a_host_name_over_63_characters_fails_on_plain_kserve_only() -> None:
+    objects = inputs_of("kserve-0.20/caikit-tgis")
+    service = admit_service(only(objects, "InferenceService"))
+    service["metadata"]["name"] = "m" * (63 - len("-predictor-llm-detox"))
+    assert objects_of(service, objects, KSERVE)
+    service["metadata"]["name"] += "m"
+    with pytest.raises(ReconcileFailed, match=r"^failed creating host name: invalid domain name$"):
+        objects_of(service, objects, KSERVE)
+    assert objects_of(service, objects, OPENDATAHUB)
+
+
+def test_keda_without_its_kinds_fails() -> None:
+    objects = inputs_of("opendatahub-3.5/caikit-tgis")
+    service = admit_service(only(objects, "InferenceService"))
+    service["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] = "keda"
+    with pytest.raises(ReconcileFailed, match='no matches for kind "ScaledObject"'):
         objects_of(service, objects, OPENDATAHUB)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from tests.standins.kserve.platform import PROXY_IMAGE, Flavour, Unmeasured, predictor_name
+from tests.standins import Unmeasured
+from tests.standins.kserve.platform import PROXY_IMAGE, Flavour, predictor_name
 
 Object = dict[str, Any]
 _MODEL_ONLY = {"modelFormat", "name", "protocolVersion", "runtime", "storage", "storageUri"}

@@ -8,14 +8,16 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+from tests.standins import Unmeasured
 from tests.standins.kserve.containers import predictor_pod
 from tests.standins.kserve.platform import (
+    AUTOSCALER,
     CERTIFICATE,
     KSERVE,
     SERVICE_LABEL,
     VISIBILITY,
     Flavour,
-    Unmeasured,
+    ReconcileFailed,
     is_protected,
     is_stopped,
     predictor_name,
@@ -23,6 +25,7 @@ from tests.standins.kserve.platform import (
 from tests.standins.kserve.runtimes import runtime_of
 
 Object = dict[str, Any]
+_LONGEST_LABEL = 63  # of a domain name
 _NOT_COPIED = ("modelFormat", "kubectl.kubernetes.io/last-applied-configuration")
 
 
@@ -39,10 +42,12 @@ def objects_of(service: Object, others: list[Object], flavour: Flavour) -> list[
 
     Raises:
         SpecRefused: there is no such runtime, or it does not take the model's format.
+        ReconcileFailed: a host name would be too long, or the autoscaler's own kinds are not installed.
     """
     if is_stopped(service):
         return []
     runtime = runtime_of(service, others)
+    _fail_where_it_failed(service, flavour)
     metadata = _metadata(service, runtime, flavour)
     deployment = _deployment(service, runtime, metadata, flavour)
     result = [deployment, _service(service, deployment, metadata), _autoscaler(service, metadata)]
@@ -55,6 +60,14 @@ def host_of(service: Object, flavour: Flavour, *, predictor: bool = False) -> st
     """The host name outside of the cluster."""
     name = predictor_name(service) if predictor else service["metadata"]["name"]
     return f"{name}-{service['metadata']['namespace']}.{flavour.domain}"
+
+
+def _fail_where_it_failed(service: Object, flavour: Flavour) -> None:
+    if service["metadata"]["annotations"].get(AUTOSCALER) == "keda":
+        raise ReconcileFailed('failed to get existing KEDA autoscaler: no matches for kind "ScaledObject"')
+    label = host_of(service, flavour, predictor=True).partition(".")[0]
+    if flavour == KSERVE and len(label) > _LONGEST_LABEL:
+        raise ReconcileFailed("failed creating host name: invalid domain name")
 
 
 def _metadata(service: Object, runtime: Object, flavour: Flavour) -> Object:

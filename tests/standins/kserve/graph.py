@@ -6,8 +6,9 @@ import json
 from copy import deepcopy
 from typing import Any
 
+from tests.standins import Unmeasured
 from tests.standins.kserve.containers import certificate_volumes
-from tests.standins.kserve.platform import CERTIFICATE, OPENDATAHUB, ROUTER_IMAGE, Flavour, Unmeasured
+from tests.standins.kserve.platform import CERTIFICATE, OPENDATAHUB, ROUTER_IMAGE, Flavour
 
 Object = dict[str, Any]
 _CA_MOUNT = "/etc/odh/openshift-service-ca-bundle"

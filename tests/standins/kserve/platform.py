@@ -9,17 +9,21 @@ Object = dict[str, Any]
 AUTH = "security.opendatahub.io/enable-auth"
 CERTIFICATE = "service.beta.openshift.io/serving-cert-secret-name"
 DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
+AUTOSCALER = "serving.kserve.io/autoscalerClass"
 STOP = "serving.kserve.io/stop"
 VISIBILITY = "networking.kserve.io/visibility"
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 
 
-class Unmeasured(Exception):
-    """What the real controllers make of this was not recorded."""
-
-
 class Refused(Exception):
     """An admission webhook denied the request; the text is its own."""
+
+
+class ReconcileFailed(Exception):
+    """The controller took the spec and then failed: condition `Ready: False`, reason `ReconcileFailed`, this message.
+
+    The recordings have the last part of the message only.
+    """
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from base64 import b64decode
 from copy import deepcopy
 from typing import Any
 
-from tests.standins.kserve.platform import SERVICE_LABEL, Flavour, Unmeasured
+from tests.standins import Unmeasured
+from tests.standins.kserve.platform import SERVICE_LABEL, Flavour
 from tests.standins.kubernetes import fill_pod_spec, mount_token
 
 Object = dict[str, Any]

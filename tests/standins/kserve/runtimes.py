@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.standins.kserve.platform import Unmeasured
+from tests.standins import Unmeasured
 
 Object = dict[str, Any]
 
