@@ -1,7 +1,7 @@
 """Records what the commands and the engine give today.
 
-    python -m tests.golden.capture --write              renews the stored outputs
-    python -m tests.golden.capture FOLDER [SECTION...]  writes them elsewhere
+    python -m tests.golden.capture --write [SECTION...]  renews the stored outputs
+    python -m tests.golden.capture FOLDER [SECTION...]   writes them elsewhere
 
 Everything runs on one core without a network, in a folder of its own, on what `inputs` makes.
 """
@@ -75,23 +75,32 @@ def _captured(name: str, folder: Path) -> bool:
     return True
 
 
-def renew() -> list[str]:
-    """Capture and put the outputs in the place of the stored ones, if every section could be captured."""
+def renew(sections: Sequence[str]) -> list[str]:
+    """Capture, and put the outputs in the place of the stored ones, if every section could be captured.
+
+    Returns:
+        the sections that failed.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        fresh = Path(scratch) / "expected"
-        if failed := capture(fresh):
+        fresh = Path(scratch)
+        if failed := capture(fresh, sections):
             return failed
-        shutil.rmtree(EXPECTED, ignore_errors=True)
-        shutil.copytree(fresh, EXPECTED)
+        for path in fresh.iterdir():
+            if path.is_dir():
+                shutil.rmtree(EXPECTED / path.name, ignore_errors=True)
+                shutil.copytree(path, EXPECTED / path.name)
+            else:
+                shutil.copyfile(path, EXPECTED / path.name)
     return []
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the module's command line; the exit code is 1 where a section failed."""
-    if not words:
-        print(__doc__, file=sys.stderr)
+    """Run the module's command line; the exit code is 1 where a section failed, 2 where it was called wrongly."""
+    target, sections = (words[0] if words else ""), words[1:] or SECTIONS
+    if not target or set(sections) - set(SECTIONS):
+        print(f"{__doc__}\nSections: {', '.join(SECTIONS)}", file=sys.stderr)
         return 2
-    failed = renew() if words[0] == "--write" else capture(Path(words[0]), words[1:] or SECTIONS)
+    failed = renew(sections) if target == "--write" else capture(Path(target), sections)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
