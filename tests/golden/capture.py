@@ -56,6 +56,11 @@ def capture(folder: Path, sections: Sequence[str] = SECTIONS) -> list[str]:
     return failed
 
 
+def recorded_here(folder: Path) -> bool:
+    """Whether the machine of this capture is the one that recorded the stored outputs."""
+    return (folder / MACHINE).read_bytes() == (EXPECTED / MACHINE).read_bytes()
+
+
 def _captured(name: str, folder: Path) -> bool:
     from tests.golden import recipes, rehearsals, serving, steps
 
@@ -85,6 +90,8 @@ def renew(sections: Sequence[str]) -> list[str]:
         fresh = Path(scratch)
         if failed := capture(fresh, sections):
             return failed
+        if set(sections) != set(SECTIONS) and not recorded_here(fresh):
+            raise SystemExit("the other sections were recorded on another machine: renew all of them")
         for path in fresh.iterdir():
             if path.is_dir():
                 shutil.rmtree(EXPECTED / path.name, ignore_errors=True)

@@ -21,6 +21,7 @@ _ID_OF_WEIGHTS = re.compile(r"^tracking_id: .*$", re.MULTILINE)
 # The share of pairs with a reward margin over zero. At the first step all margins are zero, but for rounding.
 _SIGNS_OF_ROUNDING = "reward_accuracy"
 _NUMBER = re.compile(r"[-+]?\d+\.\d+(?:e[-+]?\d+)?")
+_ROUNDED_DECIMALS = 4
 _SHOWN_LINES, _SHOWN_WIDTH = 40, 400
 
 
@@ -64,7 +65,7 @@ def _same(before: Any, after: Any) -> bool:
     if isinstance(before, list):
         return len(before) == len(after) and all(_same(one, other) for one, other in zip(before, after, strict=True))
     if isinstance(before, float):
-        return math.isclose(before, after, rel_tol=RELATIVE, abs_tol=ABSOLUTE) or (
+        return math.isclose(before, after, rel_tol=RELATIVE, abs_tol=max(ABSOLUTE, _rounding(before))) or (
             math.isnan(before) and math.isnan(after))
     return _same_text(before, after) if isinstance(before, str) else bool(before == after)
 
@@ -74,6 +75,12 @@ def _same_text(before: str, after: str) -> bool:
     return _NUMBER.split(before) == _NUMBER.split(after) and all(
         math.isclose(float(one), float(other), rel_tol=RELATIVE, abs_tol=_last_digit(one))
         for one, other in zip(_NUMBER.findall(before), _NUMBER.findall(after), strict=True))
+
+
+def _rounding(value: float) -> float:
+    """What one in the last digit counts of a value that was rounded to four digits or more; 0.5 is no rounded share."""
+    decimals = len(repr(value).partition(".")[2])
+    return _last_digit(repr(value)) if decimals >= _ROUNDED_DECIMALS else 0.0
 
 
 def _last_digit(number: str) -> float:

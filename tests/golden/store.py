@@ -13,8 +13,8 @@ from tests.golden.compare import DIGESTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Values under these keys are left out: times, rates, memory, versions of packages, and digests of what holds such values
-# (a judge's fingerprint) or of a recipe's whole sections (a key that moves changes them; `recipe show` is stored).
+# Values under these keys are left out: times, rates, memory, versions of packages; digests of what holds such values
+# (a judge's fingerprint), or of a recipe's whole sections (a key that moves changes them; `recipe show` is stored).
 VOLATILE_KEYS = frozenset({
     "seconds", "tokens_per_second", "memory_bytes", "versions", "code_version", "peft_version", "transformers_version",
     "fingerprint", "settings_digest", "settings"})
@@ -22,7 +22,7 @@ VOLATILE_KEYS = frozenset({
 MANIFEST_DIGESTS = frozenset({"files", "inputs"})
 # PEFT writes a set here, in an order that changes from process to process.
 UNORDERED_KEYS = frozenset({"target_modules"})
-# The versions that reports and model cards name; and a fitted scorer's fingerprint, which is the digest of a safetensors
+# The versions that reports and model cards name; and the fingerprint of a fitted scorer: the digest of a safetensors
 # file, whose metadata stand in an order of chance.
 VOLATILE_TEXT = (
     (re.compile(r"\bngram-[0-9a-f]{16}\b"), "ngram-FINGERPRINT"),

@@ -11,14 +11,13 @@ A change that is meant is recorded by `python -m tests.golden.capture --write`, 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.golden.capture import EXPECTED, MACHINE, SECTIONS
+from tests.golden.capture import EXPECTED, SECTIONS, recorded_here
 from tests.golden.compare import differences
 from tests.golden.store import REPOSITORY
 
@@ -41,8 +40,7 @@ def captured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def assert_as_recorded(section: str, captured: Path) -> None:
     error = captured / section / "error.txt"
     assert not error.exists(), error.read_text("utf-8")
-    machines = [json.loads((folder / MACHINE).read_text("utf-8")) for folder in (EXPECTED, captured)]
-    problems = differences(EXPECTED / section, captured / section, exactly=machines[0] == machines[1])
+    problems = differences(EXPECTED / section, captured / section, exactly=recorded_here(captured))
     assert not problems, "\n\n".join(problems)
 
 
