@@ -59,15 +59,20 @@ def _pipelines(store: Store) -> None:
     checked = subprocess.run([sys.executable, "-m", "pipelines", "compile", "--check"], cwd=REPOSITORY, check=False,
                              capture_output=True, text=True)
     store.text("compile-check.txt", f"exit code {checked.returncode}\n{checked.stdout}")
-    digests: dict[str, dict[str, str]] = {}
     for path in sorted((REPOSITORY / "pipelines/compiled").glob("*.yaml")):
-        parts: dict[str, Any] = {}
-        for number, document in enumerate(yaml.safe_load_all(path.read_text("utf-8"))):
-            executors = document.get("deploymentSpec", {}).get("executors", {})
-            for executor in executors.values():
-                executor.get("container", {}).pop("command", None)
-            parts |= {f"{number} {name}": part for name, part in document.items() if name != "components"}
-            parts |= {f"{number} component {name}": part for name, part in document.get("components", {}).items()}
-        digests[path.name] = {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
-                              for name, part in parts.items() if name != "0 sdkVersion"}
-    store.value("pipelines", digests)
+        parts = _parts(list(yaml.safe_load_all(path.read_text("utf-8"))))
+        digests = {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
+                   for name, part in parts.items()}
+        store.value(f"pipelines/{path.stem}", digests)
+
+
+def _parts(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """A compiled pipeline by its parts: the specification, components, executors, and the platform's settings."""
+    specification, *others = documents
+    executors = specification.pop("deploymentSpec")["executors"]
+    for executor in executors.values():
+        executor["container"].pop("command", None)
+    components = specification.pop("components")
+    del specification["sdkVersion"]
+    return {**specification, "platforms": others, **{f"component {name}": part for name, part in components.items()},
+            **{f"executor {name}": part for name, part in executors.items()}}

@@ -23,8 +23,9 @@ MANIFEST_DIGESTS = frozenset({"files", "inputs"})
 # PEFT writes a set here, in an order that changes from process to process.
 UNORDERED_KEYS = frozenset({"target_modules"})
 # The versions that reports and model cards name; and the fingerprint of a fitted scorer: the digest of a safetensors
-# file, whose metadata stand in an order of chance.
+# file, whose metadata stand in an order of chance. A rehearsal's data lie in a folder with the digest of its recipe.
 VOLATILE_TEXT = (
+    (re.compile(r"\bcache/tiny/data-[0-9a-f]{12}\b"), "cache/tiny/data-DIGEST"),
     (re.compile(r"\bngram-[0-9a-f]{16}\b"), "ngram-FINGERPRINT"),
     (re.compile(r"(Made with llm-detox) [\w.+]+, python .*"), r"\1 and others"),
     (re.compile(r"(Made with llm-detox) [\w.+]+"), r"\1"))
