@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.capture import EXPECTED, SECTIONS, recorded_here
+from tests.golden.capture import EXPECTED, MACHINE, SECTIONS, recorded_here
 from tests.golden.compare import differences
 from tests.golden.store import REPOSITORY
 
@@ -33,15 +33,17 @@ def captured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("golden")
     chosen = {item.name.removeprefix(_PREFIX) for item in request.session.items if item.module is request.module}
     command = [sys.executable, "-m", "tests.golden.capture", str(folder), *(s for s in SECTIONS if s in chosen)]
-    subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, timeout=_LIMIT_SECONDS)
+    ended = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
+    assert (folder / MACHINE).exists(), ended.stderr[-5000:]
     return folder
 
 
 def assert_as_recorded(section: str, captured: Path) -> None:
     error = captured / section / "error.txt"
-    assert not error.exists(), error.read_text("utf-8")
-    problems = differences(EXPECTED / section, captured / section, exactly=recorded_here(captured))
-    assert not problems, "\n\n".join(problems)
+    if error.exists():
+        pytest.fail(error.read_text("utf-8"), pytrace=False)
+    if problems := differences(EXPECTED / section, captured / section, exactly=recorded_here(captured)):
+        pytest.fail("\n\n".join(problems), pytrace=False)
 
 
 def test_golden_rehearsal(captured: Path) -> None:
