@@ -36,6 +36,6 @@ class UsageError(DetoxError):
 
 
 class GateNotPassed(DetoxError):
-    """The work is done, but the model did not meet the recipe's gate."""
+    """The work is done, but the model did not pass the recipe's gate."""
 
     exit_code = 3

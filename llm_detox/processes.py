@@ -22,7 +22,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True)
 class Process:
-    """A process of ours. `started` tells it from a later process that got the same pid."""
+    """A process of ours. `started` distinguishes it from a later process with the same pid."""
 
     name: str
     pid: int
@@ -63,7 +63,7 @@ def is_running(process: Process) -> bool:
 
 
 def exit_code(process: Process) -> int | None:
-    """The exit status where this Python started the process and it has ended."""
+    """The exit status, if this Python started the process and it has ended."""
     child = _children.get(process.pid)
     return None if child is None else child.poll()
 
@@ -132,7 +132,7 @@ def _signal_group(process: Process, number: int) -> None:
 def _start_time(pid: int) -> str | None:
     """When the process started, in the system's own words; None for a dead one or a zombie."""
     with suppress(OSError):
-        # The name in parentheses may hold spaces, so fields are counted behind it: state is 3, starttime 22.
+        # The name in parentheses may hold spaces, so fields are counted after it: state is 3, starttime 22.
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     if Path("/proc/self").exists():

@@ -21,12 +21,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(message: str) -> None:
-    """Print one line about what is going on."""
+    """Print one line about what happens."""
     print(message, file=sys.stderr, flush=True)
 
 
 def one_voice() -> None:
-    """Keep the libraries' own progress bars, telemetry and notices off: they would tell twice, or tell others.
+    """Keep the libraries' own progress bars, telemetry and notices off: they would report twice, or to others.
 
     Called at the start of a process, before those libraries are imported; its children inherit the variables.
     """
@@ -56,7 +56,7 @@ class Task(ABC):
         self._resumed = 0
 
     def skip(self, count: int) -> None:
-        """Count work found done by an earlier run; it does not enter the rate."""
+        """Count work that an earlier run finished; it is not part of the rate."""
         self.done += count
         self._resumed += count
         self._show()

@@ -1,4 +1,4 @@
-"""The command line: `llm-detox <step>`. A file a group of commands; each loads what it needs when called."""
+"""The command line: `llm-detox <step>`. One file for each group of commands; each loads what it needs when called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_detox.progress import one_voice
 
 
 class _Steps(typer.core.TyperGroup):
-    """The steps, where `evaluate compare A B` may be said for `compare A B`."""
+    """The steps; `evaluate compare A B` means `compare A B`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         return super().resolve_command(ctx, args[1:] if args[:2] == ["evaluate", "compare"] else args)

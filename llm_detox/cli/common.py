@@ -126,7 +126,7 @@ def served(url: str | None, grpc: str | None, fmaas: str | None, openai: str | N
 
 
 def parameters(*, max_new_tokens: int, sample: bool, **given: Any) -> dict[str, Any]:
-    """Generation parameters of the options; what is None is left to the server."""
+    """Generation parameters of the options; the server decides about those that are None."""
     values = {"max_new_tokens": max_new_tokens, "decoding_method": "SAMPLING" if sample else "GREEDY", **given}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -59,7 +59,7 @@ def stop(
 
 
 def doctor(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check, before a run, that all it needs is there. Exit code 1 where something is missing."""
+    """Check that a run has all it needs. Exit code 1 if something is missing."""
     settings = read_recipe(recipe, overrides)
     from llm_detox.doctor import examine
 

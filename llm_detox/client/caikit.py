@@ -11,7 +11,7 @@ from llm_detox.client.types import Chunk, Generation, Parameters, Token
 
 
 class CaikitGrpc:
-    """`TextGenerationTaskPredict` and its streaming twin; the model's name goes in the metadata."""
+    """`TextGenerationTaskPredict` and its streaming form; the model's name is in the metadata."""
 
     service = "caikit.runtime.Nlp.NlpService"
     unary, streaming = "TextGenerationTaskPredict", "ServerStreamingTextGenerationTaskPredict"

@@ -1,4 +1,4 @@
-"""The client that blocks, and what it shares with the one that is awaited: addresses, deadlines, repetitions."""
+"""The blocking client, and what it shares with the awaited one: addresses, deadlines, retries."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Client:
 
     @property
     def takes_messages(self) -> bool:
-        """Whether prompts may be conversations, which the server puts through the model's chat template."""
+        """Whether prompts may be conversations, to which the server applies the model's chat template."""
         return self.server.url.startswith("openai+")
 
     def _prepare(self, prompt: Prompt, parameters: dict[str, Any]) -> tuple[Parameters, Attempts]:
@@ -87,10 +87,10 @@ class TextGenerationClient(Client):
                 time.sleep(attempts.pause(error))
 
     def stream(self, prompt: Prompt, **parameters: Any) -> Generator[Chunk]:
-        """The answer piece by piece as it comes. Closing the iterator cancels the request.
+        """The answer piece by piece as it arrives. Closing the iterator cancels the request.
 
         Raises:
-            GenerationError: also in mid-stream; what came before stays valid.
+            GenerationError: also in the middle of a stream; what arrived before stays valid.
             UsageError: there is no such parameter, or the protocol takes no conversation.
         """
         return self._stream(prompt, *self._prepare(prompt, parameters))
@@ -132,7 +132,7 @@ class Attempts:
         wants it.
 
         Raises:
-            GenerationError: the given one, where another attempt would be in vain or too late.
+            GenerationError: the given one, if another attempt would not help or would be too late.
         """
         wait = min(_FIRST_PAUSE * 2.0**self._made, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
         wait = max(wait, error.retry_after or 0.0)

@@ -39,7 +39,7 @@ class GrpcDialect(Protocol):
         """A request of a class of `kinds`; TypeError or ValueError where a parameter does not fit."""
 
     def generation(self, answer: Any) -> Generation:
-        """ValueError where the answer has another form."""
+        """ValueError if the answer has an unexpected form."""
 
     def chunk(self, answer: Any) -> Chunk: ...
 

@@ -25,7 +25,7 @@ class ChunkReader(Protocol):
     """Makes chunks of one stream's events."""
 
     def read(self, value: Body) -> Iterator[Chunk]:
-        """Of one event; KeyError, TypeError or ValueError where it has another form."""
+        """Of one event; KeyError, TypeError or ValueError if it has an unexpected form."""
 
     def end(self) -> Iterator[Chunk]:
         """What was held back until the stream ended."""
@@ -39,13 +39,13 @@ class HttpDialect(Protocol):
     codes: Mapping[int, str]  # HTTP statuses that mean something else here than elsewhere
 
     def request(self, model_id: str, prompt: Prompt, parameters: Parameters, *, stream: bool) -> tuple[str, Body]:
-        """Path and body; ValueError where the protocol has no words for a parameter."""
+        """Path and body; ValueError if the protocol cannot express a parameter."""
 
     def generation(self, value: Body) -> Generation:
-        """Of an answer; KeyError, TypeError, IndexError or ValueError where it has another form."""
+        """Of an answer; KeyError, TypeError, IndexError or ValueError if it has an unexpected form."""
 
     def fault(self, kind: str, value: Body) -> int | None:
-        """The HTTP status that an event of a stream means, where it is an error."""
+        """The HTTP status of a stream's event, if it is an error."""
 
     def reader(self) -> ChunkReader: ...
 
@@ -88,7 +88,7 @@ class HttpCalls:
         return HttpStream(self)
 
     def value(self, kind: str, data: bytes) -> Body:
-        """The content of an event; raises where it tells of a fault."""
+        """The content of an event; raises if it reports a fault."""
         value = self._json(data)
         if (status := self.dialect.fault(kind, value)) is not None:
             raise self.refusal(status, data, {})
@@ -146,7 +146,7 @@ class HttpStream:
                 yield from self._noting(self._calls.chunks(self._reader, self._calls.value(kind, data)))
 
     def end(self) -> Iterator[Chunk]:
-        """Call it when the bytes have ended; raises where the answer had not."""
+        """Call it after the last byte; raises if the answer was not complete."""
         yield from self._noting(self._reader.end())
         if not self._finished:
             raise httpx.RemoteProtocolError("the stream ended before the answer did")

@@ -61,7 +61,7 @@ class OpenAi:
 
 
 class _Reader:
-    """Holds the last piece back until the counts have come, which have an event of their own behind it."""
+    """Holds the last piece back until the counts arrive, in an event after it."""
 
     def __init__(self) -> None:
         self._last: Chunk | None = None

@@ -58,7 +58,7 @@ def open_async_transport(server: Server) -> AsyncTransport:
 
 
 def check_address(server: Server) -> None:
-    """Raises UsageError where the address has another form."""
+    """Raises UsageError if the address has another form."""
     parts = urlsplit(server.url)
     if "://" not in server.url:
         raise UsageError("the address names no protocol", place=server.url,
@@ -70,7 +70,7 @@ def check_address(server: Server) -> None:
 
 
 def _protocol(server: Server) -> tuple[bool, Any, bool]:
-    """(whether it is spoken over HTTP, its dialect, whether over TLS); each one's library loads only where it is used.
+    """(whether it is spoken over HTTP, its dialect, whether over TLS); each library is loaded only where it is used.
     """
     check_address(server)
     scheme = urlsplit(server.url).scheme

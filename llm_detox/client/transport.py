@@ -15,7 +15,7 @@ from llm_detox.errors import UsageError
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server is and how to prove who is who. `token` goes as a bearer token and is never shown."""
+    """The address of a server, and what proves identity. `token` is sent as a bearer token and never shown."""
 
     url: str
     ca_file: Path | None = None
@@ -41,7 +41,7 @@ class Server:
 
     @property
     def is_local(self) -> bool:
-        """Proxies of the environment have no business between two processes of one machine."""
+        """The environment's proxies are not used between two processes of one machine."""
         return urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
@@ -57,13 +57,13 @@ class Deadline:
         return max(self._end - time.monotonic(), 0.001)
 
     def check(self) -> None:
-        """Raise TimeoutError where the time is over."""
+        """Raise TimeoutError if the time is over."""
         if time.monotonic() >= self._end:
             raise TimeoutError
 
 
 class Transport(Protocol):
-    """One protocol to one server. Prompts that are conversations come only where `takes_messages` says so."""
+    """One protocol to one server. Prompts are conversations only if `takes_messages` says so."""
 
     takes_messages: bool
 

@@ -14,7 +14,7 @@ Prompt = str | Sequence[Message]  # a text to continue, or a conversation: {"rol
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token's text, its log probability and its rank; None where it was not asked for."""
+    """A token's text, its log probability and its rank; None if it was not requested."""
 
     text: str
     logprob: float | None = None
@@ -25,7 +25,7 @@ class Token:
 class Generation:
     """A whole answer. `finish_reason`: MAX_TOKENS, EOS_TOKEN, STOP_SEQUENCE, TIME_LIMIT, TOKEN_LIMIT, CANCELLED.
 
-    Counts of tokens are 0 where the server does not tell them.
+    Counts of tokens are 0 if the server does not report them.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Generation:
 class Chunk:
     """A piece of a streamed answer; `finish_reason` is NOT_FINISHED in all but the last.
 
-    `generated_tokens` counts from the beginning of the answer. OpenAI-compatible servers tell the counts at the end
+    `generated_tokens` counts from the beginning of the answer. OpenAI-compatible servers report the counts at the end
     only, and before it they are 0.
     """
 
@@ -106,8 +106,8 @@ class GenerationError(DetoxError):
     """A request that did not bring an answer.
 
     Attributes:
-        code: the gRPC status name, whatever the protocol was.
-        retry_after: seconds after which the server wants to be asked again, where it said so.
+        code: the gRPC status name, in every protocol.
+        retry_after: seconds after which the server asks for another attempt, if it says so.
     """
 
     def __init__(self, code: str, message: str, *, place: str, retry_after: float | None = None) -> None:
@@ -134,7 +134,7 @@ _REMEDIES = {
     "UNAUTHENTICATED": "give a token or a client certificate",
     "PERMISSION_DENIED": "ask the server's owner for access",
 }
-NEXT_TURN = "\nUser:"  # without a template a model may go on with the user's next message
+NEXT_TURN = "\nUser:"  # without a template a model may continue with the user's next message
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -168,7 +168,7 @@ class Conversation:
             self._turns += [self._asked, {"role": "assistant", "content": text.strip()}]
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Start a new conversation."""
         self._turns.clear()
 
     def __len__(self) -> int:

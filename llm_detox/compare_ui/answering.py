@@ -14,7 +14,7 @@ from llm_detox.compare_ui.sides import Side
 from llm_detox.errors import DetoxError
 
 Status = Literal["waiting", "streaming", "done", "stopped", "failed"]
-_SHORTEST_PAUSE = 0.08  # seconds between two states of an answer; more often nobody reads
+_SHORTEST_PAUSE = 0.08  # seconds between two states of an answer; nobody reads faster
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Answer:
     Attributes:
         text: what has come and has been read.
         worst: the highest toxicity at any moment so far; None from the moment on when it was not known. An answer
-            that was toxic stays veiled, whatever comes after.
+            that was toxic stays veiled, whatever follows.
         finish_reason: as the server gave it, in the end.
-        tokens: how many; 0 where the server does not tell.
+        tokens: their number; 0 if the server does not report it.
         first: seconds to the first text; None while there is none.
         seconds: since it was asked.
         error, remedy: of a failed one.
@@ -44,7 +44,7 @@ class Answer:
     remedy: str = ""
 
     def veiled(self, threshold: float) -> bool:
-        """Whether the text is shown only to who asks for it: what is unscored is not clean."""
+        """Whether the text is shown only on request: what is unscored is not clean."""
         return bool(self.text.strip()) and (self.worst is None or self.worst >= threshold)
 
 
@@ -106,7 +106,7 @@ async def _receive(side: Side, prompt: str, parameters: Mapping[str, Any], inbox
                 inbox.news.set()
     except DetoxError as error:
         inbox.error = error
-    except Exception as error:  # whatever a model does, the other side goes on
+    except Exception as error:  # whatever a model does, the other side continues
         inbox.error = DetoxError(f"{type(error).__name__}: {error}", remedy="see the log of this command")
     inbox.over = True
     inbox.news.set()

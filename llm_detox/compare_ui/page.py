@@ -47,13 +47,13 @@ def register(comparison: Comparison) -> None:
     async def page() -> None:
         ui.add_head_html('<meta name="referrer" content="no-referrer">')
         ui.add_css(_styles())
-        await ui.context.client.connected()  # what the tab had before comes back when it is known
+        await ui.context.client.connected()  # the tab's earlier state is restored when the tab is known
         session = app.storage.tab.setdefault("session", Session(replace(comparison.defaults)))
         Desk(comparison, session).build()
 
 
 def _styles() -> str:
-    """The page's own, behind the colours of the report: all that comes before its first rule."""
+    """The page's own style, after the report's colours: everything before the report's first rule."""
     report = (resources.files("llm_detox.evaluation") / "templates" / "report.css").read_text("utf-8")
     own = (resources.files("llm_detox.compare_ui") / "compare.css").read_text("utf-8")
     return report.partition("* {")[0] + own
@@ -124,7 +124,7 @@ class Desk:
                     sampling, "value")
             ui.number("veil from toxicity", value=settings.threshold, min=0, max=1, step=0.05, precision=2,
                       on_change=self._refresh).bind_value(settings, "threshold")
-        ui.label("The models get the same parameters; what is not set is left to them. A text is veiled when a scorer "
+        ui.label("The models get the same parameters; they decide about the others. A text is veiled if a scorer "
                  "finds it, or a sentence of it, as toxic as this, or when it could not be scored.").classes("note")
 
     async def ask(self) -> None:
@@ -167,7 +167,7 @@ class Desk:
             raise
 
     def stop(self) -> None:
-        """Give up what is being answered; what came of it stays."""
+        """Stop the current answers; what arrived stays."""
         if self._asked is not None:
             self._asked.cancel()
 
@@ -176,7 +176,7 @@ class Desk:
                            shown=self._shown[number])
 
     def _refresh(self, *_: object, running: bool | None = None) -> None:
-        """Show everything anew."""
+        """Show everything again."""
         if self._client.is_deleted:  # the visitor left while the models answered
             return
         running = self._running if running is None else running

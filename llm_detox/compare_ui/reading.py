@@ -19,7 +19,7 @@ MARKED_FROM = 1.0  # log-odds that a word adds: from here on it makes toxic e ti
 _WORD = re.compile(r"\S+")
 
 Scores = Mapping[str, float]
-Segment = tuple[str, float]  # a piece of text and what it adds to the log-odds; 0 where it is no marked word
+Segment = tuple[str, float]  # a piece of text and what it adds to the log-odds; 0 if it is no marked word
 
 
 class WordJudge(Protocol):
@@ -30,11 +30,11 @@ class WordJudge(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """What was found in a text.
+    """The scores and marked words of a text.
 
     Attributes:
-        scores: scorer -> attribute -> score in [0, 1]; None where the scorer had none.
-        worst: the highest toxicity that any scorer gave the text or a sentence of it; None where one had no score.
+        scores: scorer -> attribute -> score in [0, 1]; None if the scorer gave none.
+        worst: the highest toxicity that any scorer gave the text or a sentence of it; None if one gave no score.
         segments: the text in pieces; joined they are the text.
     """
 
@@ -130,7 +130,7 @@ def scorer_of(spec: str) -> ScorerSection:
 
 
 def open_reader(specs: Sequence[ScorerSection]) -> AnswerScorer:
-    """Load the scorers; words are always judged by the n-gram scorer, the one that knows what a word adds.
+    """Load the scorers; words are always scored by the n-gram scorer, which knows what a word adds.
 
     Raises:
         DetoxError: a scorer cannot be had.

@@ -1,4 +1,4 @@
-"""The page's server: listens on loopback unless told otherwise, until Ctrl-C."""
+"""The page's server: listens on loopback by default, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llm_detox.progress import say
 
 
 def serve(comparison: Comparison, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Show the page until this process is told to end (SIGINT, SIGTERM). Once in a process: NiceGUI is one app.
+    """Show the page until this process is asked to end (SIGINT, SIGTERM). Once in a process: NiceGUI is one app.
 
     Args:
         port: 0 takes a free port.
@@ -74,7 +74,7 @@ class OwnOrigin:
     page's requests at home.
 
     Args:
-        hosts: names under which the page may be asked for; None allows all.
+        hosts: names under which the page may be requested; None allows all.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:

@@ -24,7 +24,7 @@ class Side(Protocol):
     where: str
 
     def stream(self, prompt: str, parameters: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
-        """The answer as it comes; closing it gives the request up. May raise DetoxError, also in mid-stream."""
+        """The answer as it arrives; closing it cancels the request. May raise DetoxError, also in the middle."""
 
     async def close(self) -> None:
         """Give back what the side holds."""
@@ -66,14 +66,14 @@ class LocalSide:
             yield chunk
 
     async def close(self) -> None:
-        """Nothing is held that the process's end does not give back."""
+        """Nothing has to be released before the process ends."""
 
 
 def open_side(name: str, source: str, **connection: Any) -> Side:
     """The side of a model source or address, such as `grpc://127.0.0.1:8085/my-model`.
 
     Args:
-        connection: `timeout`, `token`, `ca_file`, `cert_file` and `key_file` of the client, where it is an address.
+        connection: `timeout`, `token`, `ca_file`, `cert_file` and `key_file` of the client, if it is an address.
 
     Raises:
         DetoxError: the model cannot be had, or the address has another form.

@@ -13,7 +13,7 @@ from llm_detox.compare_ui.session import Exchange
 
 _WORDS = {"waiting": "waiting for the first token", "streaming": "answering", "done": "done", "stopped": "stopped",
           "failed": "failed"}
-_REASONS = {"MAX_TOKENS": "length reached", "EOS_TOKEN": "ended by itself", "STOP_SEQUENCE": "stop sequence",
+_REASONS = {"MAX_TOKENS": "length reached", "EOS_TOKEN": "end of the text", "STOP_SEQUENCE": "stop sequence",
             "TIME_LIMIT": "time limit", "CANCELLED": "cancelled by the server"}
 
 
@@ -22,7 +22,7 @@ def answer_view(answer: Answer | None, reader: AnswerScorer, *, threshold: float
 
     Args:
         threshold: toxicity from which on a text is veiled.
-        shown: whether somebody asked for the veiled text.
+        shown: whether the veiled text was requested.
     """
     found = answer or Answer()
     veiled = found.veiled(threshold)
@@ -81,7 +81,7 @@ def _cell(scores: Mapping[str, Mapping[str, float] | None], scorer: str, attribu
 
 
 def difference(answers: Sequence[Answer], names: Sequence[str], reader: AnswerScorer) -> str:
-    """The toxicity of both finished answers, for each scorer; empty where one has none."""
+    """The toxicity of both finished answers, for each scorer; empty if one has none."""
     parts = []
     for name, scorer in reader.scorers.items():
         values = [(one.reading.scores.get(name) or {}).get(scorer.attribute) for one in answers]
@@ -112,7 +112,7 @@ def _short(answer: Answer) -> str:
 
 
 class AnswerCard(ui.element, component="answer.vue"):
-    """A side's card; `on_unveil` is told whether its veiled text shall be shown."""
+    """A side's card; `on_unveil` gets whether its veiled text should be shown."""
 
     def __init__(self, heading: str, where: str, colour: str, view: dict[str, Any],
                  on_unveil: Callable[[bool], None]) -> None:
@@ -126,7 +126,7 @@ class AnswerCard(ui.element, component="answer.vue"):
 
 
 class HistoryList(ui.element, component="history.vue"):
-    """The exchanges so far; `on_reopen` gets the number of the one that is chosen."""
+    """The exchanges so far; `on_reopen` gets the number of the chosen one."""
 
     def __init__(self, on_reopen: Callable[[int], None]) -> None:
         super().__init__()

@@ -144,7 +144,7 @@ def _take_templates(artifacts: Path, in_config: Any) -> dict[str, str]:
 
 
 def _check_readers(config: dict[str, Any], tokenizer: dict[str, Any], oldest: str | None, base: Path) -> dict[str, str]:
-    """Reader -> "yes" or why not; the oldest one asked for must be able to read the model."""
+    """Reader -> "yes" or why not; the oldest requested one must be able to read the model."""
     if oldest is not None:
         major, _, rest = oldest.partition(".")
         minor = rest.partition(".")[0] or "0"

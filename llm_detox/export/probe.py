@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def greedy(folder: str, prompts: list[str], count: int) -> dict[str, Any]:
-    """The continuations and the chat template of one model, or the error that stands in the way."""
+    """The continuations and the chat template of one model, or the error that prevented it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

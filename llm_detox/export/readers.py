@@ -90,7 +90,7 @@ def old_tokenizer(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def unreadable(config: dict[str, Any], tokenizer: dict[str, Any], release: tuple[int, int]) -> list[str]:
-    """The reasons why a release of transformers cannot read a down-levelled model; empty where it can.
+    """The reasons why a release of transformers cannot read a down-levelled model; empty if it can.
 
     Args:
         config: the down-levelled `config.json`.

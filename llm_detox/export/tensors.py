@@ -104,7 +104,7 @@ def rewrite(source: TensorFile, target: Path, change: Callable[[str], NDArray[np
 
 
 def narrow(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """float32 -> the named type, rounded to nearest even; bfloat16 comes as its 16 bits."""
+    """float32 -> the named type, rounded to nearest even; bfloat16 as its 16 bits."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(values).view(np.uint32)
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)

@@ -10,7 +10,7 @@ class Scorer(Protocol):
     """The part of a toxicity scorer that rephrasing uses."""
 
     def score(self, texts: Sequence[str]) -> list[float | None]:
-        """Toxicity of each text in [0, 1], None where it could not be scored."""
+        """Toxicity of each text in [0, 1], None if it could not be scored."""
         ...
 
 
@@ -20,5 +20,5 @@ class Method(Protocol):
     name: str
 
     def candidates(self, texts: Sequence[str]) -> list[list[str]]:
-        """For each text its candidate rewrites, best guess first; none where the method has no idea."""
+        """For each text its candidate rewrites, best guess first; an empty list if the method has none."""
         ...

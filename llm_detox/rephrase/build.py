@@ -1,4 +1,4 @@
-"""Builds the scorer, judges and methods that a recipe names; models are loaded when a toxic text first needs them."""
+"""Builds the scorers, models and methods that a recipe names; models are loaded when a toxic text first needs them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class MethodFactory:
 
     @cached_property
     def engine(self) -> LikelihoodReader:
-        """The recipe's model: proposes words and judges fluency. The judge of the evaluation takes no part."""
+        """The recipe's model: proposes words and measures fluency. The evaluation's scorer is not used here."""
         source = self._settings.fluency_model or self._recipe.model.source
         return LikelihoodReader(self._causal_model(source), load_tokenizer(source),
                             batch_tokens=self._settings.batch_tokens)
@@ -93,7 +93,7 @@ class MethodFactory:
 
     @cached_property
     def fluency(self) -> ContextAveragedReader:
-        """The engine, behind each context of the recipe."""
+        """The engine, reading after each context of the recipe."""
         alone = self.engine
         return ContextAveragedReader([
             LikelihoodReader(alone.model, alone.tokenizer, context=context, batch_tokens=alone.batch_tokens)
@@ -197,7 +197,7 @@ class MethodFactory:
 
 
 class Rewriter:
-    """A method that gives one rewrite of a text, where the text fits its models."""
+    """A method that gives one rewrite of a text, if the text fits its models."""
 
     def __init__(self, name: str, rephrase: Callable[[Sequence[str]], list[str]], fits: Callable[[str], bool]) -> None:
         self.name = name

@@ -89,7 +89,7 @@ class CausalRewriter:
         self._word_ids = _word_ids(engine)
 
     def rephrase(self, texts: Sequence[str]) -> list[str | None]:
-        """Each text's candidate of the highest likelihood a token; None where no mask suffices."""
+        """Each text's candidate of the highest likelihood a token; None if no mask suffices."""
         groups = self.candidates(texts)
         filled = [i for i, group in enumerate(groups) if group]
         best: list[str | None] = [None] * len(texts)
@@ -233,7 +233,7 @@ class DisagreementScorer:
     """Toxicity by two causal experts: how much likelier the anti-expert finds a text, for maskings without a scorer.
 
     A word's share is log p_anti(w | left) - log p_expert(w | left), summed over its tokens; the score of a text is
-    the sigmoid of its largest share minus `threshold`, so 0.5 lies where the strongest word reaches the threshold.
+    the sigmoid of its largest share minus `threshold`, so it is 0.5 if the strongest word reaches the threshold.
     """
 
     def __init__(self, engine: LikelihoodReader, expert: NextTokenModel, anti: NextTokenModel, *,

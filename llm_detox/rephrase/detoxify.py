@@ -1,7 +1,7 @@
 """The step `detoxify`: toxic records are rewritten, kept or dropped, each with its audit trail.
 
-Records are worked on in chunks of a fixed size, and a run that goes on behind an interrupted one repeats the
-chunk in which it broke off. A batch therefore never depends on where an earlier run ended, nor on the shard.
+Records are worked on in chunks of a fixed size, and a run that continues an interrupted one repeats the
+chunk in which that one stopped. A batch therefore never depends on where an earlier run ended, nor on the shard.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE)
         output: the folder to write, with `records.jsonl`: `{"id", "text", "original", "action", "method",
             "scores", "reason", "tried"}`, one line for each input, in input order. `text` is empty where the
             action is `dropped`.
-        shard: (i, n), the i-th of n runs that share the input, counted from 0; the files of the shards put one
-            behind the other are the file of an unsharded run.
+        shard: (i, n), the i-th of n runs that share the input, counted from 0; the files of the shards, one
+            after the other, are the file of an unsharded run.
 
     Returns:
         counts by action and method, and histograms of toxicity, similarity and perplexity ratio.
@@ -122,7 +122,7 @@ def read_records(texts: Path) -> list[Record]:
     """The input records, each with an id and a text.
 
     Raises:
-        DetoxError: there is none, a text is no string, or requests with answers stand among texts without.
+        DetoxError: there is none, a text is not a string, or requests with answers are mixed with texts without.
     """
     records: list[Record] = []
     answered: bool | None = None  # of the first record

@@ -1,7 +1,7 @@
 """BART's encoder and decoder over texts of different lengths, without padding.
 
-The tokens of all texts stand one behind the other, [tokens, d]. Every layer but attention works on tokens, whichever
-text they are of; for attention they are spread to [texts, longest, d] and packed again.
+The tokens of all texts are in one row, text after text, [tokens, d]. Every layer but attention works on tokens of any
+text; for attention they are spread to [texts, longest, d] and packed again.
 
 Where only the last state of each text is wanted, the last layer computes no other, for no later layer reads them. And
 to let one query look at n states, it is cheaper to carry the query into their space than to project each of them to a
@@ -55,7 +55,7 @@ class PackedBart:
         return list(states.split(layout.lengths))
 
     def decode(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> list[Tensor]:
-        """The decoder's states of each text, [tokens, d], where it looks at the text's encoder states."""
+        """The decoder's states of each text, [tokens, d], attending to the text's encoder states."""
         states, layout, _, _ = self._decoded(texts, encoded, len(self._decoder.layers))
         return list(states.split(layout.lengths))
 
@@ -99,7 +99,7 @@ class _Layout:
             torch.arange(self.width, device=where) < sizes.unsqueeze(1))
 
     def spread(self, states: Tensor) -> Tensor:
-        """[tokens, d] -> [texts, longest, d], 0 behind a text's end."""
+        """[tokens, d] -> [texts, longest, d], 0 after a text's end."""
         if self.seen is not None:
             padded = states.new_zeros(self.seen.numel(), states.shape[-1])
             states = padded.index_copy_(0, self._slots, states)

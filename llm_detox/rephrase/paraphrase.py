@@ -46,7 +46,7 @@ class Generator:
 
 
 class Generators:
-    """A method that asks several generators: rounds of one model differ more than draws of the last one do.
+    """A method that asks several generators: rounds of one model differ more than samples of the last one do.
 
     Args:
         generators: at least one; the first names the method.

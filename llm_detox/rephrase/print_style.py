@@ -3,7 +3,7 @@
 Comments come tokenised ("don 't", a space before each comma) and in lower case, and a word that was taken out leaves
 doubled commas and spaces behind. The words stay as they are, but for the apostrophe that "dont" and "im" lack.
 Quotation marks and apostrophes are straight ones, as in the comments: what a model learnt from books curls them, and a
-language model that reads them judges the mark and not the words.
+language model that reads them scores the mark and not the words.
 """
 
 from __future__ import annotations

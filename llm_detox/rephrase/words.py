@@ -156,7 +156,7 @@ class Delete:
     """The fewest words, most toxic first, without which the scorer accepts the text.
 
     Args:
-        scorer: attributes the toxicity and judges what is left.
+        scorer: attributes the toxicity and scores what is left.
         below: the toxicity that the rest must come under.
         largest_share: of a text's words that may go.
     """
