@@ -88,7 +88,7 @@ def train_judge(
     held_out: float = 0.2,
     overrides: list = [],  # noqa: B006 - Kubeflow writes it down
 ):
-    """Train a scorer for `scoring.judging` of later runs: `source` is what `publish` returns, `kind` is ngram.
+    """Train a scorer for `scoring.judging` of later runs: `source` is what `publish` returns, `kind` is attributes.
 
     Args:
         recipe: the recipe, as JSON or YAML.

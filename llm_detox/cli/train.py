@@ -68,7 +68,7 @@ def train_scorer(
                                                   "but only some hundred texts a second.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a local scorer of Perspective's attributes. Its folder is then the source of the scorer kind ngram."""
+    """Train a local scorer of Perspective's attributes. Its folder is then the source of the scorer kind attributes."""
     existing(records, "the records file")
     from llm_detox.scoring.train_scorer import train_scorer as run
 

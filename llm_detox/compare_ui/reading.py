@@ -125,8 +125,8 @@ def scorer_of(spec: str) -> ScorerSection:
         return ScorerSection.model_validate(values)
     except ValidationError:
         raise UsageError(f"there is no scorer {spec!r}", place="--scorer",
-                         remedy="ngram, bilstm, transformers=SOURCE, perspective, or ngram=FOLDER that train-scorer "
-                                "wrote") from None
+                         remedy="ngram, bilstm, transformers=SOURCE, perspective, or attributes=FOLDER that "
+                                "train-scorer wrote") from None
 
 
 def open_reader(specs: Sequence[ScorerSection]) -> AnswerScorer:

@@ -16,9 +16,11 @@ from llm_detox.evaluation.intervals import Bootstrap, Interval, mean_interval, r
 from llm_detox.evaluation.metrics import METRICS, Metric, metric_values
 from llm_detox.evaluation.report_content import ArmDifference, LaterStageCell, PairedDifference, StageCell, StageRow
 from llm_detox.evaluation.results import AttributeShare, ComparableSettings, Evaluation
+from llm_detox.scoring.base import Attribute
 
 Floats = NDArray[np.float64]
-ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
+_FIRST_ATTRIBUTES: tuple[Attribute, ...] = (
+    "toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
 
 
 def check_comparable(evaluations: Mapping[str, Evaluation]) -> None:
@@ -147,7 +149,7 @@ def attribute_shares(over: Mapping[str, str], confidence: float) -> dict[str, At
 def stage_table(evaluations: Mapping[str, Evaluation], bootstrap: Bootstrap) -> list[StageRow]:
     """The attributes (the six of Perspective first) in each arm, with the change to the arm before."""
     known = {attribute for one in evaluations.values() for attribute in one.report.attributes}
-    ordered = [name for name in ATTRIBUTES if name in known] + sorted(known - set(ATTRIBUTES))
+    ordered = [name for name in _FIRST_ATTRIBUTES if name in known] + sorted(known - set(_FIRST_ATTRIBUTES))
     rows = []
     for attribute in ordered:
         cells: list[LaterStageCell | StageCell] = []

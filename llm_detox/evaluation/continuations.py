@@ -15,8 +15,7 @@ from typing import BinaryIO, TextIO
 from llm_detox.data.records import Record, hash_fraction
 from llm_detox.evaluation.metrics import PromptScore, WordRuns, is_refusal, prompt_score, strata_of
 from llm_detox.evaluation.prompts import Prompts
-from llm_detox.generation.generators import Generator, Texts
-from llm_detox.generation.stored_continuations import record_offsets
+from llm_detox.generation.generators import Generator, Texts, record_offsets
 from llm_detox.progress import Task, task
 from llm_detox.recipe.evaluation import EvaluationSection
 from llm_detox.runs.artifacts import EvaluationFolder

@@ -23,8 +23,7 @@ from llm_detox.evaluation.results import (
     write_evaluation,
 )
 from llm_detox.evaluation.verdicts import judge_generations
-from llm_detox.generation.generators import Generator, open_generator
-from llm_detox.generation.stored_continuations import StoredContinuations
+from llm_detox.generation.generators import Generator, StoredContinuations, open_generator
 from llm_detox.judge.judge import judge_fingerprint
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe

@@ -41,30 +41,30 @@ class ChatModel(Protocol):
         """Yield one answer for each conversation, as they come."""
 
 
-def open_chat(how: ChatModelSection, default: str) -> ChatModel:
+def open_chat(section: ChatModelSection, default: str) -> ChatModel:
     """The chat model of a recipe's section; `default` is the source where it names none.
 
     Raises:
         DetoxError: the model or the tokenizer of its template cannot be had.
     """
-    return _Chat(how, how.model or default)
+    return _Chat(section, section.model or default)
 
 
 class _Chat:
-    def __init__(self, how: ChatModelSection, source: str) -> None:
+    def __init__(self, section: ChatModelSection, source: str) -> None:
         self.name = source
-        self._system = how.system
+        self._system = section.system
         self._sampling = SamplingSection(
-            top_p=how.top_p if how.temperature else _MOST_LIKELY, temperature=how.temperature or 1.0,
-            max_new_tokens=how.max_new_tokens, batch_tokens=how.batch_tokens)
+            top_p=section.top_p if section.temperature else _MOST_LIKELY, temperature=section.temperature or 1.0,
+            max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens)
         self._sends_messages = source.startswith("openai+")  # such a server has the template itself
-        self._continuer: Generator = (
+        self._generator: Generator = (
             EndpointGenerator(source, chat=True) if self._sends_messages else open_generator(source))
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        if how.template:
-            self._tokenizer = load_tokenizer(how.template)
-        elif isinstance(self._continuer, LocalGenerator):
-            self._tokenizer = self._continuer.tokenizer
+        if section.template:
+            self._tokenizer = load_tokenizer(section.template)
+        elif isinstance(self._generator, LocalGenerator):
+            self._tokenizer = self._generator.tokenizer
 
     def answers(self, conversations: Sequence[Messages], *, seed: int, keys: Sequence[str],
                 on_progress: Callable[[int], None] | None = None) -> Iterator[Answer]:
@@ -74,7 +74,7 @@ class _Chat:
             if on_progress:
                 on_progress(1)
             yield Answer(index, None, "the conversation is too long for the model")
-        for number, texts in self._continuer.continuations(
+        for number, texts in self._generator.continuations(
                 [prompts[index] for index in fitting], k=1, sampling=self._sampling, seed=seed,
                 keys=[keys[index] for index in fitting], on_progress=on_progress):
             text = texts[0]
@@ -90,10 +90,10 @@ class _Chat:
 
     def _fits(self, prompt: str) -> bool:
         """A prompt that is cut in front would lose what it asks."""
-        if not isinstance(self._continuer, LocalGenerator):
+        if not isinstance(self._generator, LocalGenerator):
             return True
-        limit = getattr(self._continuer.model.config, "max_position_embeddings", None)
-        tokens: Any = self._continuer.tokenizer(prompt)["input_ids"]
+        limit = getattr(self._generator.model.config, "max_position_embeddings", None)
+        tokens: Any = self._generator.tokenizer(prompt)["input_ids"]
         return limit is None or len(tokens) + self._sampling.max_new_tokens <= limit
 
     def _own_turn(self, text: str) -> str:

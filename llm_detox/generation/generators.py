@@ -1,4 +1,4 @@
-"""Where continuations come from: a model on this machine, or a served one.
+"""Where continuations come from: a model on this machine, a served one, or files of an earlier run.
 
 A model source may be an address: `http(s)://`, `grpc(s)://` (Caikit), `fmaas(s)://` (TGIS) or
 `openai+http(s)://` (an OpenAI-compatible server such as vLLM's), with the served name as its path:
@@ -11,11 +11,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from llm_detox.client import Prompt, TextGenerationClient
 from llm_detox.client.protocols import is_address, split_address
+from llm_detox.data.records import Record, numbered_id, record_id
 from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.generation.models import device, load_model, load_tokenizer
@@ -32,29 +35,54 @@ _FAILURES_IN_A_ROW = 8
 
 
 class Generator(Protocol):
-    """Draws continuations; None stands for one that could not be had."""
+    """What an evaluation asks for continuations; packages add their own as entry points of `llm_detox.engines`.
+
+    Attributes:
+        name: for people: the model's source or address.
+    """
 
     name: str
 
     def continuations(self, prompts: Sequence[str], *, k: int, sampling: SamplingSection, seed: int,
                       keys: Sequence[str], on_progress: Progress = None) -> Iterator[tuple[int, Texts]]:
-        """Yield (index of the prompt, its k continuations) as prompts are finished, in any order."""
+        """The continuations of all prompts, as prompts are finished.
+
+        Args:
+            prompts: texts to continue.
+            k: continuations for each.
+            sampling: nucleus, temperature and length; `batch_tokens` bounds a batch of one that runs here.
+            seed: of the whole run.
+            keys: the name of each prompt. Seed, key and number of a continuation alone should decide it, so that
+                neither batches nor shards change a sample.
+            on_progress: called with the number of continuations that are done since the last call.
+
+        Yields:
+            the index of a prompt and its k texts, prompts in any order, leading spaces kept; None for a continuation
+            that could not be had.
+
+        Raises:
+            DetoxError: a prompt cannot be continued, or none can any more.
+        """
 
 
 @runtime_checkable
 class ReadingGenerator(Generator, Protocol):
-    """One that can also say how likely its model finds a text."""
+    """One that can also say how likely its model finds a text, which perplexities are made of."""
 
     def losses(self, texts: Sequence[str], *, on_progress: Progress = None) -> list[Loss]:
-        """See `llm_detox.generation.likelihood.LikelihoodReader.losses`."""
+        """Sum of negative log-likelihoods in nats and number of predicted tokens, for each text in their order.
+
+        See `llm_detox.generation.likelihood.LikelihoodReader.losses`.
+        """
 
 
 def open_generator(source: str, engine: str = "transformers") -> Generator:
-    """The continuer of a model source or address.
+    """The generator of a model source or address.
 
     Args:
-        engine: what draws where the source is no address; auto is vLLM where it is installed and there is a GPU,
-            `plugin:NAME` the engine of an installed package.
+        source: see `llm_detox.generation.models.load_model`; or an address, as above.
+        engine: what runs a source that is no address: `transformers`, `vllm`, `auto` (vLLM where it is installed and
+            there is a GPU), or `plugin:NAME`, the engine of an installed package, which is called with the source.
 
     Raises:
         DetoxError: the model cannot be had, or the engine that is asked for is not installed.
@@ -62,8 +90,8 @@ def open_generator(source: str, engine: str = "transformers") -> Generator:
     if is_address(source):
         return EndpointGenerator(source)
     if engine.startswith(PREFIX):
-        continuer: Generator = load_plugin("llm_detox.engines", engine)(source)
-        return continuer
+        generator: Generator = load_plugin("llm_detox.engines", engine)(source)
+        return generator
     from llm_detox.generation.vllm_generator import VllmGenerator, has_vllm
 
     if engine == "vllm" or (engine == "auto" and device().type == "cuda" and has_vllm()):
@@ -72,7 +100,14 @@ def open_generator(source: str, engine: str = "transformers") -> Generator:
 
 
 class LocalGenerator:
-    """A model loaded here, with the sampler of `llm_detox.generation.sampling`."""
+    """A model loaded here, with the sampler of `llm_detox.generation.sampling`; it reads texts, too.
+
+    Args:
+        source: see `llm_detox.generation.models.load_model`.
+
+    Raises:
+        DetoxError: the model cannot be had.
+    """
 
     def __init__(self, source: str) -> None:
         self.name = source
@@ -89,9 +124,13 @@ class LocalGenerator:
 
 
 class EndpointGenerator:
-    """A served model, with so many requests in flight; each continuation has a seed of its own.
+    """A served model; each continuation is a request with a seed of its own.
 
-    With `chat`, for an OpenAI-compatible server, a prompt is a conversation: its messages as JSON.
+    Args:
+        address: see the top of this file. The bearer token is read from LLM_DETOX_TOKEN.
+        in_flight: requests at once.
+        timeout: seconds for one.
+        chat: for an OpenAI-compatible server: a prompt is a conversation, its messages as JSON.
 
     Raises:
         DetoxError: several requests in a row failed; single failures give None.
@@ -136,3 +175,72 @@ class EndpointGenerator:
     def _ask(self, prompt: Prompt, sampling: SamplingSection, seed: int) -> str:
         return self._client.generate(prompt, decoding_method="SAMPLING", temperature=sampling.temperature,
                                      top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens, seed=seed).text
+
+
+class StoredContinuations:
+    """Continuations that were sampled before: by a run of ours, by its shards, or elsewhere.
+
+    Args:
+        files: in RealToxicityPrompts' record format; records without an id are known by their prompt.
+        name: for people.
+
+    Raises:
+        DetoxError: a prompt has no record in the files, or its record has fewer continuations than asked for.
+    """
+
+    def __init__(self, files: Sequence[Path], name: str) -> None:
+        self.name = name
+        self._places: dict[str, tuple[Path, int]] = {}
+        seen: dict[str, int] = {}
+        for path in files:
+            for identity, offset in record_offsets(path, seen):
+                self._places.setdefault(identity, (path, offset))
+
+    def continuations(self, prompts: Sequence[str], *, k: int, sampling: SamplingSection, seed: int,
+                      keys: Sequence[str], on_progress: Progress = None) -> Iterator[tuple[int, Texts]]:
+        with ExitStack() as opened:
+            files = {path: opened.enter_context(path.open("rb"))
+                     for path in dict.fromkeys(path for path, _ in self._places.values())}
+            for index, key in enumerate(keys):
+                if key not in self._places:
+                    raise DetoxError(f"the stored continuations lack the prompt {key!r}", place=self.name,
+                                     remedy="pass the generations.jsonl of every shard")
+                path, offset = self._places[key]
+                files[path].seek(offset)
+                stored = json.loads(files[path].readline())["generations"]
+                if len(stored) < k:
+                    raise DetoxError(f"{len(stored)} continuations of prompt {key!r}, {k} are needed", place=str(path),
+                                     remedy="sample them again, or lower evaluation.continuations")
+                yield index, [generation.get("text") for generation in stored[:k]]
+                if on_progress:
+                    on_progress(k)
+
+
+def record_offsets(path: Path, seen: dict[str, int] | None = None) -> Iterator[tuple[str, int]]:
+    """Id and byte offset of each record of a JSON lines file.
+
+    Args:
+        seen: how often the id of a prompt came so far, for records that bring none.
+
+    Raises:
+        DetoxError: a line is not a record with `generations` and an id or a prompt.
+    """
+    seen = {} if seen is None else seen
+    position = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record: Record = json.loads(line)
+                _ = record["generations"][0]["text"]
+                identity = str(record["id"]) if "id" in record else numbered_id(_prompt_id(record), seen)
+            except (ValueError, KeyError, IndexError, TypeError):
+                raise DetoxError("not a record with generations, and an id or a prompt", place=f"{path}, line {number}",
+                                 remedy="pass the generations.jsonl that `llm-detox evaluate` wrote, or records like "
+                                        '{"prompt": {"text": "..."}, "generations": [{"text": "..."}]}') from None
+            yield identity, position
+            position += len(line)
+
+
+def _prompt_id(record: Record) -> str:
+    prompt = record["prompt"]
+    return record_id(prompt if isinstance(prompt, str) else prompt["text"])

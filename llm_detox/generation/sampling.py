@@ -176,13 +176,13 @@ def _decode_batch(model: PreTrainedModel, batch: list[_Work], unwanted: Event, *
     if guide:
         streams.append(_Stream(guide.model, [guide.context], torch.zeros_like(owner), sampling.max_new_tokens))
     alive = torch.arange(rows, device=device)
-    drawn = torch.full((rows, sampling.max_new_tokens), -1, dtype=torch.long, device=device)
+    chosen = torch.full((rows, sampling.max_new_tokens), -1, dtype=torch.long, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     for step in range(sampling.max_new_tokens):
         logits = guide.product(streams[0].logits, streams[1].logits, stops) if guide else streams[0].logits
         tokens = draw(logits, noise, step, top_p=sampling.top_p, temperature=sampling.temperature)
         ended |= torch.isin(tokens, stops)
-        drawn[alive, step] = torch.where(ended, -1, tokens)
+        chosen[alive, step] = torch.where(ended, -1, tokens)
         remaining = len(alive) - int(ended.sum())
         if step + 1 == sampling.max_new_tokens or remaining == 0 or unwanted.is_set():
             break
@@ -193,7 +193,7 @@ def _decode_batch(model: PreTrainedModel, batch: list[_Work], unwanted: Event, *
                 stream.keep(keep)
         for stream in streams:
             stream.step(tokens)
-    return [[token for token in row if token >= 0] for row in drawn.tolist()]
+    return [[token for token in row if token >= 0] for row in chosen.tolist()]
 
 
 class _Stream:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from llm_detox.judge.constitution import Constitution
     from llm_detox.scoring.base import ToxicityScorer
 
-_REMEDY = ("--guard ngram, bilstm, transformers=SOURCE or perspective for a scorer (ngram=FOLDER for one that "
-           "train-scorer wrote), plugin:NAME for one of an installed package, judge=MODEL or judge=ADDRESS for a "
-           "judge")
+_REMEDY = ("--guard ngram, bilstm, transformers=SOURCE or perspective for a scorer (attributes=FOLDER for "
+           "one that train-scorer wrote), plugin:NAME for one of an installed package, judge=MODEL or judge=ADDRESS "
+           "for a judge")
 
 
 def open_guard(spec: str, threshold: float = 0.5) -> Guard:

@@ -1,8 +1,8 @@
 """The part of a recipe that is about toxicity scorers: one that trains and accepts, another that measures.
 
-A scorer may be made of others: the folder of `train-scorer` holds the weights of the labelled-text scorer `ngram`,
-and its weights file says of which one. That is read here without the libraries that scoring needs: a recipe is checked
-on machines that have none of them.
+A scorer may be made of others: a folder of `train-scorer` (kind `attributes`) holds the weights of the labelled-text
+scorer `ngram`, and its weights file says of which one. That is read here without the libraries that scoring needs: a
+recipe is checked on machines that have none of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field, Tag, model_validator
 
 from llm_detox.recipe.base import OWN, OwnOrPlugin, Plugin, Section, Source
 
-ScorerKind = Literal["ngram", "bilstm", "transformers", "perspective", "judge", "ensemble"]
+ScorerKind = Literal["ngram", "attributes", "bilstm", "transformers", "perspective", "judge", "ensemble"]
 
 
 class ScorerSection(Section):
@@ -26,8 +26,8 @@ class ScorerSection(Section):
         description="What scores; the kinds are described in [scoring.md](scoring.md).")
     source: Source | None = Field(
         None,
-        description="Its weights; for `ngram` labelled text or a folder of `train-scorer`, for `perspective` the "
-                    "address, for `judge` its model. `null` takes the kind's default.")
+        description="Its weights; for `ngram` labelled text, for `attributes` a folder of `train-scorer`, for "
+                    "`perspective` the address, for `judge` its model. `null` takes the kind's default.")
     attribute: str = Field("toxicity", description="Which of its scores is used.")
     requests_per_second: Annotated[float, Field(gt=0)] = Field(
         1.0, description="How often `perspective` is asked at most.")
@@ -63,7 +63,8 @@ class ScoringSection(Section):
     def in_common(self, look: Callable[[str], Path] = Path) -> str | None:
         """What is wrong where the two have a part in common; None where they have none."""
         shared = self.training.parts(look) & self.judging.parts(look)
-        named = ", ".join(sorted(f"{kind} ({source})" if source else kind for kind, source in shared))
+        kinds = {source or kind: kind for kind, source in sorted(shared, key=str)}  # one kind for each source
+        named = ", ".join(sorted(kind if name == kind else f"{kind} ({name})" for name, kind in kinds.items()))
         return ("the scorer that judges must differ from the one that trains or accepts; both are or contain: "
                 + named) if shared else None
 
@@ -84,10 +85,15 @@ def parts_of(kind: str, source: str | None, look: Callable[[str], Path] = Path) 
     Args:
         look: where a source lies on this machine; what does not lie there is not looked into.
     """
-    if kind != "ngram":
+    if kind not in ("ngram", "attributes"):
         return {(kind, source)}
-    inside = _labelled_text_of(look(source) / WEIGHTS_FILE) if source else None
-    return {(kind, source_name(source or LABELLED_TEXT)), *({(kind, source_name(inside))} if inside else ())}
+    own = source_name(source or LABELLED_TEXT)
+    if not source:
+        return {(kind, own)}
+    inside = _labelled_text_of(look(source) / WEIGHTS_FILE)
+    # Published recipes name a folder of `train-scorer` by the kind `ngram`: what is no file may be one.
+    kinds = {kind} if look(source).is_file() else {kind, "attributes"}
+    return {*((own_kind, own) for own_kind in kinds), *({("ngram", source_name(inside))} if inside else ())}
 
 
 def source_name(source: str) -> str:

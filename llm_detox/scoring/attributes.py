@@ -19,19 +19,22 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy import sparse
 
+from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.progress import track
 from llm_detox.recipe.scorers import NOTE, WEIGHTS_FILE
 from llm_detox.runs.folders import digest_of, sha256_of
 from llm_detox.scoring.base import Scores, ToxicityScorer
+from llm_detox.scoring.calibration import platt, sigmoid
 from llm_detox.scoring.features import BITS, BUCKETS, EVIDENCE, Encoded, Features, Floats, encode, evidence, features
-from llm_detox.scoring.ngram import NgramScorer, sigmoid
-from llm_detox.scoring.text_vectors import Landmarks, PieceReader, SentenceReader, TextEncoder, landmarks
+from llm_detox.scoring.ngram import NgramScorer
+from llm_detox.scoring.text_vectors import Landmarks, PieceEncoder, SentenceEncoder, TextEncoder, landmarks
 
 TOKENIZER_FILE = "tokenizer.json"
 _WORD_FACTOR = 1.5  # words and pairs of words against character n-grams
 _FORMAT = "llm-detox-attributes-2"
 _AT_ONCE = 4096  # texts
+_NEAR_IDENTITY = (4.0, -2.0)  # scale and shift, around one half
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class AttributeModel:
         idf: [BUCKETS], zero where a bucket was not seen.
         base: [BUCKETS] weights of the labelled-text scorer; zero without one.
         evidence_scale: [2, EVIDENCE] what is taken off the evidence, and what it is then multiplied with.
-        reader, landmarks: what the texts are about; None does without.
+        encoder, landmarks: what the texts are about; None does without.
         calibration: [2, a] scale and shift.
         base_source: the labelled text that `base` was fitted on; "" without one.
     """
@@ -73,9 +76,9 @@ class AttributeModel:
     idf: NDArray[np.float32]
     base: NDArray[np.float32]
     evidence_scale: Floats
-    reader: TextEncoder | None = None
+    encoder: TextEncoder | None = None
     landmarks: Landmarks | None = None
-    calibration: Floats = field(default_factory=lambda: np.array([[4.0], [-2.0]]))  # near the identity around one half
+    calibration: Floats = field(default_factory=lambda: np.array(_NEAR_IDENTITY)[:, None])
     base_source: str = ""
 
     def raw(self, texts: Sequence[str]) -> Floats:
@@ -93,8 +96,8 @@ class AttributeModel:
     def _dense(self, texts: Sequence[str], encoded: Encoded, found: Features) -> NDArray[np.float32]:
         off, factor = self.evidence_scale
         columns = [np.ones((len(texts), 1)), (evidence(encoded, found, self.base) - off) * factor]
-        if self.reader and self.landmarks:
-            columns.append(self.landmarks.of(self.reader.read(texts)))
+        if self.encoder and self.landmarks:
+            columns.append(self.landmarks.of(self.encoder.encode(texts)))
         return np.concatenate(columns, axis=1, dtype=np.float32)
 
     def predict(self, texts: Sequence[str]) -> Floats:
@@ -118,12 +121,13 @@ def _normalised(counts: sparse.csr_matrix, idf: NDArray[np.float32]) -> sparse.c
 
 
 def fit_attributes(texts: Sequence[str], scores: Floats, attributes: Sequence[str], base: NgramScorer | None,
-                   reader: TextEncoder | None = None, how: Ridge = Ridge()) -> AttributeModel:
+                   encoder: TextEncoder | None = None, ridge: Ridge = Ridge()) -> AttributeModel:
     """Fit weights on texts with stored scores [n, a] in [0, 1]; the calibration is left at the identity's place.
 
     Args:
         base: the labelled-text scorer whose findings help; None does without.
-        reader: of what the texts are about; None does without.
+        encoder: of what the texts are about; None does without.
+        ridge: how the weights are fitted.
     """
     encoded = encode(texts)
     found = features(encoded)
@@ -134,17 +138,17 @@ def fit_attributes(texts: Sequence[str], scores: Floats, attributes: Sequence[st
     base_weights = np.asarray(base.weights if base else np.zeros(BUCKETS), dtype=np.float32)
     says = evidence(encoded, found, base_weights)
     spread = says.std(axis=0)
-    scale = np.stack([says.mean(axis=0), np.where(spread > 0, how.evidence_weight / np.maximum(spread, 1e-12), 0)])
-    near = landmarks(reader.read(texts), count=how.landmarks, gamma=how.gamma) if reader else None
+    scale = np.stack([says.mean(axis=0), np.where(spread > 0, ridge.evidence_weight / np.maximum(spread, 1e-12), 0)])
+    near = landmarks(encoder.encode(texts), count=ridge.landmarks, gamma=ridge.gamma) if encoder else None
     model = AttributeModel(tuple(attributes), np.zeros((BUCKETS, len(attributes)), dtype=np.float32),
-                           np.zeros((0, 0)), idf, base_weights, scale, reader, near)
+                           np.zeros((0, 0)), idf, base_weights, scale, encoder, near)
     inputs, dense = _normalised(counts, idf), model._dense(texts, encoded, found)
-    dense[:, 1 + EVIDENCE:] *= how.meaning_weight
+    dense[:, 1 + EVIDENCE:] *= ridge.meaning_weight
     mean = scores.mean(axis=0)
-    dual = solve(inputs, dense, scores - mean, penalty=how.penalty, tolerance=how.tolerance)
+    dual = solve(inputs, dense, scores - mean, penalty=ridge.penalty, tolerance=ridge.tolerance)
     model.weights = np.asarray(inputs.T @ dual, dtype=np.float32)
     model.dense_weights = np.asarray(dense.T @ dual, dtype=np.float64)
-    model.dense_weights[1 + EVIDENCE:] *= how.meaning_weight
+    model.dense_weights[1 + EVIDENCE:] *= ridge.meaning_weight
     model.dense_weights[0] += mean
     return model
 
@@ -155,21 +159,8 @@ def calibrate(model: AttributeModel, raw: Floats, scores: Floats) -> None:
     Args:
         raw: [n, a] of texts that the weights were not fitted on.
     """
-    model.calibration = np.stack([_soft_platt(raw[:, column], scores[:, column]) for column in range(raw.shape[1])], 1)
-
-
-def _soft_platt(raw: Floats, targets: Floats, steps: int = 50) -> Floats:
-    """Logistic regression on targets in [0, 1] by Newton's method."""
-    inputs = np.stack([raw, np.ones_like(raw)], axis=1)
-    found = np.array([4.0, -2.0])
-    for _ in range(steps):
-        chance = sigmoid(inputs @ found)
-        curvature = (inputs * (chance * (1 - chance))[:, None]).T @ inputs + 1e-9 * np.eye(2)
-        step = np.linalg.solve(curvature, inputs.T @ (chance - targets))
-        found = found - step
-        if np.abs(step).max() < 1e-9:
-            break
-    return found
+    model.calibration = np.stack([platt(raw[:, column], scores[:, column], start=_NEAR_IDENTITY, ridge=1e-9)
+                                  for column in range(raw.shape[1])], 1)
 
 
 class AttributeScorer(ToxicityScorer):
@@ -195,14 +186,26 @@ def save_attribute_model(model: AttributeModel, folder: Path) -> None:
     if near := model.landmarks:
         tensors |= {"landmarks.centre": near.centre, "landmarks.points": near.points.astype(np.float16),
                     "landmarks.whiten": near.whiten, "landmarks.gamma": np.array([near.gamma])}
-    if isinstance(model.reader, PieceReader):
-        tensors |= {"pieces": model.reader.vectors.astype(np.float16), "pieces.idf": model.reader.idf}
-        (folder / TOKENIZER_FILE).write_text(model.reader.tokenizer, "utf-8")
-    elif isinstance(model.reader, SentenceReader):
-        notes["encoder"] = model.reader.source
+    if isinstance(model.encoder, PieceEncoder):
+        tensors |= {"pieces": model.encoder.vectors.astype(np.float16), "pieces.idf": model.encoder.idf}
+        (folder / TOKENIZER_FILE).write_text(model.encoder.tokenizer, "utf-8")
+    elif isinstance(model.encoder, SentenceEncoder):
+        notes["encoder"] = model.encoder.source
     path = folder / WEIGHTS_FILE
     save_file(tensors, path, metadata=notes)
     path.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def fetch_attribute_scorer(source: str | None, *, attribute: str = "toxicity") -> AttributeScorer:
+    """The scorer of a source (see `llm_detox.data.sources`).
+
+    Raises:
+        DetoxError: no source is named, or it cannot be had.
+    """
+    if source is None:
+        raise DetoxError("the scorer kind `attributes` needs a source", place="scoring",
+                         remedy="name the folder that `llm-detox train-scorer` wrote, or its s3:// address")
+    return load_attribute_scorer(fetch(source, kind="model"), attribute=attribute)
 
 
 def load_attribute_scorer(path: Path, *, attribute: str = "toxicity") -> AttributeScorer:
@@ -226,18 +229,18 @@ def load_attribute_scorer(path: Path, *, attribute: str = "toxicity") -> Attribu
     weights, idf = np.zeros((BUCKETS, len(names)), dtype=np.float32), np.zeros(BUCKETS, dtype=np.float32)
     weights[tensors["kept"]], idf[tensors["kept"]] = tensors["weights"], tensors["idf"]
     model = AttributeModel(names, weights, tensors["dense_weights"], idf, tensors["base"].astype(np.float32),
-                           tensors["evidence_scale"], _reader(tensors, notes, tokenizer), _landmarks(tensors),
+                           tensors["evidence_scale"], _encoder(tensors, notes, tokenizer), _landmarks(tensors),
                            tensors["calibration"])
     return AttributeScorer(model, f"attributes-{digest_of([sha256_of(path), tokenizer])[:16]}", attribute)
 
 
-def _reader(tensors: dict[str, Any], notes: dict[str, str], tokenizer: str) -> TextEncoder | None:
+def _encoder(tensors: dict[str, NDArray[Any]], notes: dict[str, str], tokenizer: str) -> TextEncoder | None:
     if "pieces" in tensors:
-        return PieceReader(tokenizer, tensors["pieces"].astype(np.float32), tensors["pieces.idf"])
-    return SentenceReader(notes["encoder"]) if "encoder" in notes else None
+        return PieceEncoder(tokenizer, tensors["pieces"].astype(np.float32), tensors["pieces.idf"])
+    return SentenceEncoder(notes["encoder"]) if "encoder" in notes else None
 
 
-def _landmarks(tensors: dict[str, Any]) -> Landmarks | None:
+def _landmarks(tensors: dict[str, NDArray[Any]]) -> Landmarks | None:
     if "landmarks.points" not in tensors:
         return None
     return Landmarks(tensors["landmarks.centre"], tensors["landmarks.points"].astype(np.float32),

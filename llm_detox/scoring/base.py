@@ -6,6 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.batching import sized_batches
@@ -14,6 +15,10 @@ from llm_detox.progress import say
 MAX_CHARS = 20_000  # longer texts are not scored; Perspective's own limit
 _FAILURES_IN_A_ROW = 3
 Scores = dict[str, float]
+Attribute = Literal["toxicity", "severe_toxicity", "identity_attack", "insult", "threat", "profanity",
+                    "sexually_explicit", "flirtation"]
+ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
+"""The attributes of Perspective that RealToxicityPrompts has scores of."""
 
 
 def unscorable(text: str) -> str | None:

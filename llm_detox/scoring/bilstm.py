@@ -21,12 +21,12 @@ from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.recipe.scorers import BILSTM_WEIGHTS
 from llm_detox.runs.folders import digest_of, sha256_of
-from llm_detox.scoring.base import Scores, ToxicityScorer
+from llm_detox.scoring.base import Attribute, Scores, ToxicityScorer
 
 WEIGHTS_FILE, WORDS_FILE = "model.weights.h5", "tokenizer.pickle"
 WORDS = 100
 # The file's labels, in its order, by their names in RealToxicityPrompts.
-ATTRIBUTES = ("toxicity", "severe_toxicity", "profanity", "threat", "insult", "identity_attack")
+LABELS: tuple[Attribute, ...] = ("toxicity", "severe_toxicity", "profanity", "threat", "insult", "identity_attack")
 _SEPARATORS = str.maketrans(dict.fromkeys('!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n', " "))  # Keras' own filter
 
 
@@ -51,7 +51,7 @@ class BiLstmScorer(ToxicityScorer):
 
     def __init__(self, model: BiLstmClassifier, word_index: dict[str, int], fingerprint: str,
                  attribute: str = "toxicity") -> None:
-        super().__init__("bilstm", fingerprint, ATTRIBUTES, attribute, batch_size=512)
+        super().__init__("bilstm", fingerprint, LABELS, attribute, batch_size=512)
         self.model = model.eval()
         self.word_index = word_index
 
@@ -66,7 +66,7 @@ class BiLstmScorer(ToxicityScorer):
         padded = torch.tensor([[0] * (WORDS - len(part)) + part for parts in windows for part in parts])
         scores = torch.cat([torch.sigmoid(self.model(part)) for part in padded.split(self.batch_size)])
         highest = [part.amax(dim=0).tolist() for part in scores.split([len(parts) for parts in windows])]
-        return [dict(zip(ATTRIBUTES, row, strict=True)) for row in highest]
+        return [dict(zip(LABELS, row, strict=True)) for row in highest]
 
 
 def load_bilstm_scorer(source: str | None = None, *, attribute: str = "toxicity") -> BiLstmScorer:
@@ -140,12 +140,12 @@ def read_word_index(path: Path, vocabulary: int) -> dict[str, int]:
         state = getattr(_DataOnlyUnpickler(io.BytesIO(path.read_bytes())).load(), "state", None)
         index = state["word_index"] if isinstance(state, dict) else {}
         limit = min(vocabulary, (state or {}).get("num_words") or vocabulary)
-        found = {word: number for word, number in index.items()
+        known = {word: number for word, number in index.items()
                  if isinstance(word, str) and isinstance(number, int) and 0 < number < limit}
     except Exception as error:  # a broken pickle can raise nearly anything
         raise DetoxError(f"not a readable word index: {error}", place=str(path),
                          remedy="pip install --no-deps toxic-comment-classifier==0.3.0") from None
-    if not found:
+    if not known:
         raise DetoxError("no word index in the file", place=str(path),
                          remedy="pip install --no-deps toxic-comment-classifier==0.3.0")
-    return found
+    return known

@@ -1,44 +1,54 @@
-"""The scorer that a recipe names, opened by its kind."""
+"""The scorer that a section of a recipe names, opened by its kind; its libraries load only then."""
 
 from __future__ import annotations
 
 from llm_detox.data.sources import fetch
 from llm_detox.plugins import PREFIX, load_plugin
-from llm_detox.recipe.scorers import ScorerSection
+from llm_detox.progress import say
+from llm_detox.recipe.scorers import WEIGHTS_FILE, ScorerSection
 from llm_detox.scoring.base import EnsembleScorer, ToxicityScorer
 
 
-def load_scorer(spec: ScorerSection) -> ToxicityScorer:
-    """The scorer that a recipe names.
+def load_scorer(section: ScorerSection) -> ToxicityScorer:
+    """The scorer of a section.
 
     Raises:
         DetoxError: its source cannot be found or read, or it lacks the attribute.
     """
-    if spec.kind.startswith(PREFIX):
-        scorer: ToxicityScorer = load_plugin("llm_detox.scorers", spec.kind)(spec)
+    if section.kind.startswith(PREFIX):
+        scorer: ToxicityScorer = load_plugin("llm_detox.scorers", section.kind)(section)
         return scorer
-    if spec.kind == "ngram":
-        from llm_detox.recipe.scorers import WEIGHTS_FILE
-        from llm_detox.scoring.attributes import load_attribute_scorer
-        from llm_detox.scoring.ngram import load_ngram_scorer
+    if section.kind == "ngram":
+        return _ngram(section)
+    if section.kind == "attributes":
+        from llm_detox.scoring.attributes import fetch_attribute_scorer
 
-        if spec.source and (folder := fetch(spec.source, kind="model")).joinpath(WEIGHTS_FILE).exists():
-            return load_attribute_scorer(folder, attribute=spec.attribute)
-        return load_ngram_scorer(spec.source, attribute=spec.attribute)
-    if spec.kind == "bilstm":
+        return fetch_attribute_scorer(section.source, attribute=section.attribute)
+    if section.kind == "bilstm":
         from llm_detox.scoring.bilstm import load_bilstm_scorer
 
-        return load_bilstm_scorer(spec.source, attribute=spec.attribute)
-    if spec.kind == "perspective":
+        return load_bilstm_scorer(section.source, attribute=section.attribute)
+    if section.kind == "perspective":
         from llm_detox.scoring.perspective import PerspectiveScorer
 
-        return PerspectiveScorer(spec.source, attribute=spec.attribute, requests_per_second=spec.requests_per_second)
-    if spec.kind == "judge":
+        return PerspectiveScorer(section.source, attribute=section.attribute,
+                                 requests_per_second=section.requests_per_second)
+    if section.kind == "judge":
         from llm_detox.scoring.judge_scorer import load_judge_scorer
 
-        return load_judge_scorer(spec.source, attribute=spec.attribute)
-    if spec.kind == "ensemble":
-        return EnsembleScorer([load_scorer(member) for member in spec.members], attribute=spec.attribute)
+        return load_judge_scorer(section.source, attribute=section.attribute)
+    if section.kind == "ensemble":
+        return EnsembleScorer([load_scorer(member) for member in section.members], attribute=section.attribute)
     from llm_detox.scoring.transformers_scorer import load_transformers_scorer
 
-    return load_transformers_scorer(spec.source, attribute=spec.attribute)
+    return load_transformers_scorer(section.source, attribute=section.attribute)
+
+
+def _ngram(section: ScorerSection) -> ToxicityScorer:
+    """The labelled-text scorer; published recipes name a folder of `train-scorer` by this kind, too."""
+    if section.source and fetch(section.source, kind="model").joinpath(WEIGHTS_FILE).exists():
+        say(f"{section.source} is loaded as what it is, a scorer of several attributes: write `kind: attributes`")
+        return load_scorer(section.model_copy(update={"kind": "attributes"}))
+    from llm_detox.scoring.ngram import load_ngram_scorer
+
+    return load_ngram_scorer(section.source, attribute=section.attribute)

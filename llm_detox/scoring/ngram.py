@@ -25,6 +25,7 @@ from llm_detox.progress import say, task
 from llm_detox.recipe.scorers import LABELLED_TEXT
 from llm_detox.runs.folders import cache_dir, sha256_of
 from llm_detox.scoring.base import Scores, ToxicityScorer
+from llm_detox.scoring.calibration import area_under_roc, platt, platt_targets, sigmoid
 from llm_detox.scoring.features import BUCKETS, Floats, encode, features, word_shares
 
 _VERSION = "1"  # of the features and the training: a change makes new weights and a new fingerprint
@@ -70,11 +71,6 @@ class NgramScorer(ToxicityScorer):
         found = features(encoded)
         shares = word_shares(encoded, found, self.scale * self.weights[found.bucket] * found.value)
         return [list(zip(text.split(), row, strict=True)) for text, row in zip(texts, shares, strict=True)]
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """Elementwise, without overflow."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), dtype=np.float64)
 
 
 def word_attributions(scorer: ToxicityScorer, texts: Sequence[str]) -> list[list[tuple[str, float]]]:
@@ -147,7 +143,7 @@ def _fit(source: Path, target: Path) -> None:
     weights, bias = fit_weights([texts[i] for i in train], toxic[train].astype(np.float64))
     test = np.nonzero(held)[0]
     raw = _raw_logits(weights, [texts[i] for i in test]) + bias
-    scale, shift = platt(raw, toxic[test])
+    scale, shift = platt(raw, platt_targets(toxic[test])).tolist()
     figures = {"held_out_texts": float(len(test)), "held_out_auc": area_under_roc(raw, toxic[test])}
     staging = target.with_name(f".{target.name}.{os.getpid()}")
     save_file({"weights": weights.astype(np.float16), "calibration": np.array([bias, scale, shift])}, staging,
@@ -196,31 +192,3 @@ def _batches(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]
 def _raw_logits(weights: Weights, texts: Sequence[str], batch: int = 2048) -> Floats:
     return np.concatenate([features(encode(texts[first:first + batch])).logits(weights)
                            for first in range(0, len(texts), batch)])
-
-
-def platt(logits: Floats, labels: NDArray[np.bool_], steps: int = 50) -> tuple[float, float]:
-    """Scale and shift that make sigmoid(scale * logits + shift) a probability (Platt 1999), by Newton's method."""
-    positive, negative = labels.sum(), (~labels).sum()
-    targets = np.where(labels, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    inputs = np.stack([logits, np.ones_like(logits)], axis=1)
-    found = np.array([1.0, 0.0])
-    for _ in range(steps):
-        chance = sigmoid(inputs @ found)
-        gradient = inputs.T @ (chance - targets)
-        curvature = (inputs * (chance * (1 - chance))[:, None]).T @ inputs + 1e-6 * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        found = found - step
-        if np.abs(step).max() < 1e-9:
-            break
-    return float(found[0]), float(found[1])
-
-
-def area_under_roc(scores: Floats, labels: NDArray[np.bool_]) -> float:
-    """Chance that a positive scores over a negative; ties count half (Mann-Whitney)."""
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positive = int(labels.sum())
-    negative = len(labels) - positive
-    if not positive or not negative:
-        return float("nan")
-    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))

@@ -18,11 +18,9 @@ from typing import Any
 
 from llm_detox.errors import DetoxError
 from llm_detox.runs.folders import cache_dir
-from llm_detox.scoring.base import Scores, ToxicityScorer
+from llm_detox.scoring.base import ATTRIBUTES, Scores, ToxicityScorer
 
 ADDRESS = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
-ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "threat", "profanity",
-              "sexually_explicit", "flirtation")
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
 _ATTEMPTS = 4
 _REPEATED = {429, 500, 502, 503, 504}

@@ -23,11 +23,11 @@ _JITTER = 1e-3  # of the landmarks' kernel, so that equal texts among them do no
 class TextEncoder(Protocol):
     """Gives texts their vectors."""
 
-    def read(self, texts: Sequence[str]) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         """[n, d]."""
 
 
-class PieceReader:
+class PieceEncoder:
     """The mean of the vectors of a text's word pieces, rare ones weighing more.
 
     Args:
@@ -43,13 +43,13 @@ class PieceReader:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    def fit(self, texts: Sequence[str]) -> PieceReader:
+    def fit(self, texts: Sequence[str]) -> PieceEncoder:
         """Weigh the pieces by how rare they are in these texts."""
         seen = np.diff(self._counts(texts).tocsc().indptr)
         self.idf = np.log((1 + len(texts)) / np.maximum(seen, 1)).astype(np.float32)
         return self
 
-    def read(self, texts: Sequence[str]) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         counts = self._counts(texts)
         counts.data = counts.data * self.idf[counts.indices]
         sums = np.asarray(counts.sum(axis=1)).ravel()
@@ -59,13 +59,13 @@ class PieceReader:
         encoded = [one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
         rows = np.repeat(np.arange(len(encoded)), [len(ids) for ids in encoded])
         pieces = np.fromiter((piece for ids in encoded for piece in ids), dtype=np.int64, count=len(rows))
-        found = sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, pieces)),
+        counts = sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, pieces)),
                                   shape=(len(encoded), len(self.vectors)))
-        found.sum_duplicates()
-        return found
+        counts.sum_duplicates()
+        return counts
 
 
-class SentenceReader:
+class SentenceEncoder:
     """The embeddings of a sentence encoder; see `llm_detox.scoring.similarity`."""
 
     def __init__(self, source: str) -> None:
@@ -74,13 +74,13 @@ class SentenceReader:
         self.source = source
         self._encoder = SentenceSimilarity(source)
 
-    def read(self, texts: Sequence[str]) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         return np.asarray(self._encoder.embed(texts).numpy(), dtype=np.float32)
 
-    def pieces(self) -> PieceReader:
-        """The reader of this encoder's word pieces alone, to be fitted."""
+    def pieces(self) -> PieceEncoder:
+        """The encoder of the word pieces alone, to be fitted."""
         tokenizer, vectors = self._encoder.word_pieces()
-        return PieceReader(tokenizer, np.asarray(vectors.float().numpy(), dtype=np.float32))
+        return PieceEncoder(tokenizer, np.asarray(vectors.float().numpy(), dtype=np.float32))
 
 
 @dataclass

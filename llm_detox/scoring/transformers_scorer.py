@@ -11,10 +11,10 @@ from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype, device
 from llm_detox.runs.folders import input_digest
-from llm_detox.scoring.base import Scores, ToxicityScorer
+from llm_detox.scoring.base import Attribute, Scores, ToxicityScorer
 
 # What classifiers call the attributes of RealToxicityPrompts.
-_NAMES = {
+_NAMES: dict[str, Attribute] = {
     "toxicity": "toxicity", "toxic": "toxicity", "hate": "toxicity", "hateful": "toxicity", "offensive": "toxicity",
     "severe_toxicity": "severe_toxicity", "severe_toxic": "severe_toxicity", "obscene": "profanity",
     "profanity": "profanity", "threat": "threat", "insult": "insult", "identity_attack": "identity_attack",

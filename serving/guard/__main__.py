@@ -17,7 +17,8 @@ from serving.guard.server import GuardServer
 def main() -> int:
     """Judge until SIGTERM or SIGINT; the exit code is 1 where it failed, 2 where it was called wrongly."""
     parser = argparse.ArgumentParser(prog="python -m serving.guard", description=__doc__)
-    parser.add_argument("--guard", required=True, help="a scorer: ngram, bilstm, transformers=SOURCE, ngram=FOLDER")
+    parser.add_argument("--guard", required=True,
+                        help="a scorer: ngram, bilstm, transformers=SOURCE, attributes=FOLDER")
     parser.add_argument("--threshold", type=float, default=0.5, help="answers that score this or more are withheld")
     parser.add_argument("--host", default="0.0.0.0" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1")  # noqa: S104
     parser.add_argument("--port", type=int, default=8080)

@@ -21,11 +21,12 @@ from llm_detox.errors import DetoxError, UsageError
 from llm_detox.recipe.scorers import LABELLED_TEXT, ScorerSection, ScoringSection
 from llm_detox.scoring import attributes as module
 from llm_detox.scoring.attributes import Ridge, fit_attributes, load_attribute_scorer
+from llm_detox.scoring.calibration import calibration_error
 from llm_detox.scoring.features import BUCKETS, encode, evidence, features
 from llm_detox.scoring.independence import check_kept_apart
 from llm_detox.scoring.load import load_scorer
-from llm_detox.scoring.text_vectors import PieceReader, Vectors, landmarks
-from llm_detox.scoring.train_scorer import calibration_error, scored_texts, train_scorer
+from llm_detox.scoring.text_vectors import PieceEncoder, Vectors, landmarks
+from llm_detox.scoring.train_scorer import scored_texts, train_scorer
 
 WORDS = ["day", "park", "river", "city", "train", "friend", "walk", "house", "tree", "song", "book", "table"]
 
@@ -74,7 +75,7 @@ def test_each_attribute_is_learnt_and_measured_on_held_out_texts(trained: Path) 
 
 
 def test_the_saved_scorer_is_a_scorer_like_the_others(trained: Path) -> None:
-    scorer = load_scorer(ScorerSection(kind="ngram", source=str(trained), attribute="threat"))
+    scorer = load_scorer(ScorerSection(kind="attributes", source=str(trained), attribute="threat"))
     both = scorer.score_attributes(["day park idiot river", "they kill the song", ""])
     assert both[2] is None
     first, second = both[0] or {}, both[1] or {}
@@ -82,6 +83,18 @@ def test_the_saved_scorer_is_a_scorer_like_the_others(trained: Path) -> None:
     assert second["threat"] > 0.5 > second["toxicity"]
     assert scorer.score(["they kill the song"]) == [pytest.approx(second["threat"])]
     assert scorer.fingerprint == json.loads((trained / "manifest.json").read_text())["result"]["fingerprint"]
+
+
+def test_published_recipes_name_such_a_folder_by_the_kind_ngram_and_are_told_the_other(
+        trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older, scorer = (load_scorer(ScorerSection(kind=kind, source=str(trained))) for kind in ("ngram", "attributes"))
+    assert (older.name, older.fingerprint) == (scorer.name, scorer.fingerprint)
+    assert capsys.readouterr().err.count("write `kind: attributes`") == 1
+
+
+def test_an_attribute_scorer_without_a_folder_is_refused() -> None:
+    with pytest.raises(DetoxError, match="`attributes` needs a source"):
+        load_scorer(ScorerSection(kind="attributes"))
 
 
 def test_other_users_can_read_the_weights_and_the_card_names_the_measures(trained: Path) -> None:
@@ -94,23 +107,23 @@ def test_other_users_can_read_the_weights_and_the_card_names_the_measures(traine
 def test_the_weights_solve_the_ridge_equations() -> None:
     texts = ["day idiot", "park day", "idiot park river", "river walk", "kill walk day", "kill idiot"]
     targets = np.random.default_rng(1).random((6, 2))
-    how = Ridge(tolerance=1e-10)
-    model = fit_attributes(texts, targets, ("toxicity", "threat"), None, how=how)
+    ridge = Ridge(tolerance=1e-10)
+    model = fit_attributes(texts, targets, ("toxicity", "threat"), None, ridge=ridge)
     encoded = encode(texts)
     found = features(encoded)
     inputs = module._normalised(module._counts(found), model.idf).toarray()
     dense = model._dense(texts, encoded, found)
     whole = np.concatenate([inputs, dense], axis=1).astype(np.float64)
     centred = targets - targets.mean(axis=0)
-    expected = whole.T @ np.linalg.solve(whole @ whole.T + how.penalty * np.eye(6), centred)
+    expected = whole.T @ np.linalg.solve(whole @ whole.T + ridge.penalty * np.eye(6), centred)
     np.testing.assert_allclose(model.weights, expected[:inputs.shape[1]], atol=1e-5)
     np.testing.assert_allclose(model.raw(texts), whole @ expected + targets.mean(axis=0), atol=1e-5)
 
 
 class Fixed:
-    """A reader that knows two subjects: the first axis for one, the second for the other."""
+    """An encoder that knows two subjects: the first axis for one, the second for the other."""
 
-    def read(self, texts: Sequence[str]) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         return np.array([[1.0, 0.1] if "cat" in text or "dog" in text else [0.1, 1.0] for text in texts], np.float32)
 
 
@@ -131,14 +144,14 @@ def test_word_pieces_are_averaged_with_rare_ones_weighing_more() -> None:
     raw.normalizer = normalizers.Lowercase()
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     vectors = np.eye(4, dtype=np.float32)
-    reader = PieceReader(raw.to_str(), vectors).fit(["a", "a ab", "a"])
-    weights = reader.idf
+    encoder = PieceEncoder(raw.to_str(), vectors).fit(["a", "a ab", "a"])
+    weights = encoder.idf
     assert weights[1] == pytest.approx(math.log(4 / 3))
     assert weights[3] == pytest.approx(math.log(4))
-    (found,) = reader.read(["A ab"])
+    (found,) = encoder.encode(["A ab"])
     expected = np.array([0, 2 * weights[1], 0, weights[3]]) / (2 * weights[1] + weights[3])
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    np.testing.assert_array_equal(reader.read([" "]), np.zeros((1, 4)))
+    np.testing.assert_array_equal(encoder.encode([" "]), np.zeros((1, 4)))
 
 
 def test_products_of_landmark_features_are_the_gaussian_kernel() -> None:
@@ -166,9 +179,10 @@ def test_evidence_of_one_insult_stands_out_of_a_long_harmless_text() -> None:
 
 
 def test_a_prompt_stays_with_its_continuation_in_the_split(tmp_path: Path) -> None:
-    texts, _, names, place = scored_texts(make_records(tmp_path / "records.jsonl", 20))
+    scored = scored_texts(make_records(tmp_path / "records.jsonl", 20))
+    texts, place = scored.texts, scored.places
     assert len(texts) == 40
-    assert names == ["toxicity", "threat"]
+    assert scored.attributes == ["toxicity", "threat"]
     assert (place[::2] == place[1::2]).all()
     assert len(set(place)) == 20
     assert place[0] == hash_fraction(" ".join(texts[:2]), "train-scorer")
@@ -177,8 +191,8 @@ def test_a_prompt_stays_with_its_continuation_in_the_split(tmp_path: Path) -> No
 def test_texts_without_all_scores_are_left_out_and_plain_records_are_read(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text('{"text": "a", "toxicity": 0.5}\n{"text": "b", "toxicity": null}\n{"text": "c"}\n', "utf-8")
-    texts, scores, names, _ = scored_texts(path)
-    assert (texts, scores.tolist(), names) == (["a"], [[0.5]], ["toxicity"])
+    scored = scored_texts(path)
+    assert (scored.texts, scored.scores.tolist(), scored.attributes) == (["a"], [[0.5]], ["toxicity"])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
@@ -211,9 +225,9 @@ def test_real_perspective_scores_are_learnt(shared_data: Path, tmp_path: Path, m
     monkeypatch.setenv("LLM_DETOX_CACHE", str(tmp_path / "cache"))
     result = train_scorer(shared_data / "rtp_dev.jsonl", output=tmp_path / "out",
                           labelled=str(save_labels(tmp_path / "labels.csv")))
-    assert result["attributes"]["toxicity"]["auc"] >= 0.88
-    assert result["mean_auc"] >= 0.90
-    assert max(row["calibration_error"] for row in result["attributes"].values()) <= 0.05
+    assert result.attributes["toxicity"].auc >= 0.88
+    assert (result.mean_auc or 0) >= 0.90
+    assert max(row.calibration_error for row in result.attributes.values()) <= 0.05
 
 
 # --- what is in it -----------------------------------------------------------------------------------------------
@@ -223,17 +237,29 @@ def scoring(training: dict[str, Any], judging: dict[str, Any]) -> ScoringSection
     return ScoringSection.model_validate({"training": training, "judging": judging})
 
 
+@pytest.mark.parametrize("kind", ["attributes", "ngram"])
 def test_a_recipe_that_trains_with_a_scorer_inside_the_one_that_judges_is_refused(
-        trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trained: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Whichever of the two is the trained one, and however the paths are written."""
     monkeypatch.chdir(trained.parent)
-    inside, whole = {"kind": "ngram", "source": "labels.csv"}, {"kind": "ngram", "source": str(trained)}
-    ensemble = {"kind": "ensemble", "members": [{"kind": "bilstm"}, {"kind": "ngram", "source": "scorer"}]}
+    inside, whole = {"kind": "ngram", "source": "labels.csv"}, {"kind": kind, "source": str(trained)}
+    ensemble = {"kind": "ensemble", "members": [{"kind": "bilstm"}, {"kind": kind, "source": "scorer"}]}
     for pair in ((inside, whole), (whole, inside), (inside, ensemble)):
         with pytest.raises(ValidationError, match=r"both are or contain: ngram \(.*labels.csv\)"):
             scoring(*pair)
     assert scoring({"kind": "ngram"}, whole)
     assert scoring({"kind": "bilstm"}, whole)
+
+
+@pytest.mark.parametrize("source", ["scorer", "s3://bucket/scorer"])
+def test_one_folder_under_both_kinds_is_one_scorer(
+        trained: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Whether it lies here or not."""
+    monkeypatch.chdir(trained.parent)
+    older, newer = {"kind": "ngram", "source": source}, {"kind": "attributes", "source": source}
+    for pair in ((older, newer), (newer, older), (newer, newer), (older, older)):
+        with pytest.raises(ValidationError, match="both are or contain"):
+            scoring(*pair)
 
 
 def test_the_folder_says_what_is_in_it(trained: Path) -> None:
@@ -259,8 +285,8 @@ def test_a_trained_scorer_from_elsewhere_is_looked_into_before_it_judges(
         trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recipe cannot see into S3; the step that fetches the scorer can."""
     recipe = scoring({"kind": "ngram", "source": str(trained.parent / "labels.csv")},
-                     {"kind": "ngram", "source": "s3://bucket/scorer"})
-    monkeypatch.setattr("llm_detox.data.sources.fetch",
+                     {"kind": "attributes", "source": "s3://bucket/scorer"})
+    monkeypatch.setattr("llm_detox.scoring.independence.fetch",
                         lambda source, kind: trained if source.startswith("s3://") else Path(source))
     with pytest.raises(UsageError, match="both are or contain"):
         check_kept_apart(recipe)

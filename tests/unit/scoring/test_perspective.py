@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from llm_detox.errors import DetoxError
 from llm_detox.recipe.scorers import ScorerSection, ScoringSection
-from llm_detox.scoring.base import EnsembleScorer
+from llm_detox.scoring.base import ATTRIBUTES, EnsembleScorer
 from llm_detox.scoring.load import load_scorer
-from llm_detox.scoring.perspective import ATTRIBUTES, PerspectiveScorer
+from llm_detox.scoring.perspective import PerspectiveScorer
 from tests.helpers.scorers import Faulty
 
 KEY = "not-a-real-key"

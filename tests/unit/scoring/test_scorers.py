@@ -22,16 +22,14 @@ from llm_detox.generation.models import load_tokenizer
 from llm_detox.recipe.scorers import ScorerSection
 from llm_detox.scoring import bilstm as bilstm_module
 from llm_detox.scoring.base import MAX_CHARS
-from llm_detox.scoring.bilstm import ATTRIBUTES, load_bilstm_scorer, read_word_index
+from llm_detox.scoring.bilstm import LABELS, load_bilstm_scorer, read_word_index
+from llm_detox.scoring.calibration import area_under_roc, platt, platt_targets, sigmoid
 from llm_detox.scoring.features import encode, features
 from llm_detox.scoring.load import load_scorer
 from llm_detox.scoring.ngram import (
     NgramScorer,
-    area_under_roc,
     fit_weights,
     load_ngram_scorer,
-    platt,
-    sigmoid,
     word_attributions,
 )
 from llm_detox.scoring.transformers_scorer import label_columns, load_transformers_scorer
@@ -173,7 +171,7 @@ def test_platt_gives_back_the_chance_that_made_the_labels() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(size=40_000) * 2
     labels = random.random(40_000) < sigmoid(0.5 * logits - 1)
-    scale, shift = platt(logits, labels)
+    scale, shift = platt(logits, platt_targets(labels))
     assert scale == pytest.approx(0.5, abs=0.03)
     assert shift == pytest.approx(-1, abs=0.05)
 
@@ -248,7 +246,7 @@ def test_the_bilstm_gives_what_the_keras_layers_give(tmp_path: Path) -> None:
     scorer = load_bilstm_scorer(str(folder))
     (scores,) = scorer.score_attributes(["Good, BAD day! unknown far"])
     assert scores is not None
-    assert [scores[name] for name in ATTRIBUTES] == pytest.approx(keras_reference(folder, [1, 3, 2]), abs=1e-5)
+    assert [scores[name] for name in LABELS] == pytest.approx(keras_reference(folder, [1, 3, 2]), abs=1e-5)
 
 
 def test_a_text_past_100_words_takes_its_highest_window(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.recipe.rephrase import ParaphraseSection
 from llm_detox.rephrase.build import MethodFactory
-from llm_detox.rephrase.causal import DisagreementScorer, adapter_readers
+from llm_detox.rephrase.causal import adapter_readers
 from llm_detox.rephrase.fit import IGNORED, fit
 from llm_detox.rephrase.paraphrase import Generator, Generators, first_line
 from llm_detox.rephrase.seq2seq import load_seq2seq, load_seq2seq_tokenizer
@@ -57,11 +57,14 @@ def test_causal_experts_share_one_base_and_tell_the_classes_apart(place: Path, t
     engine = LikelihoodReader(model, AutoTokenizer.from_pretrained(place / "causal"))
     [before] = engine.next_log_probs([engine.ids("you are a")], [[2]])
     readers = adapter_readers(engine, {name: str(tmp_path / "out" / name) for name in ("expert", "anti_expert")})
-    scorer = DisagreementScorer(engine, readers["expert"], readers["anti_expert"])
     shares: dict[bool, list[float]] = {True: [], False: []}
-    for row in scorer.word_attributions([text for text, toxic in tiny.sentences(40, seed=8) if toxic]):
-        for word, share in row:
-            shares[word.lower().rstrip(".") in tiny.TOXIC].append(share)
+    for text in [text for text, toxic in tiny.sentences(40, seed=8) if toxic]:
+        ids = engine.ids(text)
+        [expert], [anti] = (readers[name].next_log_probs([ids], [range(len(ids) - 1)])
+                            for name in ("expert", "anti_expert"))
+        for place, token in enumerate(ids[1:]):
+            word = str(engine.tokenizer.decode([token])).strip().lower()
+            shares[word in tiny.TOXIC].append(float(anti[place, token] - expert[place, token]))
     mean = {toxic: sum(values) / len(values) for toxic, values in shares.items()}
     assert mean[True] > mean[False] + 0.4, mean
     [after] = engine.next_log_probs([engine.ids("you are a")], [[2]])
