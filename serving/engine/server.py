@@ -51,7 +51,8 @@ class Server:
         """
         credentials = _credentials(self.settings)
         proto.messages()
-        http = HttpServer(self.settings.host, self.settings.port, self._trouble, self.metrics.text)
+        http = HttpServer(self.settings.host, self.settings.port, self._trouble, self.metrics.text,
+                          self.settings.client_seconds)
         try:
             # OpenMP keeps a team of threads for each thread that computed; with more of them than cores, the
             # scheduler's team would sleep between any two products. A thread that has ended keeps none.

@@ -44,6 +44,7 @@ class Settings:
     tls_key_path: str | None = None
     tls_client_ca_cert_path: str | None = None
     shutdown_grace_seconds: float = 30.0
+    client_seconds: float = 30.0
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +55,7 @@ class Settings:
         _require(0 <= self.max_prefill_padding <= 1, "max_prefill_padding", "must be in [0, 1]")
         _require(0 < self.memory_fraction <= 1, "memory_fraction", "must be in (0, 1]")
         _require(self.shutdown_grace_seconds >= 0, "shutdown_grace_seconds", "must not be negative")
+        _require(self.client_seconds > 0, "client_seconds", "must be more than 0")
         for name in ("port", "grpc_port"):
             _require(0 <= getattr(self, name) < 65536, name, "must be a port number")
         _require((self.tls_cert_path is None) == (self.tls_key_path is None), "tls_cert_path",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from llm_detox.errors import DetoxError
 from llm_detox.guard.filter import Guard
 from serving.guard.answers import judged
+from serving.http_server import CLIENT_SECONDS, SmallServer, TimedHandler
 
 _MAX_BODY = 4 * 2**20
 
@@ -16,25 +14,21 @@ _MAX_BODY = 4 * 2**20
 class GuardServer:
     """Listens when it is made.
 
+    Args:
+        guard: judges.
+        host, port: where to listen; port 0 takes a free one.
+        client_seconds: how long a client may take to send an answer, and to take it back.
+
     Raises:
         DetoxError: the port is taken, or may not be used.
     """
 
-    def __init__(self, guard: Guard, host: str, port: int) -> None:
+    def __init__(self, guard: Guard, host: str, port: int, client_seconds: float = CLIENT_SECONDS) -> None:
         class Handler(_Handler):
             judge = guard
 
-        class Listener(ThreadingHTTPServer):
-            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            request_queue_size = 128
-            daemon_threads = True
-
-        try:
-            self._server = Listener((host, port), Handler)
-        except OSError as error:
-            raise DetoxError(f"cannot listen: {error.strerror}", place=f"{host}:{port}",
-                             remedy="choose another --port") from None
-        self.port = int(self._server.server_address[1])
+        self._server = SmallServer(host, port, Handler, client_seconds)
+        self.port = self._server.port
 
     def serve(self) -> None:
         """Answer until `close` is called from another thread."""
@@ -45,39 +39,28 @@ class GuardServer:
         self._server.shutdown()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(TimedHandler):
     judge: Guard
-    protocol_version = "HTTP/1.1"
-    timeout = 120
-    disable_nagle_algorithm = True  # head and body go in two writes; the second would wait for an acknowledgement
 
     def do_GET(self) -> None:
         if self.path.partition("?")[0] == "/health":
-            self._send(200, {"guard": self.judge.name})
+            self._json(200, {"guard": self.judge.name})
         else:
-            self._send(404, {"details": "not found: there are /guard and /health", "code": 404})
+            self._json(404, {"details": "not found: there are /guard and /health", "code": 404})
 
     def do_POST(self) -> None:
         length = self.headers.get("content-length", "")
         if not length.isascii() or not length.isdigit() or int(length) > _MAX_BODY:
             self.close_connection = True  # the body stays unread
-            self._send(413, {"details": f"an answer has a length, of at most {_MAX_BODY} bytes", "code": 413})
+            self._json(413, {"details": f"an answer has a length, of at most {_MAX_BODY} bytes", "code": 413})
             return
         body = self.rfile.read(int(length))
         try:
-            self._send(200, judged(json.loads(body), self.judge))
+            self._json(200, judged(json.loads(body), self.judge))
         except (ValueError, RecursionError) as error:
-            self._send(422, {"details": f"this cannot be judged, and is withheld: {error}", "code": 422})
+            self._json(422, {"details": f"this cannot be judged, and is withheld: {error}", "code": 422})
         except Exception as error:  # whatever the guard does, the answer must not pass
-            self._send(500, {"details": f"the guard failed: {type(error).__name__}: {error}", "code": 500})
+            self._json(500, {"details": f"the guard failed: {type(error).__name__}: {error}", "code": 500})
 
-    def _send(self, status: int, value: object) -> None:
-        body = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """A line for each answer would only repeat the router's log."""
+    def _json(self, status: int, value: object) -> None:
+        self.send(status, json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
