@@ -127,7 +127,7 @@ class Vocabulary:
         """The bytes that a byte-level token stands for."""
         content = self._bytes.get(token)
         if content is None:
-            name, table = self.name(token), _byte_of_character()
+            name, table = self.name(token), byte_of_character()
             try:
                 content = bytes([table[character] for character in name])
             except KeyError:  # an added token stands for its own text
@@ -236,7 +236,7 @@ class StopText:
 
 
 @functools.cache
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """The alphabet of byte-level BPE: printable bytes stand for themselves, the others for code points from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {chr(byte): byte for byte in printable}

@@ -12,8 +12,9 @@ from llm_detox.errors import DetoxError
 from llm_detox.plugins import PREFIX, load_plugin
 from serving.engine.jobs import Engine
 from serving.engine.metrics import Metrics
-from serving.engine.service import Served, Tokenization
+from serving.engine.service import Served
 from serving.engine.settings import Settings
+from serving.engine.tokenization import Tokenization
 from serving.engine.validation import Limits
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def load(settings: Settings, metrics: Metrics) -> Served:
     engine, longest = _maker(settings)(source, settings, metrics)
     limits = Limits(longest, min(settings.max_new_tokens, longest - 1), settings.default_include_stop_seqs)
     engine.start()
-    return Served(str(source.folder), Tokenization(source.vocabulary, source.bos), engine, limits)
+    return Served(str(source.folder), Tokenization.of(source.vocabulary, source.bos), engine, limits)
 
 
 def _maker(settings: Settings) -> Make:

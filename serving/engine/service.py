@@ -7,7 +7,6 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,34 +14,17 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from llm_detox.generation.tokens import TokenDetail, Vocabulary
+from llm_detox.generation.tokens import TokenDetail
 from serving.engine import proto
 from serving.engine.jobs import ERROR, NOT_FINISHED, Engine, Job, Update
 from serving.engine.metrics import Metrics
+from serving.engine.tokenization import Tokenization, Tokenizing
 from serving.engine.validation import InvalidRequest, Limits, Parameters, check_prefix, parameters
 
 log = logging.getLogger(__name__)
 
-_INLINE_CHARACTERS = 4000
 _DECODER_ONLY = 0
 _IDLE_SECONDS = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenization:
-    """How texts become ids; `bos` starts a text that has none."""
-
-    vocabulary: Vocabulary
-    bos: int
-
-    def encode(self, text: str, truncate: int = 0) -> list[int]:
-        """Ids of a text with its special tokens; truncation keeps the end, and a leading special token."""
-        encoded = self.vocabulary.backend.encode(text)
-        ids = list(encoded.ids) or [self.bos]
-        if 0 < truncate < len(ids):
-            kept = 1 if encoded.special_tokens_mask[0] and truncate > 1 else 0
-            ids = ids[:kept] + ids[len(ids) - truncate + kept:]
-        return ids
 
 
 @dataclass(eq=False, slots=True)
@@ -107,7 +89,7 @@ class GenerationService:
         self._free = max_concurrent_requests
         self._pb = proto.messages()
         self._reasons = {number: name for name, number in self._pb.StopReason.items()}
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenizer")
+        self._tokenizing = Tokenizing()
 
     def handlers(self) -> Any:
         """What a grpc.aio server registers."""
@@ -168,20 +150,7 @@ class GenerationService:
     async def tokenize(self, request: Any, context: Any) -> Any:
         """Tokenize: token counts, and the tokens and their character offsets where asked; truncation keeps the end."""
         self._metrics.tokenize.inc()
-        loop, backend = asyncio.get_running_loop(), self.served.tokenization.vocabulary.backend
-        responses = []
-        for item in request.requests:
-            encoded = await loop.run_in_executor(self._pool, backend.encode, item.text)
-            total = len(encoded.ids)
-            first = max(0, total - request.truncate_input_tokens) if request.truncate_input_tokens else 0
-            response = self._pb.TokenizeResponse(token_count=total - first)
-            if request.return_tokens:
-                response.tokens.extend(encoded.tokens[first:])
-            if request.return_offsets:
-                for start, end in encoded.offsets[first:]:
-                    response.offsets.add(start=start, end=end)
-            responses.append(response)
-        return self._pb.BatchedTokenizeResponse(responses=responses)
+        return await self._tokenizing.response(self.served.tokenization, request, self._pb)
 
     async def model_info(self, request: Any, context: Any) -> Any:
         """ModelInfo: the kind of the model and its limits."""
@@ -202,13 +171,9 @@ class GenerationService:
         refusal = served.engine.refusal(p)
         if refusal is not None:
             raise InvalidRequest(refusal)
-        loop, encode = asyncio.get_running_loop(), served.tokenization.encode
         prepared = []
         for text in texts:
-            if len(text) < _INLINE_CHARACTERS:
-                ids = encode(text, p.truncate_input_tokens)
-            else:  # a long text must not hold up the other calls
-                ids = await loop.run_in_executor(self._pool, encode, text, p.truncate_input_tokens)
+            ids = await self._tokenizing.ids(served.tokenization, text, p.truncate_input_tokens, served.limits)
             prepared.append((ids, p.for_input(len(ids), served.limits)))
             self._metrics.input_tokens.observe(len(ids))
         return prepared
