@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from typing import Any
 
 _MAX_MODEL_ID = 253  # what Kubernetes allows for a name
 _MAX_TIME_SECONDS = (2**32 - 1) / 1000  # the engine counts milliseconds in 32 bits
-_MAX_LINE = 4000
-_MAX_QUOTED = 200
+_MAX_WORD = 200  # of a parameter that is a word
+_MAX_QUOTED = 200  # characters of what a request held, in an answer
+_MAX_LOGGED = 1000  # the same in the log
+_MAX_ITEMS = 20
+_MAX_LINE = 8000
 # In the engine's protocol 0 is a value that was not given: it would silently become the default.
 _NOT_ZERO = {"max_new_tokens": "at least 1", "repetition_penalty": "more than 0", "temperature": "at least 0.05",
-             "top_p": "more than 0", "max_time": "more than 0"}
+             "top_p": "more than 0"}
+_CALLERS_MISTAKES = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "CANCELLED", "RESOURCE_EXHAUSTED",
+                               "PERMISSION_DENIED"})
 
 
 def complaint(parameters: dict[str, Any]) -> str | None:
@@ -22,8 +28,11 @@ def complaint(parameters: dict[str, Any]) -> str | None:
             return f"{name} must be a finite number"
         if name in _NOT_ZERO and value is not None and value == 0:
             return f"{name} must be {_NOT_ZERO[name]}; leave it out for the default"
-    if (parameters.get("max_time") or 0) > _MAX_TIME_SECONDS:
-        return f"max_time must be at most {_MAX_TIME_SECONDS:.0f} seconds"
+        if name != "text" and isinstance(value, str) and len(value) > _MAX_WORD:
+            return f"{name} has no value of {len(value)} characters"
+    seconds = parameters.get("max_time")
+    if seconds is not None and not 0 < seconds <= _MAX_TIME_SECONDS:
+        return f"max_time must be more than 0 and at most {_MAX_TIME_SECONDS:.0f} seconds"
     return None
 
 
@@ -84,32 +93,61 @@ def describe_and_refuse() -> None:
     http_server.RuntimeHTTPServer._patch_openapi_spec, http_server.pydantic_from_request = patch, read
 
 
-def sayable(value: Any) -> Any:
+def sayable(value: Any, most: int = _MAX_QUOTED) -> Any:
     """The value with words for what JSON has none for, and the beginning of what is long."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
-        return value if len(value) <= _MAX_QUOTED else f"{value[:_MAX_QUOTED]}... ({len(value)} characters)"
+        return value if len(value) <= most else f"{value[:most]}... ({len(value)} characters)"
     if isinstance(value, dict):
-        return {sayable(str(name)): sayable(one) for name, one in list(value.items())[:_MAX_QUOTED]}
+        return {sayable(str(name), most): sayable(one, most) for name, one in list(value.items())[:_MAX_ITEMS]}
     if isinstance(value, list | tuple):
-        return [sayable(one) for one in value[:_MAX_QUOTED]]
+        return type(value)(sayable(one, most) for one in value[:_MAX_ITEMS])
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ShortLines(logging.Formatter):
-    """A formatter's lines, of bounded length."""
+    """A formatter's lines, of bounded length, and without tracebacks of what is the caller's mistake."""
 
     def __init__(self, plain: logging.Formatter) -> None:
         super().__init__()
         self._plain = plain
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.msg, dict):  # Caikit's way
+            record.msg = sayable(record.msg, _MAX_LOGGED)
+        if _is_the_callers_mistake(sys.exc_info()[1]):
+            record.exc_info = record.exc_text = None
+            if isinstance(record.msg, dict):
+                record.msg.pop("stack_trace", None)
         line = self._plain.format(record)
         return line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]}... ({len(line)} characters)"
 
 
+def _is_the_callers_mistake(error: BaseException | None) -> bool:
+    """Whether the error that is being handled now is one that its message says all about."""
+    import grpc
+    from caikit.core.exceptions.caikit_core_exception import CaikitCoreException
+    from caikit.runtime.types.caikit_runtime_exception import CaikitRuntimeException
+    from fastapi.exceptions import RequestValidationError
+
+    if isinstance(error, RequestValidationError | ValueError):
+        return True
+    if not isinstance(error, CaikitRuntimeException | CaikitCoreException | grpc.Call):
+        return False
+    code = error.code() if isinstance(error, grpc.Call) else error.status_code
+    return code.name in _CALLERS_MISTAKES
+
+
 def cut_long_lines() -> None:
     """What requests hold is quoted in the log; a caller must not fill the disk with it."""
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(ShortLines(handler.formatter or logging.Formatter()))
+    from caikit.core.toolkit import logging as caikit_logging
+
+    plain = caikit_logging.configure
+
+    def configure(*args: Any, **options: Any) -> None:
+        plain(*args, **options)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(ShortLines(handler.formatter or logging.Formatter()))
+
+    caikit_logging.configure = configure
