@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from llm_detox.terminal import visible
+
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -22,7 +24,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def say(message: str) -> None:
     """Print one line about what happens."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)
 
 
 def one_voice() -> None:

@@ -14,6 +14,7 @@ from llm_detox import __version__
 from llm_detox.cli import ask, bench, measure, models, recipe, serve, steps, train
 from llm_detox.errors import DetoxError
 from llm_detox.progress import one_voice
+from llm_detox.terminal import visible
 
 
 class _Steps(typer.core.TyperGroup):
@@ -75,7 +76,7 @@ def run_app(command: typer.Typer) -> None:
             raise
         if "--json" in sys.argv:
             print(json.dumps({"error": error.message, "place": error.place, "remedy": error.remedy}))
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted; steps that keep their work continue where they stopped", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from llm_detox.cli import common
 from llm_detox.cli.common import AsJson
 from llm_detox.errors import GateNotPassed
 from llm_detox.progress import say
+from llm_detox.terminal import visible, visible_json
 
 if TYPE_CHECKING:
     from llm_detox.guard.filter import GuardedClient
@@ -57,11 +57,11 @@ def ask(
             return
         if stream and not as_json:
             for chunk in client.stream(text, **given):
-                print(chunk.text, end="", flush=True)
+                print(visible(chunk.text), end="", flush=True)
             print()
             return
         answer = client.generate(text, **given)
-    print(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.text)
+    print(visible_json(asdict(answer)) if as_json else visible(answer.text))
 
 
 def _guarded(client: GuardedClient, text: str, given: dict[str, Any], *, stream: bool, as_json: bool) -> None:
@@ -69,14 +69,14 @@ def _guarded(client: GuardedClient, text: str, given: dict[str, Any], *, stream:
 
     if stream:
         for piece in client.stream(text, **given):
-            print(piece.text, end="", flush=True)
+            print(visible(piece.text), end="", flush=True)
         print()
     else:
         piece = client.generate(text, **given)
         if as_json:
-            print(json.dumps(asdict(piece), ensure_ascii=False))
+            print(visible_json(asdict(piece)))
         elif piece.finish_reason != WITHHELD:
-            print(piece.text)
+            print(visible(piece.text))
     if piece.finish_reason == WITHHELD:
         say(f"withheld by {client.guard.name}: {piece.verdict.reason}")
         raise typer.Exit(GateNotPassed.exit_code)

@@ -13,6 +13,7 @@ import typer
 from llm_detox.cli import common
 from llm_detox.cli.common import AsJson, read_recipe
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.terminal import visible
 
 if TYPE_CHECKING:
     from llm_detox.bench.load import BenchReport
@@ -86,7 +87,7 @@ def _show(report: BenchReport, output: Path | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(plain(report)))
     for line in lines(report):
-        print(line, file=stream)
+        print(visible(line), file=stream)
     if output:
         print(f"written to {output / 'bench.html'}", file=stream)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_detox.errors import UsageError
+from llm_detox.terminal import visible
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -85,7 +86,7 @@ def show_outcome(result: DataclassInstance | Mapping[str, Any], output: Path | N
         return
     for name, value in values.items():
         if isinstance(value, str | int | float | bool):
-            print(f"{name}: {value}")
+            print(visible(f"{name}: {value}"))
     if output:
         print(f"written to {output}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from llm_detox.evaluation.report_content import Report
 from llm_detox.evaluation.results import ContinuationPerplexity, Perplexity
 from llm_detox.evaluation.samples import ContinuationSample, RewriteSample
 from llm_detox.runs.typed_json import plain
+from llm_detox.terminal import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 _TITLES = {"expected_maximum_toxicity": "Expected maximum toxicity", "toxicity_probability": "Toxicity probability",
@@ -49,7 +51,7 @@ class _Measure(TypedDict):
 def render_page(report: Report, samples: Sequence[ContinuationSample], rewrites: Sequence[RewriteSample]) -> str:
     """The HTML page: no request leaves it, and every text in it is escaped."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+                              trim_blocks=True, lstrip_blocks=True, finalize=_visible_text)
     environment.filters["pretty"] = lambda value: json.dumps(plain(value), indent=2, ensure_ascii=False)
     return environment.get_template("report.html.jinja").render(
         **vars(report), samples=samples, rewrites=rewrites, charts=_charts(report), extra=_extra_columns(report))
@@ -73,7 +75,7 @@ def render_model_card(report: Report) -> str:
                         "name": f"RealToxicityPrompts ({report.arms[report.last].prompts} prompts)"},
             "metrics": _measures(report)}]}]}
     text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    return f"---\n{text}---\n\n{_from_markdown_template('model_card.md.jinja', report)}"
+    return f"---\n{visible(text)}---\n\n{_from_markdown_template('model_card.md.jinja', report)}"
 
 
 def _measures(report: Report) -> list[_Measure]:
@@ -89,9 +91,21 @@ def _measures(report: Report) -> list[_Measure]:
 
 def _from_markdown_template(template: str, report: Report) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True, autoescape=False)  # noqa: S701 - the result is Markdown
+                              lstrip_blocks=True, autoescape=False, finalize=_markdown_text)  # noqa: S701 - Markdown
     environment.filters["interval"] = _interval
     return environment.get_template(template).render(**vars(report), titles=_TITLES)
+
+
+def _visible_text(value: object) -> object:
+    """Texts with their control and direction characters written out; what is HTML already stays HTML."""
+    return type(value)(visible(value)) if isinstance(value, str) else value
+
+
+def _markdown_text(value: object) -> object:
+    """A text that is neither HTML nor a table's column in Markdown, whatever it contains."""
+    if not isinstance(value, str):
+        return value
+    return visible(html.escape(value, quote=False)).replace("|", "\\|").replace("\n", " ")
 
 
 def _interval(interval: Interval | None, digits: int = 3, factor: float = 1.0) -> str:

@@ -11,6 +11,7 @@ from llm_detox.client.client import TextGenerationClient
 from llm_detox.client.types import NEXT_TURN, Conversation, GenerationError, Message, Prompt, plain_turns
 from llm_detox.guard.filter import WITHHELD, GuardedClient
 from llm_detox.progress import say
+from llm_detox.terminal import visible
 
 _HELP = "/new begins anew, /exit or Ctrl-D ends, Ctrl-C ends an answer"
 
@@ -94,7 +95,7 @@ def _answer(client: TextGenerationClient | GuardedClient, parameters: dict[str, 
             text = piece.text if shown else piece.text.lstrip()
             if text:
                 shown.append(text)
-                print(text, end="", flush=True)
+                print(visible(text), end="", flush=True)
             reason = piece.finish_reason
             if reason == WITHHELD:
                 say(f"{chr(10) if shown else ''}withheld: {piece.verdict.reason}")  # type: ignore[union-attr]
