@@ -18,6 +18,8 @@ from typing import Any
 from llm_detox.errors import DetoxError
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
+_LISTENS = "0A"  # a socket's state in /proc/net/tcp
+_SHOWN_COMMAND = 100
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,17 @@ class Process:
 
 
 def spawn(
-    name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None,
+    lifeline: bool = False,
 ) -> Process:
     """Start a detached process (its own session) that writes to `log`.
+
+    Args:
+        name: for messages.
+        command: the program and its arguments.
+        log: takes what it prints.
+        env, cwd: see `subprocess.Popen`.
+        lifeline: whether its standard input is a pipe that ends with this Python, however that ends.
 
     Raises:
         DetoxError: the program cannot be started.
@@ -45,8 +55,8 @@ def spawn(
     try:
         with log.open("ab") as output:
             child = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env=None if env is None else dict(env), cwd=cwd, start_new_session=True)
+                list(command), stdin=subprocess.PIPE if lifeline else subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, env=None if env is None else dict(env), cwd=cwd, start_new_session=True)
     except OSError as error:
         raise DetoxError(f"{name} cannot be started: {error.strerror}", place=str(command[0]),
                          remedy="check that it is installed and may be executed") from error
@@ -120,8 +130,33 @@ def check_port(port: int, purpose: str, host: str = "127.0.0.1") -> int:
             probe.bind((host, port))
         except OSError as error:
             raise DetoxError(f"port {port} for {purpose} cannot be used: {error.strerror}", place=f"{host}:{port}",
-                             remedy="end the program that listens there, or choose another port") from None
+                             remedy=f"{_remedy_for(port)}, or choose another port") from None
     return port
+
+
+def listener(port: int) -> tuple[int, str] | None:
+    """Pid and command of the process that listens on a TCP port; None where this system or user cannot tell."""
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text("utf-8").splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{fields[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            if any(os.readlink(file) in inodes for file in (process / "fd").iterdir()):
+                command = (process / "cmdline").read_bytes().decode("utf-8", "replace")
+                return int(process.name), command.replace("\0", " ").strip()
+    return None
+
+
+def _remedy_for(port: int) -> str:
+    holder = listener(port)
+    if holder is None:
+        return "end the program that listens there"
+    pid, command = holder
+    return f"process {pid} listens there ({command[:_SHOWN_COMMAND]}): end it with `kill {pid}`"
 
 
 def _signal_group(process: Process, number: int) -> None:

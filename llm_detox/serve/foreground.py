@@ -45,7 +45,8 @@ def serve(model: str, *, name: str, rest_port: int = 0, grpc_port: int = 0,
             version = versions.fetch() if versions else None
             state = serve_folder(
                 versions.current if versions else _caikit_folder(model, work), name=name, ports=ports, output=work,
-                address=version.address if version else None, digest=version.digest if version else None)
+                address=version.address if version else None, digest=version.digest if version else None,
+                lifeline=True)
             if on_ready:
                 on_ready(state)
             if versions and state.address != model.rstrip("/"):

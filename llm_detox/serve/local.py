@@ -52,7 +52,7 @@ def deploy_local(address: str, *, name: str, output: Path, rest_port: int = 0, g
 
 
 def serve_folder(model: Path, *, name: str, ports: Ports, output: Path, address: str | None = None,
-                 digest: str | None = None) -> DeploymentState:
+                 digest: str | None = None, lifeline: bool = False) -> DeploymentState:
     """Start the topology on a Caikit folder and write `deployment.json`; returns its content.
 
     Args:
@@ -61,13 +61,14 @@ def serve_folder(model: Path, *, name: str, ports: Ports, output: Path, address:
         ports: see `Ports.choose`.
         output: the folder of the deployment, for the logs and `deployment.json`.
         address, digest: of the version, where it was published.
+        lifeline: whether its processes end with this one, even where it is killed.
 
     Raises:
         DetoxError: it does not get ready; then nothing is left running.
     """
     started: list[Process] = []
     try:
-        started = start(model, name, ports, output / "logs")
+        started = start(model, name, ports, output / "logs", lifeline=lifeline)
         state = DeploymentState(name, ports.urls(), address, digest, str(model.absolute()),
                                 datetime.now(UTC).isoformat("T", "seconds"), tuple(started))
         state.write(output)  # before it is ready, so that an interrupted start can be cleaned up

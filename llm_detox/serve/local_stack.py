@@ -67,7 +67,7 @@ def caikit_python() -> str:
     return str(path)
 
 
-def start(model: Path, name: str, ports: Ports, work: Path) -> list[Process]:
+def start(model: Path, name: str, ports: Ports, work: Path, *, lifeline: bool = False) -> list[Process]:
     """Start engine and runtime for a Caikit model folder, detached; they load at the same time.
 
     Args:
@@ -75,6 +75,7 @@ def start(model: Path, name: str, ports: Ports, work: Path) -> list[Process]:
         name: the id under which the model answers.
         ports: see `Ports.choose`.
         work: logs and configuration go here.
+        lifeline: whether they end with this process, even where it is killed.
 
     Raises:
         DetoxError: the folder is no Caikit model, or a program is missing.
@@ -84,17 +85,18 @@ def start(model: Path, name: str, ports: Ports, work: Path) -> list[Process]:
                          remedy="make one: llm-detox convert --model MODEL --output DIR")
     caikit, serving = caikit_python(), _serving_folder()
     work = work.absolute()
+    bound = ["--end-with-stdin", "true"] if lifeline else []
     engine = processes.spawn("engine", [
         sys.executable, "-m", "serving.engine", "--model-name", str(model.absolute() / "artifacts"),
-        "--host", "127.0.0.1", "--grpc-port", str(ports.engine_grpc), "--port", str(ports.engine_http),
-    ], log=work / "engine.log", env=_environment(), cwd=serving.parent)
+        "--host", "127.0.0.1", "--grpc-port", str(ports.engine_grpc), "--port", str(ports.engine_http), *bound,
+    ], log=work / "engine.log", env=_environment(), cwd=serving.parent, lifeline=lifeline)
     try:
         runtime = processes.spawn("caikit", [
             caikit, str(serving / "caikit" / "runtime.py"), "--model-dir", str(model.absolute()), "--model-id", name,
             "--engine", f"127.0.0.1:{ports.engine_grpc}", "--host", "127.0.0.1", "--http-port", str(ports.rest),
             "--grpc-port", str(ports.grpc), "--metrics-port", "0", "--grace-seconds", "2",
-            "--work-dir", str(work / "caikit"),
-        ], log=work / "caikit.log", env=_environment(without=("PYTHONPATH", "PYTHONHOME")))
+            "--work-dir", str(work / "caikit"), *bound,
+        ], log=work / "caikit.log", env=_environment(without=("PYTHONPATH", "PYTHONHOME")), lifeline=lifeline)
     except DetoxError:
         processes.stop(engine)
         raise

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from serving.caikit.engine_calls import end_with_the_client
     from serving.caikit.grpc_edge import guard_grpc
     from serving.caikit.http_edge import PatientProtocol, RestEdge
+    from serving.caikit.lifeline import end_with_stdin
     from serving.caikit.request_rules import check_requests, cut_long_lines, describe_and_refuse
 else:  # in a pod these files lie alone in a folder
     from engine_calls import end_with_the_client
     from grpc_edge import guard_grpc
     from http_edge import PatientProtocol, RestEdge
+    from lifeline import end_with_stdin
     from request_rules import check_requests, cut_long_lines, describe_and_refuse
 
 _CONFIG = Path(__file__).with_name("caikit.yml")
@@ -41,6 +43,8 @@ _MIB = 2**20
 def main() -> None:
     """Write the configuration, put the guards in place, and run until SIGTERM."""
     options = _parser().parse_args()
+    if options.end_with_stdin == "true":
+        end_with_stdin()
     work = Path(options.work_dir or tempfile.mkdtemp(prefix="caikit-")).resolve()
     work.mkdir(parents=True, exist_ok=True)
     config = work / "caikit-local.yaml"  # JSON is YAML
@@ -159,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     option("tls-client-ca", None, "clients must show a certificate of this CA")
     option("max-message-mib", 16, "largest request in MiB")
     option("client-seconds", 30, "how long a client may take to send a request, or to take a piece of an answer")
+    option("end-with-stdin", "false", "true: end with standard input, which the process that started this one holds")
     option("grace-seconds", 20, "how long open requests may go on after SIGTERM")
     option("work-dir", None, "for the configuration; a temporary folder by default")
     return parser

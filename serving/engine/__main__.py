@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from llm_detox.errors import DetoxError
+from serving.caikit.lifeline import end_with_stdin
 from serving.engine.settings import Settings, parse
 
 _TERMINATION_LOG = Path("/dev/termination-log")
@@ -18,6 +19,8 @@ def main() -> int:
     try:
         settings = parse(sys.argv[1:])
         _set_up_logging(settings)
+        if settings.end_with_stdin:
+            end_with_stdin()
         from serving.engine.server import Server
 
         Server(settings).run()

@@ -45,6 +45,7 @@ class Settings:
     tls_client_ca_cert_path: str | None = None
     shutdown_grace_seconds: float = 30.0
     client_seconds: float = 30.0
+    end_with_stdin: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:

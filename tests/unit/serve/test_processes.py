@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
 import sys
 import time
@@ -74,8 +75,10 @@ def test_a_taken_port_is_refused_and_free_ones_differ() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(DetoxError, match=f"port {port} for the gateway"):
+        with pytest.raises(DetoxError, match=f"port {port} for the gateway") as caught:
             processes.check_port(port, "the gateway")
+        assert f"kill {os.getpid()}`" in str(caught.value), "the message says who holds the port and how to end it"
+        assert Path(sys.executable).name in str(caught.value)
     ports = processes.free_ports(20)
     assert len(set(ports)) == 20
     assert all(processes.check_port(port, "it") == port for port in ports)
