@@ -31,6 +31,7 @@ AMOUNTS = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=[pyt
 SECONDS = 30.0
 NLP = "caikit.runtime.Nlp.NlpService"
 METHODS = ["TextGenerationTaskPredict", "ServerStreamingTextGenerationTaskPredict", "TokenizationTaskPredict"]
+LONGEST_SECONDS = 2**32 / 1000
 REFUSALS = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND}
 
 
@@ -91,7 +92,9 @@ def _bounded(path: str, body: Any) -> Any:
     if isinstance(body, dict):
         body = {**body, "model_id": NAME}
         if "tokenization" not in path and isinstance(body.get("parameters"), dict):
-            body["parameters"]["max_time"] = 0.2
+            given = body["parameters"].get("max_time")
+            if not isinstance(given, int | float) or 0.2 < given < LONGEST_SECONDS:
+                body["parameters"]["max_time"] = 0.2
     return body
 
 
@@ -172,7 +175,7 @@ def _code(call: Any, payload: bytes, streams: bool, metadata: Any = ()) -> grpc.
 
 
 def _short(message: Any) -> bytes:
-    if "max_time" in message.DESCRIPTOR.fields_by_name:
+    if "max_time" in message.DESCRIPTOR.fields_by_name and not message.max_time > LONGEST_SECONDS:
         message.max_time = 0.2
     data: bytes = message.SerializeToString()
     return data
