@@ -57,7 +57,7 @@ def served(engine_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             root / "model", root / "caikit.log", model_id=NAME, engine=f"127.0.0.1:{engine.grpc_port}",
             client_seconds=CLIENT_SECONDS) as (ports, _):
         running = Served(ports["rest"], ports["grpc"], engine)
-        wait_for(lambda: _answers(running), 120, 0.5)
+        wait_for(lambda: _answers(running), 300, 0.5)
         yield running
 
 
