@@ -80,7 +80,7 @@ def test_what_is_copied_is_there_and_not_ignored(path: Path) -> None:
     for name, value in instructions(path):
         if name == "COPY" and not value.startswith("--from"):
             for source in value.split()[:-1]:
-                assert (REPOSITORY / source).exists(), source
+                assert next(REPOSITORY.glob(source), None), source
                 assert any(source == one or source.startswith(f"{one}/") for one in kept), f"{source} is ignored"
 
 
