@@ -10,7 +10,6 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +34,29 @@ class Update:
     def delta(self) -> NDArray[np.float32]:
         result: NDArray[np.float32] = (self.b @ self.a) * np.float32(self.scale)
         return result
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What a LoRA configuration says of the size of its updates.
+
+    Attributes:
+        alpha: an update counts alpha / rank times.
+        alphas: other values for modules whose names match a pattern.
+        rank_stabilised: alpha / sqrt(rank) instead (Kalajdzievski 2023).
+        transposed: the base keeps its weights transposed.
+    """
+
+    alpha: float
+    alphas: dict[str, float]
+    rank_stabilised: bool
+    transposed: bool
+
+    def scale(self, module: str, rank: int) -> float:
+        """How often the update of a module counts."""
+        alpha = next((value for pattern, value in self.alphas.items() if re.fullmatch(rf"(.*\.)?({pattern})", module)),
+                     self.alpha)
+        return float(alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -108,8 +130,7 @@ def _merged(file: TensorFile, name: str, updates: list[Update] | None, transpose
 
 def _read_adapter(folder: Path, names: set[str], updates: dict[str, list[Update]]) -> bool:
     """Add an adapter's updates by weight name; returns whether it says that weights are kept transposed."""
-    config = json.loads((TrainedFolder(folder).adapter_config).read_text("utf-8"))
-    _refuse_other_kinds(config, folder)
+    config = _read_config(folder)
     if not (TrainedFolder(folder).adapter_weights).exists():
         raise DetoxError(f"the adapter folder has no {TrainedFolder.adapter_weights}", place=str(folder),
                          remedy="save it: `model.save_pretrained(folder)`; pickled weights are not read")
@@ -123,12 +144,18 @@ def _read_adapter(folder: Path, names: set[str], updates: dict[str, list[Update]
         modules.setdefault(match["module"], {})[match["side"]] = key
     for module, sides in modules.items():
         a, b = file.float32(sides["A"]), file.float32(sides["B"])
-        update = Update(a, b, _scale(config, module, a.shape[0]))
+        update = Update(a, b, config.scale(module, a.shape[0]))
         updates.setdefault(_weight_name(module, names, folder), []).append(update)
-    return bool(config.get("fan_in_fan_out"))
+    return config.transposed
 
 
-def _refuse_other_kinds(config: dict[str, Any], folder: Path) -> None:
+def _read_config(folder: Path) -> AdapterConfig:
+    """The adapter's configuration.
+
+    Raises:
+        DetoxError: the adapter is of a kind that adds more than low-rank updates of weights.
+    """
+    config = json.loads(TrainedFolder(folder).adapter_config.read_text("utf-8"))
     reasons = [name for name in ("use_dora", "modules_to_save", "layer_replication", "lora_bias", "target_parameters",
                                  "trainable_token_indices", "use_qalora") if config.get(name)]
     if config.get("peft_type") != "LORA":
@@ -142,15 +169,9 @@ def _refuse_other_kinds(config: dict[str, Any], folder: Path) -> None:
     if reasons:
         raise DetoxError(f"an adapter of this kind cannot be merged here: {', '.join(reasons)}", place=str(folder),
                          remedy="merge it with PEFT (`merge_and_unload`), save that, and convert the result")
-
-
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return AdapterConfig(float(config["lora_alpha"]), config.get("alpha_pattern") or {},
+                         rank_stabilised=bool(config.get("use_rslora")),
+                         transposed=bool(config.get("fan_in_fan_out")))
 
 
 def _weight_name(module: str, names: set[str], folder: Path) -> str:
