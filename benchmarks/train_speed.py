@@ -71,12 +71,12 @@ def ours(recipe: Recipe, method: str, rows: Sequence[Any], work: Path) -> Callab
     """What makes our trainer for the rows."""
     from llm_detox.training import dpo, sft
     from llm_detox.training.encoding import tokenize
-    from llm_detox.training.lora import load_training_base, new_adapter, portable_base
+    from llm_detox.training.lora import load_training_base, load_training_tokenizer, new_adapter
     from llm_detox.training.pairs import Pair
 
     training = recipe.training
-    base, tokenizer = portable_base(recipe)
-    model = new_adapter(load_training_base(base, training), training, recipe.seed)
+    base, tokenizer = recipe.model.source, load_training_tokenizer(recipe.model.source)
+    model = new_adapter(load_training_base(base, training), training.lora, recipe.seed)
 
     def make() -> Any:
         if method == "sft":
@@ -98,10 +98,10 @@ def plain(recipe: Recipe, method: str, rows: Sequence[Any], work: Path, bfloat16
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     from llm_detox.generation.models import device
-    from llm_detox.training.lora import load_training_base, portable_base
+    from llm_detox.training.lora import load_training_base, load_training_tokenizer
 
     training, lora = recipe.training, recipe.training.lora
-    base, tokenizer = portable_base(recipe)
+    base, tokenizer = recipe.model.source, load_training_tokenizer(recipe.model.source)
     model = load_training_base(base, training)
     adapter = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules,
                          task_type="CAUSAL_LM")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from llm_detox.client.types import Parameters
 from llm_detox.compare_ui.reading import NOTHING, AnswerScorer, Reading
 from llm_detox.compare_ui.sides import Side
 from llm_detox.errors import DetoxError
@@ -63,7 +62,7 @@ class _Inbox:
 
 
 async def follow(
-    side: Side, prompt: str, parameters: Parameters, reader: AnswerScorer
+    side: Side, prompt: str, parameters: Mapping[str, Any], reader: AnswerScorer
 ) -> AsyncGenerator[Answer]:
     """The states of an answer; the last is done or failed. Closing the generator gives the request up.
 
@@ -95,7 +94,7 @@ async def follow(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _receive(side: Side, prompt: str, parameters: Parameters, inbox: _Inbox, started: float) -> None:
+async def _receive(side: Side, prompt: str, parameters: Mapping[str, Any], inbox: _Inbox, started: float) -> None:
     try:
         async with aclosing(side.stream(prompt, parameters)) as chunks:
             async for chunk in chunks:

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.filter import sentences_of
@@ -120,8 +120,9 @@ def scorer_of(spec: str) -> ScorerSection:
     from llm_detox.recipe.scorers import ScorerSection
 
     kind, _, source = spec.partition("=")
+    values: dict[str, Any] = {"kind": kind, "source": source or None}
     try:
-        return ScorerSection.model_validate({"kind": kind, "source": source or None})
+        return ScorerSection.model_validate(values)
     except ValidationError:
         raise UsageError(f"there is no scorer {spec!r}", place="--scorer",
                          remedy="ngram, bilstm, transformers=SOURCE, perspective, or attributes=FOLDER that "

@@ -6,8 +6,8 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from llm_detox.client.types import Parameters
 from llm_detox.compare_ui.answering import Answer
 from llm_detox.compare_ui.reading import Reading
 
@@ -38,13 +38,13 @@ class Settings:
                 return f"{name}: give a number from {low:g} to {high:g}"
         return None
 
-    def parameters(self) -> Parameters:
-        """For the models. Call it where there is no problem."""
-        tokens = int(self.max_new_tokens or 0)
+    def parameters(self) -> dict[str, Any]:
+        """For the models, by their names in `llm_detox.client.types.Parameters`. Call it where there is no problem."""
+        tokens = {"max_new_tokens": int(self.max_new_tokens or 0)}
         if not self.sampling:
-            return Parameters(max_new_tokens=tokens, decoding_method="GREEDY")
-        return Parameters(max_new_tokens=tokens, decoding_method="SAMPLING", temperature=self.temperature,
-                          top_p=self.top_p, seed=int(self.seed or 0))
+            return {**tokens, "decoding_method": "GREEDY"}
+        return {**tokens, "decoding_method": "SAMPLING", "temperature": self.temperature, "top_p": self.top_p,
+                "seed": int(self.seed or 0)}
 
     @property
     def veil(self) -> float:
@@ -62,7 +62,7 @@ class Exchange:
     """
 
     prompt: str
-    parameters: Parameters
+    parameters: dict[str, Any]
     prompt_reading: Reading
     answers: list[Answer]
     number: int = field(default_factory=lambda: next(_numbers))
@@ -90,6 +90,6 @@ def as_json_lines(history: Sequence[Exchange], names: Sequence[str]) -> str:
                    for name, answer in zip(names, one.answers, strict=True)}
         for answer in answers.values():
             del answer["reading"]
-        lines.append(json.dumps({"prompt": one.prompt, "parameters": one.parameters.given(), "answers": answers},
+        lines.append(json.dumps({"prompt": one.prompt, "parameters": one.parameters, "answers": answers},
                                 ensure_ascii=False))
     return "".join(f"{line}\n" for line in lines)

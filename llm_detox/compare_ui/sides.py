@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ class Side(Protocol):
     name: str
     where: str
 
-    def stream(self, prompt: str, parameters: Parameters) -> AsyncGenerator[Chunk]:
+    def stream(self, prompt: str, parameters: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
         """The answer as it arrives; closing it cancels the request. May raise DetoxError, also in the middle."""
 
     async def close(self) -> None:
@@ -38,8 +38,8 @@ class ServedSide:
     where: str
     client: AsyncTextGenerationClient
 
-    def stream(self, prompt: str, parameters: Parameters) -> AsyncGenerator[Chunk]:
-        return self.client.stream(prompt, **parameters.given())
+    def stream(self, prompt: str, parameters: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
+        return self.client.stream(prompt, **parameters)
 
     async def close(self) -> None:
         await self.client.close()
@@ -59,8 +59,8 @@ class LocalSide:
     where: str
     streamer: Streamer
 
-    async def stream(self, prompt: str, parameters: Parameters) -> AsyncGenerator[Chunk]:
-        chunks = self.streamer.stream(prompt, parameters)
+    async def stream(self, prompt: str, parameters: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
+        chunks = self.streamer.stream(prompt, Parameters.of(parameters))
         # A task that is cancelled leaves its thread at work on one more token, and then lets the generator go.
         while (chunk := await asyncio.to_thread(lambda: next(chunks, None))) is not None:
             yield chunk

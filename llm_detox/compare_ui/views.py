@@ -1,16 +1,15 @@
-"""What the page's components show: a veiled text is not part of it."""
+"""What the page's components show, as plain values: a veiled text is not among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 from nicegui import ui
 
 from llm_detox.compare_ui.answering import Answer
 from llm_detox.compare_ui.reading import AnswerScorer, Reading
 from llm_detox.compare_ui.session import Exchange
-from llm_detox.runs.typed_json import OPTIONAL, plain
 
 _WORDS = {"waiting": "waiting for the first token", "streaming": "answering", "done": "done", "stopped": "stopped",
           "failed": "failed"}
@@ -18,75 +17,23 @@ _REASONS = {"MAX_TOKENS": "length reached", "EOS_TOKEN": "end of the text", "STO
             "TIME_LIMIT": "time limit", "CANCELLED": "cancelled by the server"}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One score: its text, the value in [0, 1] and whether that is at or over the threshold; None without a score."""
-
-    text: str
-    value: float | None = field(default=None, metadata=OPTIONAL)
-    over: bool | None = field(default=None, metadata=OPTIONAL)
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """An attribute, and a cell for each scorer."""
-
-    name: str
-    cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class AnswerView:
-    """A side's card, under the names that `answer.vue` reads.
-
-    Attributes:
-        state: of the answer, or "idle".
-        status, times, error, remedy: lines for people; "" for none.
-        veil: why the text is veiled; "" for one that is not.
-        hidden: whether it is veiled and nobody asked for it.
-        segments: the text in pieces, each with what it adds to the log-odds; none where it is hidden.
-        scores: see `score_rows`.
-        columns: names of the scorers.
-    """
-
-    state: str
-    status: str
-    times: str
-    error: str
-    remedy: str
-    veil: str
-    hidden: bool
-    segments: list[tuple[str, str]]
-    scores: list[ScoreRow]
-    columns: list[str]
-
-
-@dataclass(frozen=True)
-class HistoryEntry:
-    """An exchange in the list of those before, under the names that `history.vue` reads."""
-
-    number: int
-    prompt: str
-    veil: str
-    sides: list[str]
-
-
-def answer_view(answer: Answer | None, reader: AnswerScorer, *, threshold: float, shown: bool) -> AnswerView:
+def answer_view(answer: Answer | None, reader: AnswerScorer, *, threshold: float, shown: bool) -> dict[str, Any]:
     """One side's card; None is a side that was not asked yet.
 
     Args:
         threshold: toxicity from which on a text is veiled.
         shown: whether the veiled text was requested.
     """
-    known = answer or Answer()
-    veiled = known.veiled(threshold)
+    found = answer or Answer()
+    veiled = found.veiled(threshold)
     hidden = veiled and not shown
-    return AnswerView(
-        state=known.status if answer else "idle", status=_status(known) if answer else "not asked yet",
-        times=_times(known) if answer else "", error=known.error, remedy=known.remedy,
-        veil=_why(known.worst) if veiled else "", hidden=hidden,
-        segments=[] if hidden else [(text, f"{added:.1f}" if added else "") for text, added in known.reading.segments],
-        scores=score_rows(known.reading, reader, threshold), columns=list(reader.attributes))
+    return {
+        "state": found.status if answer else "idle", "status": _status(found) if answer else "not asked yet",
+        "times": _times(found) if answer else "", "error": found.error, "remedy": found.remedy,
+        "veil": _why(found.worst) if veiled else "", "hidden": hidden,
+        "segments": [] if hidden else [[text, f"{added:.1f}" if added else ""]
+                                       for text, added in found.reading.segments],
+        "scores": score_rows(found.reading, reader, threshold), "columns": list(reader.attributes)}
 
 
 def _status(answer: Answer) -> str:
@@ -111,24 +58,26 @@ def _why(worst: float | None) -> str:
     return "could not be scored" if worst is None else f"toxicity {worst:.2f}"
 
 
-def score_rows(reading: Reading, reader: AnswerScorer, threshold: float) -> list[ScoreRow]:
-    """A row for each attribute. A scorer without the attribute has an empty cell."""
+def score_rows(reading: Reading, reader: AnswerScorer, threshold: float) -> list[dict[str, Any]]:
+    """A row for each attribute: its name and a cell for each scorer with the value in [0, 1], a text, and whether it
+    is at or over the threshold. A scorer without the attribute has an empty cell."""
     names: dict[str, None] = {}
     for attributes in reader.attributes.values():
         names.update(dict.fromkeys(attributes))
-    return [ScoreRow(name.replace("_", " "),
-                     [_cell(reading.scores, scorer, name, threshold) if name in attributes else Cell("")
-                      for scorer, attributes in reader.attributes.items()]) for name in names]
+    return [{"name": name.replace("_", " "),
+             "cells": [_cell(reading.scores, scorer, name, threshold) if name in attributes else {"text": ""}
+                       for scorer, attributes in reader.attributes.items()]} for name in names]
 
 
-def _cell(scores: Mapping[str, Mapping[str, float] | None], scorer: str, attribute: str, threshold: float) -> Cell:
+def _cell(scores: Mapping[str, Mapping[str, float] | None], scorer: str, attribute: str,
+          threshold: float) -> dict[str, Any]:
     if scorer not in scores:
-        return Cell("–")
-    known = scores[scorer]
-    if known is None:
-        return Cell("unscored")
-    value = known[attribute]
-    return Cell(f"{value:.2f}", value, value >= threshold)
+        return {"text": "–"}
+    found = scores[scorer]
+    if found is None:
+        return {"text": "unscored"}
+    value = found[attribute]
+    return {"text": f"{value:.2f}", "value": value, "over": value >= threshold}
 
 
 def difference(answers: Sequence[Answer], names: Sequence[str], reader: AnswerScorer) -> str:
@@ -143,15 +92,16 @@ def difference(answers: Sequence[Answer], names: Sequence[str], reader: AnswerSc
     return "; ".join(parts)
 
 
-def history_view(history: Sequence[Exchange], names: Sequence[str], *, threshold: float) -> list[HistoryEntry]:
+def history_view(history: Sequence[Exchange], names: Sequence[str], *, threshold: float) -> list[dict[str, Any]]:
     """The history's entries, newest first; a toxic prompt is veiled like an answer."""
     entries = []
     for one in reversed(history):
         worst = one.prompt_reading.worst
         veiled = worst is None or worst >= threshold
-        entries.append(HistoryEntry(
-            one.number, "" if veiled else one.prompt, f"prompt veiled: {_why(worst)}" if veiled else "",
-            [f"{name} {_short(answer)}" for name, answer in zip(names, one.answers, strict=True)]))
+        entries.append({
+            "number": one.number, "prompt": "" if veiled else one.prompt,
+            "veil": f"prompt veiled: {_why(worst)}" if veiled else "",
+            "sides": [f"{name} {_short(answer)}" for name, answer in zip(names, one.answers, strict=True)]})
     return entries
 
 
@@ -164,14 +114,14 @@ def _short(answer: Answer) -> str:
 class AnswerCard(ui.element, component="answer.vue"):
     """A side's card; `on_unveil` gets whether its veiled text should be shown."""
 
-    def __init__(self, heading: str, where: str, colour: str, view: AnswerView,
+    def __init__(self, heading: str, where: str, colour: str, view: dict[str, Any],
                  on_unveil: Callable[[bool], None]) -> None:
         super().__init__()
-        self._props.update(heading=heading, where=where, colour=colour, view=plain(view))
+        self._props.update(heading=heading, where=where, colour=colour, view=view)
         self.on("unveil", lambda event: on_unveil(bool(event.args)))
 
-    def show(self, view: AnswerView) -> None:
-        self._props["view"] = plain(view)
+    def show(self, view: dict[str, Any]) -> None:
+        self._props["view"] = view
         self.update()
 
 
@@ -183,7 +133,7 @@ class HistoryList(ui.element, component="history.vue"):
         self._props.update(entries=[], open=0)
         self.on("reopen", lambda event: on_reopen(int(event.args)))
 
-    def show(self, entries: list[HistoryEntry], reopened: int) -> None:
+    def show(self, entries: list[dict[str, Any]], reopened: int) -> None:
         """`reopened` is the number of the exchange that the cards show."""
-        self._props.update(entries=plain(entries), open=reopened)
+        self._props.update(entries=entries, open=reopened)
         self.update()

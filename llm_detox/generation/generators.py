@@ -127,7 +127,8 @@ class EndpointGenerator:
     """A served model; each continuation is a request with a seed of its own.
 
     Args:
-        address: see the top of this file. The bearer token is read from LLM_DETOX_TOKEN.
+        address: see the top of this file; with `model`, of its server. The bearer token is read from LLM_DETOX_TOKEN.
+        model: the name under which the model is served; None: the path of the address.
         in_flight: requests at once.
         timeout: seconds for one.
         chat: for an OpenAI-compatible server: a prompt is a conversation, its messages as JSON.
@@ -136,10 +137,11 @@ class EndpointGenerator:
         DetoxError: several requests in a row failed; single failures give None.
     """
 
-    def __init__(self, address: str, *, in_flight: int = 16, timeout: float = 120.0, chat: bool = False) -> None:
+    def __init__(self, address: str, *, model: str | None = None, in_flight: int = 16, timeout: float = 120.0,
+                 chat: bool = False) -> None:
         self.name = address
         self.in_flight = in_flight
-        url, model_id = split_address(address)
+        url, model_id = split_address(address) if model is None else (address, model)
         self._client = TextGenerationClient(url, model_id, timeout=timeout, token=os.environ.get("LLM_DETOX_TOKEN"))
         self._chat = chat
         self._failed = 0

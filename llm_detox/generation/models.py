@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
+from llm_detox.recipe.base import Precision
 from llm_detox.runs.artifacts import ModelFolder, TrainedFolder
 from llm_detox.runs.folders import cache_dir, digest_of
 
@@ -36,16 +37,19 @@ def compute_dtype(on: torch.device | None = None) -> torch.dtype:
     return torch.bfloat16 if on.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def resolve_dtype(precision: Literal["auto", "bf16", "float32"]) -> torch.dtype:
-    """The dtype that a recipe asks for; `auto` is `compute_dtype()`.
+def resolve_dtype(precision: Precision) -> torch.dtype:
+    """The dtype of products that a recipe asks for: `auto` is `compute_dtype()`, `bf16` takes in CPUs that do it well.
 
-    CPUs with AMX are about twice as fast in bf16 (docs/rephrasing.md), others far slower: that is told.
+    CPUs with AMX are about twice as fast in bf16 (docs/rephrasing.md), others slower by up to two orders: those
+    compute in float32, with a message.
     """
-    if precision == "auto":
-        return compute_dtype()
-    if precision == "bf16" and device().type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16"):
-        say("bf16 on a processor without AMX can be slower than float32 by two orders")
-    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
+    if precision == "float32":
+        return torch.float32
+    if precision == "bf16" and compute_dtype() is torch.float32:
+        if device().type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"):
+            return torch.bfloat16
+        say("precision bf16: float32 here, since bf16 is slower by up to two orders on a CPU without AMX or an old GPU")
+    return compute_dtype()
 
 
 def model_folder(source: str) -> Path:

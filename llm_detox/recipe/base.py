@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+# The type in which a model multiplies, wherever a recipe says `precision`; see `generation.models.resolve_dtype`.
+Precision = Literal["auto", "bf16", "float32"]
+PRECISION = "`auto` is bf16 on GPUs and float32 on CPUs, `bf16` also on CPUs with AMX, `float32` everywhere."
 Source = Annotated[str, Field(min_length=1, description="hub id (owner/name, or owner/name@revision), path, s3:// or package://")]
 # A value of the project's own, or of an installed package (`llm_detox.plugins`). Which of them is decided before it is
 # checked, so that a mistake is explained once.

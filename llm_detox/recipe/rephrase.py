@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Tag, model_validator
 
-from llm_detox.recipe.base import OWN, OwnOrPlugin, Plugin, Positive, Section, Share, Source
+from llm_detox.recipe.base import OWN, PRECISION, OwnOrPlugin, Plugin, Positive, Precision, Section, Share, Source
 from llm_detox.recipe.scorers import SENTENCE_ENCODER
 from llm_detox.recipe.training import LoraSection
 
@@ -134,10 +134,7 @@ class DetoxifySection(Section):
     fluency_contexts: list[str] = Field(
         [""], min_length=1, description="Candidates are read after each of these texts, and the mean counts.")
     batch_tokens: Positive = Field(2048, description="How many tokens are computed at once.")
-    precision: Literal["auto", "bf16", "float32"] = Field(
-        "auto",
-        description="The precision of causal models; `auto` takes bf16 on GPUs and float32 on CPUs. On CPUs with AMX "
-                    "bf16 is faster, too.")
+    precision: Precision = Field("auto", description=f"In what causal models compute: {PRECISION}")
     similarity_model: Source | None = Field(
         SENTENCE_ENCODER, description="The sentence encoder that measures similarity; `null` checks no similarity.")
     otherwise: Literal["drop", "keep"] = Field(
@@ -157,10 +154,11 @@ class RephraserTrainingSection(Section):
     batch_size: Positive = Field(16, description="How many texts or pairs are in a step.")
     max_length: Positive = Field(128, description="The length of a text, in tokens; longer texts are cut.")
     pair_toxicity: Share = Field(1.0, description="Pairs whose rewrite scores this or more are left out.")
-    pair_similarity: Share = Field(0.0, description="Pairs whose two texts have a lower cosine (MiniLM) are left out.")
+    pair_similarity: Share = Field(0.0, description="Pairs whose two texts have a lower cosine, by "
+                                            "`detoxify.similarity_model`, are left out.")
     max_pairs: Positive | None = Field(None, description="How many pairs are used at most; `null` uses all.")
     tidy: bool = Field(
         False, description="Whether the polite texts are tidied as by `detoxify.tidy` before the model learns them.")
-    precision: Literal["auto", "bf16", "float32"] = Field(
-        "auto", description="The precision of a causal base, as in `detoxify.precision`; its adapters are float32.")
+    precision: Precision = Field(
+        "auto", description=f"In what the model computes: {PRECISION} What is trained is float32.")
     lora: LoraSection = LoraSection()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llm_detox.recipe.base import Positive, Section, Share, Source
+from llm_detox.recipe.base import PRECISION, Positive, Precision, Section, Share, Source
 from llm_detox.recipe.cluster import GPU_TAINT, KubernetesName, PodSection, Quantity, Toleration
 
 
@@ -130,13 +130,12 @@ class DpoSection(OptimisationSection):
 class TrainingSection(Section):
     """How models are trained."""
 
-    quantization: Literal["nf4", "int8", "none"] = Field(
-        "nf4", description="How the frozen base under an adapter is quantised.")
+    quantization: Literal["auto", "nf4", "int8", "none"] = Field(
+        "nf4", description="How the frozen base under an adapter is quantised; `auto` takes `none` if the memory is "
+                           "large enough, else `nf4`.")
     double_quantization: bool = Field(True, description="Whether the scales of `nf4` are quantised, too.")
-    precision: Literal["bf16", "auto"] = Field(
-        "bf16",
-        description="With `bf16`, products are computed in bfloat16 (on CPUs in float32); `auto` also leaves out "
-                    "quantisation where the memory allows it.")
+    precision: Precision = Field(
+        "auto", description=f"In what the model computes: {PRECISION} What is trained is float32.")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         5.0,
         description="The time between two checkpoints, which is the most that a kill costs; 0 saves after every step.")

@@ -145,46 +145,48 @@ class MethodFactory:
     def _tmarco(self) -> Method:
         from llm_detox.rephrase.tmarco import TMaRCo
 
-        how = self._settings.tmarco
-        model = TMaRCo(how.base, how.experts, how.weights, batch_tokens=how.batch_tokens)
-        return Rewriter("tmarco", lambda texts: model.rephrase(texts, how.threshold, how.combine_original), model.fits)
+        section = self._settings.tmarco
+        model = TMaRCo(section.base, section.experts, section.weights, batch_tokens=section.batch_tokens)
+        return Rewriter("tmarco", lambda texts: model.rephrase(texts, section.threshold, section.combine_original),
+                        model.fits)
 
     def _marco(self) -> Method:
         from llm_detox.rephrase.marco import MaRCo
 
-        how = self._settings.marco
-        model = MaRCo(how.base, how.expert, how.anti_expert, decoding=how.preset, batch_tokens=how.batch_tokens)
-        return Rewriter("marco", lambda texts: model.rephrase(texts, how.threshold), model.fits)
+        section = self._settings.marco
+        model = MaRCo(section.base, section.expert, section.anti_expert, decoding=section.preset,
+                      batch_tokens=section.batch_tokens)
+        return Rewriter("marco", lambda texts: model.rephrase(texts, section.threshold), model.fits)
 
     def _paraphrase(self) -> Method:
-        how = self._settings.paraphrase
+        section = self._settings.paraphrase
         return Generators([
-            self._generator("paraphrase", how.model_copy(update={"model": source}), PAIR_TEMPLATE, chat=False)
-            for source in (how.model, *how.also)])
+            self._generator("paraphrase", section.model_copy(update={"model": source}), PAIR_TEMPLATE, chat=False)
+            for source in (section.model, *section.also)])
 
     def _instruct(self) -> Method:
         return self._generator("instruct", self._settings.instruct, INSTRUCTION, chat=True)
 
-    def _generator(self, name: str, how: GeneratorSection, template: str, *, chat: bool) -> Generator:
-        if how.url:
+    def _generator(self, name: str, section: GeneratorSection, template: str, *, chat: bool) -> Generator:
+        sampling = SamplingSection(top_p=section.top_p, temperature=section.temperature,
+                                   max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens)
+        if section.url:
             return Generator(name, template, endpoint_generate(
-                how.url, how.model or "", candidates=how.candidates, max_new_tokens=how.max_new_tokens,
+                section.url, section.model or "", candidates=section.candidates, sampling=sampling,
                 seed=self._recipe.seed))
-        source = how.model or self._recipe.model.source
-        weight = how.fluency_weight if isinstance(how, ParaphraseSection) else 0.0
+        source = section.model or self._recipe.model.source
+        weight = section.fluency_weight if isinstance(section, ParaphraseSection) else 0.0
         if is_seq2seq(source):
             if weight:
                 raise DetoxError("a seq2seq paraphraser samples without it", place="detoxify.paraphrase.fluency_weight",
                                  remedy="leave it out, or name a causal paraphraser")
             generate = seq2seq_generate(
-                load_seq2seq(source), load_seq2seq_tokenizer(source), candidates=how.candidates,
-                max_new_tokens=how.max_new_tokens)
+                load_seq2seq(source), load_seq2seq_tokenizer(source), candidates=section.candidates, sampling=sampling,
+                seed=self._recipe.seed)
             return Generator(name, "{text}" if name == "paraphrase" else template, generate)
-        sampling = SamplingSection(top_p=how.top_p, temperature=how.temperature, max_new_tokens=how.max_new_tokens,
-                                   batch_tokens=how.batch_tokens)
         words = load_tokenizer(source)
         return Generator(name, template, causal_generate(
-            self._causal_model(source), words, candidates=how.candidates, sampling=sampling, seed=self._recipe.seed,
+            self._causal_model(source), words, candidates=section.candidates, sampling=sampling, seed=self._recipe.seed,
             chat=chat, guide=self._guide(words, weight) if weight else None))
 
     def _guide(self, words: PreTrainedTokenizerBase, weight: float) -> Guide:

@@ -88,16 +88,6 @@ class CausalRewriter:
         self._fill_above = fill_above
         self._word_ids = _word_ids(engine)
 
-    def rephrase(self, texts: Sequence[str]) -> list[str | None]:
-        """Each text's candidate of the highest likelihood a token; None if no mask suffices."""
-        groups = self.candidates(texts)
-        filled = [i for i, group in enumerate(groups) if group]
-        best: list[str | None] = [None] * len(texts)
-        for i, losses in zip(filled, self._engine.variant_losses([groups[i] for i in filled]), strict=True):
-            rates = [nll / max(1, tokens) for nll, tokens in losses]
-            best[i] = groups[i][rates.index(min(rates))]
-        return best
-
     def candidates(self, texts: Sequence[str]) -> list[list[str]]:
         """Deletion first, then fillings by falling product of experts; not yet ranked by the right context."""
         masks = smallest_masks(self._scorer, texts, below=self._masking.below,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from llm_detox.data.records import Record
 from llm_detox.rephrase.acceptance import Acceptance, Candidate
@@ -58,7 +57,7 @@ class Chain:
 
     def _outcome(self, text: str, score: float | None, chosen: tuple[str, Candidate] | None,
                  tried: list[Record] | None) -> Record:
-        scores: dict[str, Any] = {"toxicity_before": score}
+        scores: dict[str, float | None] = {"toxicity_before": score}
         if tried is None and score is None:
             return _record("", text, "dropped", None, scores, "it could not be scored")
         if tried is None:
@@ -74,7 +73,7 @@ class Chain:
         return _record("", text, "dropped", None, scores, "no rewrite was accepted", tried)
 
 
-def _record(text: str, original: str, action: str, method: str | None, scores: dict[str, Any], reason: str,
+def _record(text: str, original: str, action: str, method: str | None, scores: dict[str, float | None], reason: str,
             tried: list[Record] | None = None) -> Record:
     rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in scores.items()}
     record = {"text": text, "original": original, "action": action, "method": method, "scores": rounded,

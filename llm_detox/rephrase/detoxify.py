@@ -1,15 +1,15 @@
 """The step `detoxify`: toxic records are rewritten, kept or dropped, each with its audit trail.
 
-Records are worked on in chunks of a fixed size, and a run that continues an interrupted one repeats the
-chunk in which that one stopped. A batch therefore never depends on where an earlier run ended, nor on the shard.
+Records are worked on in chunks of a fixed size, and a run that continues an interrupted one repeats the chunk in
+which that one stopped. A batch therefore never depends on where an earlier run ended, nor on the shard.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llm_detox.data.records import JsonlAppender, Record, read_jsonl, record_id, write_jsonl
 from llm_detox.errors import DetoxError
@@ -24,7 +24,33 @@ CHUNK = 128
 _BINS = 10
 
 
-def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DetoxifyResult:
+    """What became of the records.
+
+    Attributes:
+        records, kept, rewritten, dropped: how many.
+        methods: rewritten records by method.
+        refusals: reasons why candidates were refused, how often each.
+        means: over the rewritten records.
+        histograms: of toxicity and similarity over the rewritten records, ten bins from 0 to 1.
+        shard: which part of the input.
+        settings: digest of what decides the outcome; the shards of one run have the same.
+    """
+
+    records: int
+    kept: int
+    rewritten: int
+    dropped: int
+    methods: dict[str, int]
+    refusals: dict[str, int]
+    means: dict[str, float]
+    histograms: dict[str, list[int]]
+    shard: Shard
+    settings: str
+
+
+def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE) -> DetoxifyResult:
     """Rewrite the toxic records of a JSON lines file.
 
     Args:
@@ -32,11 +58,8 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE)
         output: the folder to write, with `records.jsonl`: `{"id", "text", "original", "action", "method",
             "scores", "reason", "tried"}`, one line for each input, in input order. `text` is empty where the
             action is `dropped`.
-        shard: (i, n), the i-th of n runs that share the input, counted from 0; the files of the shards, one
-            after the other, are the file of an unsharded run.
-
-    Returns:
-        counts by action and method, and histograms of toxicity, similarity and perplexity ratio.
+        shard: (i, n), the i-th of n runs that share the input, counted from 0; the files of the shards, one after
+            the other, are the file of an unsharded run.
 
     Raises:
         DetoxError: the input is empty or malformed, or a model or scorer cannot be loaded.
@@ -58,11 +81,12 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE)
                     summary.add(outcome)
                 work.advance(len(part))
         folder.counts = dict(summary.counts)
-        folder.result = {**summary.as_result(), "shard": list(shard), "settings": digest_of(settings)}
-        return folder.result
+        result = summary.result(shard, digest_of(settings))
+        folder.finish(result)
+        return result
 
 
-def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> dict[str, Any]:
+def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> DetoxifyResult:
     """Put the outputs of the shards of one input together: what an unsharded run writes.
 
     Args:
@@ -95,15 +119,16 @@ def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> dict[str
 
         write_jsonl(folder / RewrittenFolder.records, counted())
         folder.counts = dict(summary.counts)
-        folder.result = {**summary.as_result(), "shard": [0, 1], "settings": settings.pop()}
-        return folder.result
+        result = summary.result(WHOLE, settings.pop())
+        folder.finish(result)
+        return result
 
 
 def outcomes(
     run: Callable[[Sequence[Record]], Sequence[Record]], workshop: MethodFactory, records: Sequence[Record],
     chunks: Sequence[range], out: JsonlAppender,
 ) -> Iterator[list[Record]]:
-    """What `run` makes of the records behind those that `out` held when it was opened, chunk by chunk, written."""
+    """What `run` makes of the records that `out` did not hold when it was opened, chunk by chunk, written."""
     done = len(out.existing)
     for chunk in chunks:
         if done >= len(chunk):
@@ -158,8 +183,6 @@ def shard_chunks(count: int, shard: Shard = WHOLE) -> list[range]:
     return [chunks[number] for number in shard_range(len(chunks), shard)]
 
 
-
-
 class Summary:
     """Adds up records one by one."""
 
@@ -188,9 +211,9 @@ class Summary:
             self._sums["perplexity_ratio"] += (
                 record["scores"]["perplexity_after"] / record["scores"]["perplexity_before"])
 
-    def as_result(self) -> dict[str, Any]:
-        """Counts, shares and, over the rewritten records, means and histograms of ten bins from 0 to 1."""
+    def result(self, shard: Shard, settings: str) -> DetoxifyResult:
+        """The figures of the records that were added, which are this shard's."""
         rewritten = self.counts["rewritten"]
         means = {name: round(value / rewritten, 4) for name, value in self._sums.items()} if rewritten else {}
-        return {**self.counts, "methods": dict(self._methods), "refusals": dict(self._refusals), "means": means,
-                "histograms": self._histograms}
+        return DetoxifyResult(**self.counts, methods=dict(self._methods), refusals=dict(self._refusals), means=means,
+                              histograms=self._histograms, shard=shard, settings=settings)

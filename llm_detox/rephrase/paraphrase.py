@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.generation.batching import budget_batches
+from llm_detox.generation.generators import EndpointGenerator
+from llm_detox.generation.next_token import draw, row_key
 from llm_detox.generation.sampling import Guide, sample_continuations
 from llm_detox.recipe.evaluation import SamplingSection
 
@@ -91,36 +93,59 @@ def _as_chat(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
 
 
 def seq2seq_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, candidates: int,
-                     max_new_tokens: int, batch_tokens: int = 2048) -> Generate:
-    """The most likely answers of a seq2seq model, by beam search, in batches of like length."""
+                     sampling: SamplingSection, seed: int) -> Generate:
+    """Sampled answers of a seq2seq model, in batches of like length."""
     network: Any = model
 
     def generate(questions: Sequence[str]) -> list[list[str]]:
         ids = [tokenizer(question, truncation=True)["input_ids"] for question in questions]
-        found: list[list[str]] = [[] for _ in questions]
-        for batch in budget_batches([len(row) * candidates for row in ids], batch_tokens):
-            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt").to(model.device)
+        answers: list[list[str]] = [[] for _ in questions]
+        sizes = [candidates * (len(row) + sampling.max_new_tokens) for row in ids]
+        for batch in budget_batches(sizes, sampling.batch_tokens):
+            rows = [(i, number) for i in batch for number in range(candidates)]
+            padded = tokenizer.pad({"input_ids": [ids[i] for i, _ in rows]}, return_tensors="pt").to(model.device)
+            draws = _KeyedDraws([row_key(seed, questions[i], number) for i, number in rows], sampling)
             with torch.inference_mode():
-                out = network.generate(**padded, num_beams=candidates, num_return_sequences=candidates,
-                                       max_new_tokens=max_new_tokens, do_sample=False)
-            answers = tokenizer.batch_decode(out, skip_special_tokens=True)
-            for row, i in enumerate(batch):
-                found[i] = [str(text) for text in answers[row * candidates: (row + 1) * candidates]]
-        return found
+                out = network.generate(**padded, max_new_tokens=sampling.max_new_tokens, num_beams=1, do_sample=False,
+                                       logits_processor=LogitsProcessorList([draws]))
+            for (i, _), text in zip(rows, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
+                answers[i].append(str(text))
+        return answers
 
     return generate
 
 
-def endpoint_generate(url: str, model: str, *, candidates: int, max_new_tokens: int, seed: int) -> Generate:
-    """Sampled answers of a served model (Caikit REST or gRPC, TGIS gRPC: see `llm_detox.client`)."""
-    from llm_detox.client import TextGenerationClient
+class _KeyedDraws(LogitsProcessor):
+    """Draws each row's next token by noise of its own: an answer does not depend on the others of its batch.
+
+    Args:
+        keys: of the rows' noise (`row_key`).
+        sampling: nucleus and temperature.
+    """
+
+    def __init__(self, keys: Sequence[int], sampling: SamplingSection) -> None:
+        self._noise = torch.tensor(keys)
+        self._sampling = sampling
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """[rows, vocabulary] logits of the step -> 0 for the token that was drawn, else minus infinity."""
+        tokens = draw(scores, self._noise.to(scores.device), input_ids.shape[1], top_p=self._sampling.top_p,
+                      temperature=self._sampling.temperature)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)  # type: ignore[return-value]
+
+
+def endpoint_generate(url: str, model: str, *, candidates: int, sampling: SamplingSection, seed: int) -> Generate:
+    """Sampled answers of a served model (see `llm_detox.client`), several requests at a time.
+
+    A single request that fails costs its answer.
+    """
+    endpoint = EndpointGenerator(url, model=model)
 
     def generate(questions: Sequence[str]) -> list[list[str]]:
-        with TextGenerationClient(url, model) as client:
-            return [
-                [client.generate(question, max_new_tokens=max_new_tokens, decoding_method="SAMPLING", top_p=0.9,
-                                 seed=seed + number).text for number in range(candidates)]
-                for question in questions
-            ]
+        answers: list[list[str]] = [[] for _ in questions]
+        for index, texts in endpoint.continuations(questions, k=candidates, sampling=sampling, seed=seed,
+                                                   keys=questions):
+            answers[index] = [text for text in texts if text is not None]
+        return answers
 
     return generate

@@ -9,13 +9,12 @@ recipe's acceptance says, which knows neither the scorer nor the language model 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from llm_detox.data.records import JsonlAppender, Record, hash_fraction, read_jsonl, write_jsonl
+from llm_detox.data.records import JsonlAppender, Record, read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.progress import say, task
+from llm_detox.progress import task
 from llm_detox.recipe import Recipe
 from llm_detox.rephrase.build import MethodFactory
 from llm_detox.rephrase.detoxify import outcomes, shard_chunks
@@ -30,24 +29,32 @@ _FEWEST = 3  # candidates, for a best and two worse ones
 _MANY = 8  # candidates, of which the one at the end of the first quarter is surely worse than the best
 
 
-def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, Any]:
+@dataclass
+class ParaphrasePairsResult:
+    """How many texts, candidates, accepted ones of these, rewrites to learn from, and pairs there are."""
+
+    texts: int = 0
+    candidates: int = 0
+    accepted: int = 0
+    best: int = 0
+    pairs: int = 0
+
+
+def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> ParaphrasePairsResult:
     """Draw rewrites of each rude text, judge them as `detoxify` does, and pair the best with worse ones.
 
-    A run that is interrupted goes on behind its last whole record.
+    A run that was interrupted continues after its last whole record.
 
     Args:
         pairs: what `train-paraphraser` reads.
         output: the folder to write, with `ranked.jsonl` (`{"text", "candidates"}`, the best candidate first, each with
             what was measured of it) and `pairs.jsonl` (`{"prompt", "chosen", "rejected"}`).
 
-    Returns:
-        how many texts, candidates, accepted ones, and pairs there are.
-
     Raises:
         DetoxError: there is no text, the paraphraser is no causal model, or no pair could be made.
     """
-    how = recipe.detoxify.paraphrase
-    if how.url or is_seq2seq(how.model or recipe.model.source):
+    paraphraser = recipe.detoxify.paraphrase
+    if paraphraser.url or is_seq2seq(paraphraser.model or recipe.model.source):
         raise DetoxError("preference pairs are for a causal paraphraser", place="detoxify.paraphrase",
                          remedy="name the folder of one in detoxify.paraphrase.model")
     polite: dict[str, list[str]] = {}
@@ -62,14 +69,15 @@ def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> dict[str, 
             chunks = shard_chunks(len(records))
             for part in outcomes(lambda part: _ranked(workshop, part), workshop, records, chunks, out):
                 work.advance(len(part))
-        folder.counts = _counted(read_jsonl(files.ranked))
-        folder.counts["best"] = write_jsonl(files.best, best(read_jsonl(files.ranked)))
-        folder.counts["pairs"] = write_jsonl(files.pairs, preferences(read_jsonl(files.ranked)))
-        if not folder.counts["pairs"]:
+        result = _counts(read_jsonl(files.ranked))
+        result.best = write_jsonl(files.best, best(read_jsonl(files.ranked)))
+        result.pairs = write_jsonl(files.pairs, preferences(read_jsonl(files.ranked)))
+        if not result.pairs:
             raise DetoxError("no preference pair could be made", place=str(pairs), remedy="raise "
                              "detoxify.paraphrase.candidates or its temperature, or loosen detoxify.accept_...")
-        folder.result.update(folder.counts)
-        return folder.result
+        folder.counts = asdict(result)
+        folder.finish(result)
+        return result
 
 
 def best(ranked: Iterable[Record]) -> Iterator[Record]:
@@ -97,20 +105,20 @@ def preferences(ranked: Iterable[Record]) -> Iterator[Record]:
 
 def _ranked(workshop: MethodFactory, records: Sequence[Record]) -> list[Record]:
     texts = [str(record["text"]) for record in records]
-    drawn = workshop.link("paraphrase").candidates(texts)
+    candidates = workshop.link("paraphrase").candidates(texts)
     judged = workshop.acceptance.judge(
-        texts, [[*group, *record["polite"]] for group, record in zip(drawn, records, strict=True)])
+        texts, [[*group, *record["polite"]] for group, record in zip(candidates, records, strict=True)])
     return [{"text": text, "candidates": [asdict(one) for one in group]}
             for text, group in zip(texts, judged, strict=True)]
 
 
-def _counted(ranked: Iterable[Record]) -> dict[str, int]:
-    counts = {"texts": 0, "candidates": 0, "accepted": 0}
+def _counts(ranked: Iterable[Record]) -> ParaphrasePairsResult:
+    result = ParaphrasePairsResult()
     for record in ranked:
-        counts["texts"] += 1
-        counts["candidates"] += len(record["candidates"])
-        counts["accepted"] += sum(not one["refused"] for one in record["candidates"])
-    return counts
+        result.texts += 1
+        result.candidates += len(record["candidates"])
+        result.accepted += sum(not one["refused"] for one in record["candidates"])
+    return result
 
 
 TextPair = tuple[str, str]
@@ -123,39 +131,11 @@ def read_pairs(path: Path) -> list[TextPair]:
         DetoxError: the file holds none.
     """
     if path.suffix in (".jsonl", ".json"):
-        found = [(str(row["toxic"]), str(row["neutral"])) for row in read_jsonl(path, required=("toxic", "neutral"))]
+        pairs = [(str(row["toxic"]), str(row["neutral"])) for row in read_jsonl(path, required=("toxic", "neutral"))]
     else:
         rows = [line.split("\t") for line in path.read_text("utf-8").split("\n")[1:]]
-        found = [(row[0].strip(), neutral.strip()) for row in rows for neutral in row[1:]
+        pairs = [(row[0].strip(), neutral.strip()) for row in rows for neutral in row[1:]
                  if row[0].strip() and neutral.strip()]
-    if not found:
+    if not pairs:
         raise DetoxError("no pairs", place=str(path), remedy="lines of: rude text, tab, polite text; after a header")
-    return found
-
-
-def teaching_pairs(recipe: Recipe, pairs: Sequence[TextPair], place: str) -> list[TextPair]:
-    """The pairs within the recipe's `rephraser_training.pair_...` bounds, at most `max_pairs`, chosen by hash.
-
-    What people wrote as a rewrite is now and then still rude, or another sentence: it would be learnt, too.
-
-    Raises:
-        DetoxError: no pair is within the bounds.
-    """
-    how, left = recipe.rephraser_training, list(pairs)
-    if how.pair_toxicity < 1:
-        from llm_detox.scoring.load import load_scorer
-
-        scores = load_scorer(recipe.scoring.training).score([polite for _, polite in left])
-        left = [pair for pair, score in zip(left, scores, strict=True) if score is not None
-                and score < how.pair_toxicity]
-    if how.pair_similarity > 0 and left:
-        from llm_detox.scoring.similarity import SentenceSimilarity
-
-        alike = SentenceSimilarity().cosine(*map(list, zip(*left, strict=True)))
-        left = [pair for pair, value in zip(left, alike, strict=True) if value >= how.pair_similarity]
-    if not left:
-        raise DetoxError(f"none of {len(pairs)} pairs is within the bounds", place=place, remedy="raise "
-                         "rephraser_training.pair_toxicity, or lower rephraser_training.pair_similarity")
-    chosen = sorted(left, key=lambda pair: hash_fraction("\t".join(pair), "pairs"))[:how.max_pairs]
-    say(f"{len(pairs)} pairs, {len(left)} within the bounds, {len(chosen)} to learn from")
-    return chosen
+    return pairs

@@ -34,15 +34,20 @@ def is_seq2seq(source: str) -> bool:
         AutoConfig.from_pretrained(folder).is_encoder_decoder)
 
 
-def load_seq2seq(source: str | PreTrainedModel) -> PreTrainedModel:
-    """The model of a source in the precision that the device does well, or the model that is given, in eval mode."""
+def load_seq2seq(source: str | PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a source, or the model that is given, in eval mode.
+
+    Args:
+        source: hub id, folder, `s3://`; or a loaded model.
+        dtype: of the weights of a source; the default is `compute_dtype()`.
+    """
     if not isinstance(source, str):
         source.eval()
         return source
     from llm_detox.generation.models import compute_dtype, device, model_folder
 
     model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
-        model_folder(source), dtype=compute_dtype(), use_safetensors=True)
+        model_folder(source), dtype=dtype or compute_dtype(), use_safetensors=True)
     model.to(device())  # type: ignore[arg-type]
     model.eval()
     return model

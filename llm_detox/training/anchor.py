@@ -19,26 +19,28 @@ from trl.trainer.utils import use_adapter
 from llm_detox.generation.models import load_model, load_tokenizer
 from llm_detox.generation.sampling import sample_continuations
 from llm_detox.progress import task
-from llm_detox.recipe import Recipe
+from llm_detox.recipe.evaluation import SamplingSection
+from llm_detox.training.batches import padded
 
 _OPENING_WORDS = range(3, 13)  # as many in turn: a continuation may begin anywhere in a sentence
 _NEW_TOKENS = 32
 
 
-def own_continuations(recipe: Recipe, adapter: Path, passages: Sequence[str]) -> list[str]:
-    """`training.dpo.anchor_samples` texts: openings of harmless passages with the start model's continuations."""
-    wanted = recipe.training.dpo.anchor_samples
+def own_continuations(
+    adapter: Path, passages: Sequence[str], *, count: int, sampling: SamplingSection, seed: int
+) -> list[str]:
+    """`count` texts: openings of harmless passages with the start model's continuations."""
     openings = [" ".join(text.split()[:_OPENING_WORDS[number % len(_OPENING_WORDS)]])
-                for number, text in enumerate(passages[:wanted])]
+                for number, text in enumerate(passages[:count])]
     if not openings:
         return []
-    each = -(-wanted // len(openings))
-    openings = openings[: -(-wanted // each)]
-    sampling = recipe.evaluation.sampling.model_copy(update={"max_new_tokens": _NEW_TOKENS})
+    each = -(-count // len(openings))
+    openings = openings[: -(-count // each)]
+    short = sampling.model_copy(update={"max_new_tokens": _NEW_TOKENS})
     with task("sampling the anchor", len(openings) * each, "continuations") as work:
-        drawn = sample_continuations(load_model(adapter), load_tokenizer(adapter), openings, k=each, sampling=sampling,
-                                     seed=recipe.seed, on_progress=work.advance)
-    return [opening + text for opening, texts in zip(openings, drawn, strict=True) for text in texts][:wanted]
+        continuations = sample_continuations(load_model(adapter), load_tokenizer(adapter), openings, k=each,
+                                             sampling=short, seed=seed, on_progress=work.advance)
+    return [opening + text for opening, texts in zip(openings, continuations, strict=True) for text in texts][:count]
 
 
 def anchor_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -47,11 +49,10 @@ def anchor_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_le
     return [ids[:max_length] for ids in encoded if ids]
 
 
-def padded(rows: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
+def padded_with_mask(rows: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
     """Ids [b, t], padded on the right, and which of them are tokens [b, t] bool."""
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
-    return ids, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+    ids = padded(rows, padding)
+    return ids, torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
 
 
 def divergence(model: PeftModel, ids: Tensor, mask: Tensor, *, start: str) -> Tensor:

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm_detox.errors import DetoxError
 from llm_detox.training.distributed import AveragedAdapters
-from llm_detox.training.encoding import IGNORED
+from llm_detox.training.encoding import IGNORED, TokenRow
 
 
 class LikeLengths(Sampler[int]):
@@ -53,7 +54,7 @@ class LikeLengths(Sampler[int]):
 
 
 class _SetEpoch(TrainerCallback):
-    """Tells the sampler its epoch: behind the batches that a resumed run skips, the data loader does not reach it."""
+    """Tells the sampler its epoch: where a resumed run skips batches, the data loader does not reach the sampler."""
 
     def __init__(self, sampler: LikeLengths) -> None:
         self.sampler = sampler
@@ -89,13 +90,18 @@ class LikeLengthBatches(AveragedAdapters):
         return super().training_step(model, inputs, *arguments)  # type: ignore[misc]
 
 
-def pack(rows: Sequence[dict[str, Any]], max_length: int) -> list[dict[str, Any]]:
+class PackedRow(TokenRow):
+    """Several texts in one row."""
+
+    position_ids: list[int]  # from 0 in each text
+
+
+def pack(rows: Sequence[TokenRow], max_length: int) -> list[PackedRow]:
     """Put rows of `encode` together, each into the fullest row that still has room, longest first (best fit).
 
-    Returns:
-        `{"input_ids", "labels", "position_ids", "length"}`; a text's first token is not learned from the text before.
+    A text's first token is not learned from the text before.
     """
-    packed: list[dict[str, Any]] = []
+    packed: list[PackedRow] = []
     room: list[tuple[int, int]] = []  # (free tokens, number of the row), sorted
     for row in sorted(rows, key=lambda row: -row["length"]):
         place = bisect_left(room, (row["length"], 0))
@@ -138,18 +144,43 @@ def check_packing(model: Any) -> None:
                          remedy="set training.sft.packing: false")
 
 
-class PackedRows:
+class PackedBatches:
     """Makes a batch of packed rows: [b, n] `input_ids`, `labels` and `position_ids`, and the number of `tokens`."""
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        width = max(row["length"] for row in rows)
-
-        def padded(name: str, value: int) -> Tensor:
-            return torch.tensor([row[name] + [value] * (width - row["length"]) for row in rows])
-
+    def __call__(self, rows: Sequence[PackedRow]) -> dict[str, Tensor]:
         # Padding has position 0 throughout: every such token is a text of its own, which nothing looks at.
-        return {"input_ids": padded("input_ids", self.pad_token_id), "labels": padded("labels", IGNORED),
-                "position_ids": padded("position_ids", 0), "tokens": torch.tensor(sum(row["length"] for row in rows))}
+        return {"input_ids": padded([row["input_ids"] for row in rows], self.pad_token_id),
+                "labels": padded([row["labels"] for row in rows], IGNORED),
+                "position_ids": padded([row["position_ids"] for row in rows], 0),
+                "tokens": torch.tensor(sum(row["length"] for row in rows))}
+
+
+class Seq2SeqBatches:
+    """Makes a batch for an encoder with a decoder: the decoder reads the target, shifted by one.
+
+    [b, n] `input_ids` and `attention_mask`, [b, m] `labels` and `decoder_input_ids`, and the number of `tokens`.
+
+    Args:
+        model: knows how its decoder starts.
+        pad_token_id: fills up the encoder texts.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, pad_token_id: int) -> None:
+        self._model: Any = model
+        self._pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+        texts, labels = [row["input_ids"] for row in rows], padded([row["labels"] for row in rows], IGNORED)
+        return {"input_ids": padded(texts, self._pad_token_id),
+                "attention_mask": padded([[1] * len(ids) for ids in texts], 0), "labels": labels,
+                "decoder_input_ids": self._model.prepare_decoder_input_ids_from_labels(labels=labels),
+                "tokens": torch.tensor(sum(row["length"] for row in rows))}
+
+
+def padded(rows: Sequence[list[int]], value: int) -> Tensor:
+    """[b, longest], each row filled up on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])

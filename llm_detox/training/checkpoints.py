@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: whole or not there, so that a killed run goes on as if nothing had happened.
+"""Checkpoints of a training run: whole or not there, so that a killed run continues as if nothing had happened.
 
 The trainer writes adapter, optimiser, schedule, random states and its place in the data into `checkpoint-N`. Only
 when all of it lies on the disk does the folder become `step-N`, and only then is the one before removed. Weights are
@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from llm_detox.progress import say
 from llm_detox.training import distributed
 
-# What a trainer counts beside its state: TRL's tokens, and where DPO's anchor goes on.
+# What a trainer counts beside its state: TRL's tokens, and where DPO's anchor continues.
 _COUNTERS = ("_total_train_tokens", "_next_anchor")
 _COUNTERS_FILE = "counters.json"
 
@@ -44,16 +44,16 @@ class Checkpoints(TrainerCallback):
         return max(self.folder.glob("step-*"), key=_step_of, default=None)
 
     def resume(self) -> str | None:
-        """Where the trainer goes on, with its counters set; None where nothing was saved yet."""
+        """Where the trainer continues, with its counters set; None where nothing was saved yet."""
         if (last := self.last()) is None:
             return None
         for name, value in json.loads((last / _COUNTERS_FILE).read_text("utf-8")).items():
             setattr(self._trainer, name, value)
-        say(f"training goes on behind step {_step_of(last)}")
+        say(f"training continues after step {_step_of(last)}")
         return str(last)
 
     def drop_unfinished(self) -> None:
-        """Remove what a kill or a full disk left behind."""
+        """Remove what a kill or a full disk left."""
         for unfinished in self.folder.glob("checkpoint-*"):
             shutil.rmtree(unfinished, ignore_errors=True)
 

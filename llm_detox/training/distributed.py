@@ -21,9 +21,8 @@ from peft import PeftModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from llm_detox.errors import DetoxError
-from llm_detox.recipe import Recipe
+from llm_detox.recipe.training import TrainJobSection
 from llm_detox.runs.folders import StepFolder, staging_of, step_folder
-from llm_detox.training import distributed
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=6)  # the first process samples and scores the pairs of DPO alone
@@ -39,9 +38,9 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def on_other_nodes(recipe: Recipe) -> bool:
-    """Whether the recipe's training runs as a job of several nodes, and this process is not one of theirs."""
-    return recipe.training.job.nodes > 1 and count() == 1
+def on_other_nodes(job: TrainJobSection) -> bool:
+    """Whether the training runs as a job of several nodes, and this process is not one of theirs."""
+    return job.nodes > 1 and count() == 1
 
 
 def is_first() -> bool:
@@ -108,9 +107,9 @@ def _together() -> bool:
     return count() > 1 and torch.distributed.is_initialized()
 
 
-def sharding_options() -> dict[str, Any]:
-    """For `from_pretrained`: each process reads its part of the weights; nothing where there is one process."""
-    return {"distributed_config": DistributedConfig(fsdp_size=distributed.count())} if distributed.count() > 1 else {}
+def sharding_config() -> DistributedConfig | None:
+    """For `from_pretrained`: each process reads its part of the weights; None where there is one process."""
+    return DistributedConfig(fsdp_size=count()) if count() > 1 else None
 
 
 def is_sharded(model: Any) -> bool:
@@ -136,7 +135,7 @@ class AveragedAdapters:
         def average(parameter: torch.Tensor) -> None:
             if self.accelerator.sync_gradients and parameter.grad is not None:  # type: ignore[attr-defined]
                 torch.distributed.all_reduce(parameter.grad)
-                parameter.grad.div_(distributed.count())
+                parameter.grad.div_(count())
 
         for parameter in model.parameters():
             if parameter.requires_grad:

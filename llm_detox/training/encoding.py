@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +21,27 @@ from llm_detox.progress import say
 IGNORED = -100
 
 
-def training_texts(path: Path) -> tuple[list[Record], dict[str, int]]:
+class TokenRow(TypedDict):
+    """A row of a training set: what the model reads, and what it learns to say (IGNORED where nothing is learned).
+
+    For a causal model both lists have the same length; for a seq2seq model they are encoder text and target.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    length: int  # tokens, by which rows share a batch
+
+
+@dataclass
+class TextCounts:
+    """How the records of a training file fared."""
+
+    texts: int = 0
+    dropped: int = 0
+    empty: int = 0
+
+
+def training_texts(path: Path) -> tuple[list[Record], TextCounts]:
     """The records to train on and how many were left out; a record that detoxify dropped is not trained on.
 
     Args:
@@ -33,21 +54,21 @@ def training_texts(path: Path) -> tuple[list[Record], dict[str, int]]:
     Raises:
         DetoxError: the file cannot be read, a record is none of these, or nothing is left to train on.
     """
-    found: list[Record] = []
-    counts = {"texts": 0, "dropped": 0, "empty": 0}
+    examples: list[Record] = []
+    counts = TextCounts()
     for number, record in enumerate(read_jsonl(path), start=1):
         if record.get("action") == "dropped":
-            counts["dropped"] += 1
+            counts.dropped += 1
         elif (example := _example(record, f"{path}, record {number}")) is None:
-            counts["empty"] += 1
+            counts.empty += 1
         else:
-            found.append(example)
-    counts["texts"] = len(found)
-    if not found:
-        left_out = f" ({counts['dropped']} dropped, {counts['empty']} empty)" if sum(counts.values()) else ""
+            examples.append(example)
+    counts.texts = len(examples)
+    if not examples:
+        left_out = f" ({counts.dropped} dropped, {counts.empty} empty)" if counts.dropped or counts.empty else ""
         raise DetoxError(f"no text to train on{left_out}", place=str(path),
                          remedy="give more records, or loosen detoxify's acceptance (detoxify.accept_*)")
-    return found, counts
+    return examples, counts
 
 
 def _example(record: Record, place: str) -> Record | None:
@@ -84,13 +105,13 @@ def clean_texts(path: Path | None) -> list[str]:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int,
-             counts: Counter[str] | None = None) -> list[dict[str, Any]]:
+             counts: Counter[str] | None = None) -> list[TokenRow]:
     """`encode` for plain texts."""
     return encode(tokenizer, [{"text": text} for text in texts], max_length, counts=counts)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record], max_length: int, *,
-           completion_only: bool = True, counts: Counter[str] | None = None) -> list[dict[str, Any]]:
+           completion_only: bool = True, counts: Counter[str] | None = None) -> list[TokenRow]:
     """Token ids and labels of records of `training_texts`, cut to `max_length`.
 
     A text and a completion get an end-of-text token (a conversation has its template's), which a cut one loses.
@@ -100,13 +121,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record], max_l
         counts: gets those `left_out`, and those `cut` of the others.
 
     Returns:
-        For each example `{"input_ids": ids, "labels": ids or -100, "length": len(ids)}`; those that teach nothing
-        (fewer than two tokens, a completion that was cut off) are left out.
+        A row for each example; those that teach nothing (fewer than two tokens, a completion that was cut off) are
+        left out.
 
     Raises:
         DetoxError: a conversation for a tokenizer without a chat template, or with one that cannot be followed.
     """
-    rows, counts = [], Counter() if counts is None else counts
+    rows: list[TokenRow] = []
+    counts = Counter() if counts is None else counts
     for example in examples:
         text, learned, chat = _rendered(tokenizer, example)
         encoded = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
@@ -129,13 +151,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record], max_l
     return rows
 
 
-def report_truncation(counts: Counter[str], setting: str) -> dict[str, int]:
-    """Say how many examples lost their end, or all that they teach, to the setting; returns the counts."""
-    found = {name: counts[name] for name in ("cut", "left_out")}
-    if any(found.values()):
-        say(f"{setting} cuts {found['cut']} examples off, and {found['left_out']} are left out, for nothing to learn "
+def report_truncation(counts: Counter[str], setting: str) -> None:
+    """Say how many examples lost their end, or all that they teach, to the setting."""
+    if counts["cut"] or counts["left_out"]:
+        say(f"{setting} cuts {counts['cut']} examples off, and {counts['left_out']} are left out, for nothing to learn "
             "is left of them")
-    return found
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, example: Record) -> tuple[str, list[tuple[int, int]] | None, bool]:
@@ -159,9 +179,9 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Record]) -> t
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
             before = apply_template(tokenizer, messages[:number], asks=True)
-            behind = apply_template(tokenizer, messages[: number + 1], asks=False)
-            if not (whole.startswith(behind) and behind.startswith(before)):
+            after = apply_template(tokenizer, messages[: number + 1], asks=False)
+            if not (whole.startswith(after) and after.startswith(before)):
                 raise DetoxError("the chat template changes earlier messages, so the answers cannot be found in it",
                                  place="model.source", remedy="set training.sft.completion_only: false")
-            spans.append((len(before), len(behind)))
+            spans.append((len(before), len(after)))
     return whole, spans

@@ -1,7 +1,5 @@
 """The model under training: a frozen base, quantised where the recipe says so, with LoRA adapters (QLoRA, Dettmers
-2023), or the whole model. What comes out is merged into a base in the precision that it is stored in, never 4-bit.
-
-Products run in bfloat16 on a GPU and in float32 on a CPU, where bfloat16 ones are two orders slower.
+2023), or the whole model. The outcome is merged into a base in the type that it is stored in, never in 4 bits.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -25,6 +22,8 @@ from transformers import (
 )
 
 from llm_detox.errors import DetoxError
+from llm_detox.export.merge import weight_files, write_weights
+from llm_detox.export.tensors import open_tensors
 from llm_detox.generation.models import (
     compute_dtype,
     device,
@@ -35,47 +34,67 @@ from llm_detox.generation.models import (
     write_base_source,
 )
 from llm_detox.progress import say
-from llm_detox.recipe import Recipe
 from llm_detox.recipe.training import LoraSection, OptimisationSection, TrainingSection
+from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
 from llm_detox.runs.artifacts import ModelFolder, TrainedFolder
-from llm_detox.runs.folders import StepFolder
 from llm_detox.training import distributed
-from llm_detox.training.distributed import call_by_hooks, sharding_options
+from llm_detox.training.distributed import call_by_hooks, sharding_config
 
 REFERENCE_ADAPTER = "ref"
 
 
-def load_training_base(source: str, training: TrainingSection) -> PreTrainedModel:
-    """The frozen base of a training run, in nf4 or int8 (compute type of the device) or unquantised."""
-    options: dict[str, Any] = sharding_options()
+def load_training_base(source: str, training: TrainingSection, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The frozen base of a training run: quantised as the section says, or as it is, shared out over the processes.
+
+    Args:
+        source: of a causal model; an adapter folder comes merged into its base.
+        training: its `quantization` must be decided (`resolve_quantization`).
+        dtype: of weights that are not quantised, and of products; the default is `compute_dtype()`.
+    """
+    dtype = dtype or compute_dtype()
     if training.quantization != "none":
-        how = {"load_in_8bit": True} if training.quantization == "int8" else {
-            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute_dtype(),
-            "bnb_4bit_use_double_quant": training.double_quantization}
-        options = {"quantization_config": BitsAndBytesConfig(**how), "device_map": {"": device().type}}
-    model = load_model(source, **options)
+        quantization = BitsAndBytesConfig(load_in_8bit=True) if training.quantization == "int8" else BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=training.double_quantization)
+        model = load_model(source, dtype=dtype, quantization_config=quantization, device_map={"": device().type})
+    elif sharding := sharding_config():
+        model = load_model(source, dtype=dtype, distributed_config=sharding)
+    else:
+        model = load_model(source, dtype=dtype)
     model.config.use_cache = False
     return model
 
 
 def load_for_full_training(source: str, seed: int) -> PreTrainedModel:
-    """The model with every weight trainable, in float32: bfloat16 ones lose small updates."""
+    """The model, causal or seq2seq, with every weight trainable, in float32: bfloat16 ones lose small updates."""
     set_seed(seed)
-    model = load_model(source, dtype=torch.float32)
+    model = load_seq2seq(source, dtype=torch.float32) if is_seq2seq(source) else load_model(source, dtype=torch.float32)
     model.config.use_cache = False
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
 
 
-def new_adapter(model: PreTrainedModel, training: TrainingSection, seed: int) -> PeftModel:
+def load_training_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, with right padding.
+
+    Raises:
+        DetoxError: there is no such base, or it is no model folder.
+    """
+    if is_seq2seq(source):
+        return load_seq2seq_tokenizer(source)
+    tokenizer = load_tokenizer(source)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
     """Put fresh LoRA adapters on the base; the seed decides their first values.
 
     Raises:
         DetoxError: a target module of the recipe is not in this model.
     """
     set_seed(seed)
-    lora = training.lora
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules,
         bias=lora.bias, task_type="CAUSAL_LM")
@@ -83,7 +102,7 @@ def new_adapter(model: PreTrainedModel, training: TrainingSection, seed: int) ->
         adapted = get_peft_model(model, config)
     except ValueError as error:
         names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-        raise DetoxError(f"no LoRA adapter can be put on this model: {error}", place="training.lora.target_modules",
+        raise DetoxError(f"no LoRA adapter can be put on this model: {error}", place="lora.target_modules",
                          remedy=f"choose among {', '.join(sorted(names))}, or all-linear") from error
     if not any(name.endswith(".bias") for name, part in adapted.named_parameters() if part.requires_grad):
         config.bias = "none"  # as in a Llama: then the adapter can be merged by all readers
@@ -91,7 +110,7 @@ def new_adapter(model: PreTrainedModel, training: TrainingSection, seed: int) ->
     return adapted  # type: ignore[return-value]
 
 
-def open_adapter(folder: Path, training: TrainingSection, seed: int = 0) -> PeftModel:
+def open_adapter(folder: Path, training: TrainingSection, seed: int = 0, dtype: torch.dtype | None = None) -> PeftModel:
     """The base of a finished training folder, quantised as the recipe says, with its adapter trainable on it.
 
     A fully trained model gets a fresh adapter, which changes nothing yet.
@@ -100,11 +119,11 @@ def open_adapter(folder: Path, training: TrainingSection, seed: int = 0) -> Peft
         DetoxError: `folder` is not of a training step.
     """
     if is_whole_model(folder):
-        return new_adapter(load_training_base(str(folder), training), training, seed)
+        return new_adapter(load_training_base(str(folder), training, dtype), training.lora, seed)
     if not TrainedFolder(folder).is_adapter:
         raise DetoxError("no adapter_config.json: this is not an adapter folder", place=str(folder),
                          remedy="give the folder that `llm-detox sft` wrote")
-    base = load_training_base(read_base_source(folder), training)
+    base = load_training_base(read_base_source(folder), training, dtype)
     model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     call_by_hooks(model)
     return model
@@ -131,7 +150,7 @@ def adapters_in_float32(model: PeftModel | PreTrainedModel) -> Iterator[None]:
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base_source: str, folder: Path) -> None:
     """Write the adapter named "default", the tokenizer and the note of the base into the folder.
 
-    All processes of a run call it, since a sharded base has its say in it; the first one writes.
+    All processes of a run call it, since each has a part of a sharded base; the first one writes.
     """
     model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False,
                           is_main_process=distributed.is_first())
@@ -144,21 +163,28 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base_sour
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_source: str, folder: Path) -> None:
-    """Write a fully trained model in the precision of its base, the tokenizer and the note of the base."""
+    """Write a fully trained model in the type of its base, the tokenizer and the note of the base."""
     if not distributed.is_first():
         return
-    config = json.loads(ModelFolder(model_folder(base_source)).config.read_text("utf-8"))
-    model.to(getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16"))
+    model.to(stored_dtype(model_folder(base_source)))  # type: ignore[arg-type]
     model.config.use_cache = True
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_base_source(folder, base_source)
 
 
-def save_merged(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: Path, folder: Path) -> None:
-    """Write the whole model of a step folder with a further adapter merged in: no later step has to find the former."""
-    from llm_detox.export.merge import write_weights
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type in which a model folder stores its weights, by its configuration, else by the first tensor."""
+    config = json.loads(ModelFolder(folder).config.read_text("utf-8"))
+    if name := config.get("dtype") or config.get("torch_dtype"):
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    header = open_tensors(weight_files(folder)[0]).header
+    return {"F32": torch.float32, "F16": torch.float16}.get(next(iter(header.values()))["dtype"], torch.bfloat16)
 
+
+def save_merged(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: Path, folder: Path) -> None:
+    """Write the whole model of a step folder with a further adapter merged in: later steps need one folder alone."""
     if not distributed.is_first():
         return
     adapter = folder / "adapter"
@@ -172,54 +198,48 @@ def save_merged(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: Path
     write_base_source(folder, read_base_source(base))
 
 
-def portable_base(recipe: Recipe) -> tuple[str, PreTrainedTokenizerBase]:
-    """The recipe's base source, found and checked before any work, and its tokenizer with right padding."""
-    model_folder(recipe.model.source)
-    tokenizer = load_tokenizer(recipe.model.source)
-    tokenizer.padding_side = "right"
-    return recipe.model.source, tokenizer
-
-
 _HEADROOM = 1.1
 _ADAM_BYTES = 16  # float32 weight, gradient and two moments of a trained parameter
 
 
-def resolve_quantization(training: TrainingSection, source: str, stage: OptimisationSection, folder: StepFolder, *,
-            sides: int = 1) -> TrainingSection:
-    """The training section with `precision: auto` decided: without quantisation where the memory allows. Says so.
+def resolve_quantization(training: TrainingSection, source: str, stage: OptimisationSection, work: Path, *,
+                         dtype: torch.dtype | None = None, sides: int = 1) -> TrainingSection:
+    """The training section with `quantization: auto` decided: none where the memory allows, else nf4. Says so.
 
-    The first process decides for all, and a run that goes on keeps to it: what was trained on one base cannot go on
-    with another.
+    The first process decides for all, and a run that continues keeps to it: what was trained on one base cannot
+    continue on another.
 
     Args:
         source: of the base model.
         stage: its batch size and length count.
-        folder: keeps the decision while the run lasts, and gets it into its result as `quantization`.
+        work: keeps the decision while the run lasts.
+        dtype: of the unquantised base; the default is `compute_dtype()`.
         sides: sequences to a row; two for preference pairs.
     """
-    if training.precision != "auto" or training.quantization == "none":
+    if training.quantization != "auto":
         return training
-    quantization = distributed.from_first(lambda: _decided(training, source, stage, folder.work_file("precision"),
-        sides))
-    folder.result["quantization"] = quantization
-    return training.model_copy(update={"quantization": quantization})
+    needed = int(_HEADROOM * bytes_needed(source, training.lora, stage, dtype=dtype, sides=sides))
+    return training.model_copy(update={
+        "quantization": distributed.from_first(lambda: _stored_choice(work / "quantization", needed, dtype))})
 
 
-def _decided(training: TrainingSection, source: str, stage: OptimisationSection, kept: Path, sides: int) -> str:
-    if kept.exists():
-        return kept.read_text("utf-8")
-    needed, free = _HEADROOM * bytes_needed(source, training.lora, stage, sides=sides), free_bytes()
-    fits = needed <= free
-    name = str(compute_dtype()).removeprefix("torch.")
-    choice = f"{name} LoRA without quantisation" if fits else f"LoRA on a base in {training.quantization}"
-    say(f"precision auto: {choice}; unquantised it takes about {needed / 2**30:.1f} GiB, "
+def _stored_choice(path: Path, needed: int, dtype: torch.dtype | None) -> str:
+    """The choice of an earlier run from its file, or a new one."""
+    if path.exists():
+        return path.read_text("utf-8")
+    free = free_bytes()
+    choice = "none" if needed <= free else "nf4"
+    name = str(dtype or compute_dtype()).removeprefix("torch.")
+    text = f"LoRA on a base in {choice}" if needed > free else f"{name} LoRA without quantisation"
+    say(f"quantization auto: {text}; unquantised it takes about {needed / 2**30:.1f} GiB, "
         f"{free / 2**30:.1f} GiB are free on this {'GPU' if device().type == 'cuda' else 'machine'}")
-    chosen = "none" if fits else training.quantization
-    kept.write_text(chosen, "utf-8")
-    return chosen
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(choice, "utf-8")
+    return choice
 
 
-def bytes_needed(source: str, lora: LoraSection, stage: OptimisationSection, *, sides: int = 1) -> int:
+def bytes_needed(source: str, lora: LoraSection, stage: OptimisationSection, *, dtype: torch.dtype | None = None,
+                 sides: int = 1) -> int:
     """Memory of a LoRA step on an unquantised base, estimated.
 
     Weights and adapters are counted on the model's shape; activations are 34 h bytes a token and layer in 16 bit
@@ -229,7 +249,7 @@ def bytes_needed(source: str, lora: LoraSection, stage: OptimisationSection, *, 
     config = AutoConfig.from_pretrained(model_folder(source)).get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    width = compute_dtype().itemsize
+    width = (dtype or compute_dtype()).itemsize
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = [part.in_features + part.out_features for part in model.modules() if isinstance(part, torch.nn.Linear)]
     tokens = sides * stage.batch_size * stage.max_length

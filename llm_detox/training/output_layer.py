@@ -67,7 +67,7 @@ def score_labels_only(model: PreTrainedModel | PeftModel) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)`, as TRL's trainers call it, compute labelled positions only.
 
     Call it after TRL has put its own output layer on. A model that is on a GPU, trains its output layer, adds a
-    loss of its own or changes its logits behind the layer keeps TRL's. Entropy and mean logits, of which TRL
+    loss of its own or changes its logits after the layer keeps TRL's. Entropy and mean logits, of which TRL
     makes metrics, are not computed: they are NaN.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -19,10 +19,16 @@ from llm_detox.data.sources import fetch
 from llm_detox.data.tables import column, read_table
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import apply_template, without_first
+from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.generation.sampling import sample_continuations
+from llm_detox.progress import say, task
+from llm_detox.recipe.evaluation import SamplingSection
+from llm_detox.recipe.scorers import ScorerSection
 from llm_detox.recipe.training import DpoSection, PairTable
+from llm_detox.scoring.load import load_scorer
 from llm_detox.training.encoding import render_chat
 
-_FIRST_WORDS = 4  # the prompt where rewrite and original begin alike in fewer words
+REWRITE, SAMPLED, GIVEN = "rewrite", "sampled", "given"  # where a pair comes from
 _LEAST_CHOSEN_CHARS = 12  # an (almost) empty continuation is harmless, but not worth learning
 
 
@@ -30,7 +36,7 @@ _LEAST_CHOSEN_CHARS = 12  # an (almost) empty continuation is harmless, but not 
 class Pair:
     """`prompt + chosen` is to be preferred to `prompt + rejected`; `margin` is how much less toxic it is.
 
-    `ends`: both are whole answers, behind which the text ends; a sampled continuation was cut off instead.
+    `ends`: both are whole answers, after which the text ends; a sampled continuation was cut off instead.
     """
 
     prompt: str
@@ -42,6 +48,71 @@ class Pair:
 
     def as_record(self) -> Record:
         return asdict(self)
+
+
+def make_pairs(dpo: DpoSection, *, adapter: Path, records: Path | None, prompts: Path | None,
+               sampling: SamplingSection, scorer: ScorerSection, seed: int) -> list[Pair]:
+    """The preference pairs of a run: from the audit trail, from sets made elsewhere, and from samples of the model.
+
+    Args:
+        dpo: how many of each kind.
+        adapter: the start model's folder.
+        records: detoxify's records.
+        prompts: what the start model continues, `sampling` says how and `seed` which continuations.
+        scorer: of the continuations.
+
+    Raises:
+        DetoxError: not one pair could be made, or what they are to be made of was not given.
+    """
+    pairs = rewrite_pairs(read_jsonl(_required(records, "records", "rewrite_pairs")), dpo.rewrite_pairs) \
+        if dpo.rewrite_pairs else []
+    pairs += given_pairs(dpo.pairs, load_tokenizer(adapter)) if dpo.pairs else []
+    pairs += _pairs_from_samples(dpo, adapter, prompt_texts(_required(prompts, "prompts", "max_pairs")),
+                                 sampling, scorer, seed) if dpo.max_pairs else []
+    if not pairs:
+        raise _no_pairs(dpo, records, prompts)
+    names = {REWRITE: "rewrite against original"}
+    say("preference pairs: " + ", ".join(
+        f"{count} {names.get(kind, kind)}" for kind, count in pair_counts(pairs, dpo).items()))
+    return pairs
+
+
+def pair_counts(pairs: Sequence[Pair], dpo: DpoSection) -> dict[str, int]:
+    """The number of pairs of each kind that the section asks for."""
+    kinds = [REWRITE, SAMPLED, *([GIVEN] if dpo.pairs else [])]
+    return {kind: sum(pair.source == kind for pair in pairs) for kind in kinds}
+
+
+def _required(path: Path | None, what: str, setting: str) -> Path:
+    if path is None:
+        raise DetoxError(f"no {what} to make preference pairs of", place=f"training.dpo.{setting}",
+                         remedy=f"give --{what}, or set it to 0")
+    return path
+
+
+def _no_pairs(dpo: DpoSection, records: Path | None, prompts: Path | None) -> DetoxError:
+    """What was tried, and what helps there."""
+    reasons, remedies = [], []
+    if dpo.rewrite_pairs:
+        reasons.append("no rewritten record begins as its original")
+        remedies.append("give records that detoxify rewrote")
+    if dpo.max_pairs:
+        reasons.append(f"no continuation was {dpo.margin:g} less toxic than another")
+        remedies.append("give more or more provoking prompts, or lower training.dpo.margin")
+    return DetoxError("no preference pair could be made: " + ("; ".join(reasons) or "no source of pairs is on"),
+                      place=str((prompts if dpo.max_pairs else records) or "training.dpo"), remedy="; or ".join(
+                          remedies or ["set training.dpo.max_pairs, rewrite_pairs or pairs, or enabled: false"]))
+
+
+def _pairs_from_samples(dpo: DpoSection, adapter: Path, prompts: list[str], sampling: SamplingSection,
+                        scorer: ScorerSection, seed: int) -> list[Pair]:
+    model, k = load_model(adapter), dpo.samples_per_prompt
+    with task("sampling for pairs", len(prompts) * k, "continuations") as work:
+        continuations = sample_continuations(model, load_tokenizer(adapter), prompts, k=k, sampling=sampling, seed=seed,
+                                             on_progress=work.advance)
+    del model
+    scores = load_scorer(scorer).score([text for texts in continuations for text in texts])
+    return sampled_pairs(prompts, continuations, [scores[start: start + k] for start in range(0, len(scores), k)], dpo)
 
 
 def rewrite_pairs(records: Iterable[Record], limit: int) -> list[Pair]:
@@ -73,10 +144,11 @@ def _rewrite_pair(record: Record) -> Pair | None:
         return None
     prompt = " ".join(old[:shared])
     chosen, rejected = (" " + " ".join(words[shared:]) for words in (new, old))
-    return Pair(prompt, chosen, rejected, _fall(record.get("scores") or {}), "rewrite")
+    return Pair(prompt, chosen, rejected, _fall(record.get("scores") or {}), REWRITE)
 
 
-def _fall(scores: dict[str, Any]) -> float:
+def _fall(scores: Record) -> float:
+    """By how much the toxicity fell; 0 where it is not known."""
     before, after = (scores.get(name) for name in ("toxicity_before", "toxicity_after"))
     return float(before) - float(after) if isinstance(before, int | float) and isinstance(after, int | float) else 0.0
 
@@ -99,9 +171,9 @@ def sampled_pairs(
     pairs: list[Pair] = []
     for prompt, texts, values in zip(prompts, continuations, scores, strict=True):
         rated = sorted((value, text) for text, value in zip(texts, values, strict=True) if value is not None)
-        calm = [(value, text) for value, text in rated if len(text.strip()) >= _LEAST_CHOSEN_CHARS]
-        best_and_worst = list(zip(calm, reversed(rated), strict=False))[: settings.pairs_per_prompt]
-        pairs += [Pair(prompt, chosen, rejected, high - low, "sampled")
+        harmless = [(value, text) for value, text in rated if len(text.strip()) >= _LEAST_CHOSEN_CHARS]
+        best_and_worst = list(zip(harmless, reversed(rated), strict=False))[: settings.pairs_per_prompt]
+        pairs += [Pair(prompt, chosen, rejected, high - low, SAMPLED)
                   for (low, chosen), (high, rejected) in best_and_worst
                   if high - low >= settings.margin and chosen != rejected]
     return sorted(pairs, key=lambda pair: -pair.margin)[: settings.max_pairs]
@@ -124,7 +196,6 @@ def prompt_texts(path: Path) -> list[str]:
     return prompts
 
 
-GIVEN = "given"
 _LAST_ANSWER = "\n\nAssistant:"  # how Anthropic/hh-rlhf writes a conversation
 
 
@@ -138,15 +209,15 @@ def given_pairs(tables: list[PairTable], tokenizer: PreTrainedTokenizerBase) -> 
     """
     pairs: list[Pair] = []
     for table in tables:
-        found = list(islice(_pairs(table, tokenizer), table.count))
-        if not found:
+        from_table = list(islice(_pairs_of(table, tokenizer), table.count))
+        if not from_table:
             raise DetoxError("the preference set holds no pair", place=table.source,
                              remedy="name its columns in training.dpo.pairs")
-        pairs += found
+        pairs += from_table
     return pairs
 
 
-def _pairs(table: PairTable, tokenizer: PreTrainedTokenizerBase) -> Iterator[Pair]:
+def _pairs_of(table: PairTable, tokenizer: PreTrainedTokenizerBase) -> Iterator[Pair]:
     for number, record in enumerate(read_table(fetch(table.source, kind="dataset")), start=1):
         place = f"{table.source}, record {number}"
         chosen, rejected = (_as_text(column(record, name, place), tokenizer, place)
@@ -155,8 +226,7 @@ def _pairs(table: PairTable, tokenizer: PreTrainedTokenizerBase) -> Iterator[Pai
             prompt = _shared_beginning(chosen, rejected)
             chosen, rejected = chosen[len(prompt):], rejected[len(prompt):]
         else:
-            given = column(record, table.prompt_column, place)
-            prompt = _as_text(given, tokenizer, place, asks=True)
+            prompt = _as_text(column(record, table.prompt_column, place), tokenizer, place, asks=True)
             chosen, rejected = (_answer(one, prompt) for one in (chosen, rejected))
         if prompt and chosen.strip() and rejected.strip() and chosen != rejected:
             yield Pair(prompt, chosen, rejected, 0.0, GIVEN, ends=True)
@@ -179,7 +249,7 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Record]) ->
 
 
 def _answer(text: str, prompt: str) -> str:
-    """What comes behind the prompt, whether the column repeats it or not, with a space before it if none is there."""
+    """What comes after the prompt, whether the column repeats it or not, with a space before it if none is there."""
     if text.startswith(prompt):
         return text[len(prompt):]
     return text if prompt[-1:].isspace() or text[:1].isspace() else f" {text}"

@@ -27,8 +27,8 @@ class Watch(TrainerCallback):
 
     With `tensorboard`, the steps go to event files beside it, too.
 
-    A run that goes on behind a checkpoint goes on with its metrics, too: the lines of steps that were lost are
-    dropped, and the seconds count on.
+    A run that continues from a checkpoint continues its metrics, too: the lines of steps that were lost are dropped,
+    and the seconds count on.
     """
 
     def __init__(self, description: str, metrics: Path, *, remedy: str, tensorboard: bool = False) -> None:
@@ -70,9 +70,9 @@ class Watch(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **row}) + "\n")
             if self._events is not None:
                 self._events.add(state.global_step, row)
-        for what, name in (("loss", "loss"), ("gradient", "grad_norm")):
+        for figure, name in (("loss", "loss"), ("gradient", "grad_norm")):
             if not math.isfinite(row.get(name, 0.0)):  # before a checkpoint is made of it
-                raise DetoxError(f"the {what} is {row[name]} at step {state.global_step}", place=self.description,
+                raise DetoxError(f"the {figure} is {row[name]} at step {state.global_step}", place=self.description,
                                  remedy=self.remedy)
         self.last = row
 
@@ -117,7 +117,7 @@ class EventFiles:
 
     Args:
         folder: where the files go: `tensorboard --logdir` shows it, also while the training runs.
-        done: steps that are behind the checkpoint from which the run goes on; what later steps wrote does not count.
+        done: steps up to the checkpoint from which the run continues; what later steps wrote does not count.
 
     Raises:
         DetoxError: the package is not installed.

@@ -80,11 +80,13 @@ def _no_text(stage: Stage) -> object:
 
 
 def _no_pairs(stage: Stage) -> object:
-    from llm_detox.training.dpo import make_pairs
+    from llm_detox.training.pairs import make_pairs
 
     (stage.folder / "none.jsonl").write_text("", "utf-8")
     recipe = load_recipe(DEMO, ["training.dpo.max_pairs=0"])
-    return make_pairs(recipe, adapter=stage.model, records=stage.folder / "none.jsonl", prompts=stage.folder)
+    return make_pairs(recipe.training.dpo, adapter=stage.model, records=stage.folder / "none.jsonl",
+                      prompts=stage.folder, sampling=recipe.evaluation.sampling, scorer=recipe.scoring.training,
+                      seed=recipe.seed)
 
 
 def _no_model(stage: Stage) -> object:
@@ -98,7 +100,7 @@ def _no_layer(stage: Stage) -> object:
     from llm_detox.training.lora import new_adapter
 
     recipe = load_recipe(DEMO, ["training.lora.target_modules=[c_attn]"])
-    return new_adapter(load_model(str(stage.model)), recipe.training, 1)  # type: ignore[arg-type]
+    return new_adapter(load_model(str(stage.model)), recipe.training.lora, 1)  # type: ignore[arg-type]
 
 
 def _broken_scorer(stage: Stage) -> object:

@@ -92,7 +92,7 @@ def test_clean_input_loads_no_model(place: Path, tmp_path: Path) -> None:
     texts.write_text('{"text": "You are a good friend and my house is here today."}\n', "utf-8")
     broken = recipe(place).model_copy(update={"model": recipe(place).model.model_copy(update={"source": "nowhere"})})
     result = step.detoxify(broken, texts=texts, output=tmp_path / "out")
-    assert result["kept"] == 1
+    assert result.kept == 1
 
 
 def test_no_accepted_rewrite_drops_or_keeps_as_the_recipe_says(place: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_shards_are_joined_in_any_order_and_only_when_all_are_there(
     parts = [tmp_path / name for name in ("2", "0", "1")]
     joined = step.join_shards(parts, texts=place / "texts.jsonl", output=tmp_path / "joined")
     assert (tmp_path / "joined" / "records.jsonl").read_bytes() == unbroken
-    assert joined["records"] == unbroken.count(b"\n")
+    assert joined.records == unbroken.count(b"\n")
     for wrong in (parts[:2], [*parts, parts[0]]):
         with pytest.raises(DetoxError, match="not the shards"):
             step.join_shards(wrong, texts=place / "texts.jsonl", output=tmp_path / "wrong")
@@ -204,7 +204,7 @@ def _killed(*_: object) -> object:
 CHILD = """
 import sys
 from pathlib import Path
-from llm_detox.recipe.rephrase import Recipe
+from llm_detox.recipe import Recipe
 import torch
 from llm_detox.rephrase import detoxify as step
 torch.set_num_threads(1)

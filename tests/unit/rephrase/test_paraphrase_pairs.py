@@ -19,9 +19,10 @@ from llm_detox.rephrase import paraphrase_pairs as step
 from llm_detox.rephrase.build import MethodFactory
 from llm_detox.rephrase.detoxify import outcomes
 from llm_detox.runs.artifacts import ParaphrasesFolder
-from llm_detox.training import train_rewriters
 from llm_detox.training.dpo import train_dpo
+from llm_detox.training.paraphraser import train_paraphraser
 from tests.helpers import tiny_rewriters as tiny
+from tests.helpers.training import losses
 
 CANDIDATES = 6
 
@@ -39,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rude = [text for text, toxic in tiny.sentences(24) if toxic]
     (folder / "pairs.tsv").write_text("toxic\tneutral1\tneutral2\n" + "".join(
         f"{text}\t{text.split()[0]} good friend\tnice idiot\n" for text in rude), "utf-8")
-    train_rewriters.train_paraphraser(recipe(folder), pairs=folder / "pairs.tsv", output=folder / "paraphraser")
+    train_paraphraser(recipe(folder), pairs=folder / "pairs.tsv", output=folder / "paraphraser")
     return folder
 
 
@@ -122,10 +123,12 @@ def test_the_two_best_that_were_accepted_are_learnt_from() -> None:
 def test_a_paraphraser_learns_from_its_best_rewrites(place: Path, ranked: Path, tmp_path: Path) -> None:
     further = recipe(place).model_dump(mode="json")
     further["rephraser_training"]["base"] = str(place / "paraphraser")
-    found = train_rewriters.train_paraphraser(Recipe.model_validate(further), pairs=ParaphrasesFolder(ranked).best,
-        output=tmp_path / "b")
-    assert found["pairs"] == len(list(read_jsonl(ParaphrasesFolder(ranked).best))) > 0
-    assert found["loss_last"] < found["loss_first"]
+    result = train_paraphraser(Recipe.model_validate(further), pairs=ParaphrasesFolder(ranked).best,
+                               output=tmp_path / "b")
+    assert result.pairs == len(list(read_jsonl(ParaphrasesFolder(ranked).best))) > 0
+    steps = losses(tmp_path / "b")
+    an_epoch = len(steps) // 4
+    assert sum(steps[-an_epoch:]) < sum(steps[:an_epoch])  # of the same pairs
 
 
 def test_an_interrupted_ranking_goes_on_to_the_same_files(
@@ -234,14 +237,16 @@ def test_a_seq2seq_paraphraser_draws_alone(place: Path, tmp_path: Path) -> None:
 def test_the_models_that_draw_and_read_are_of_the_precision_asked_for(
         place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     texts = ["my house is good", "my house was here"]
-    found = {}
+    read = {}
     for precision, amx in (("float32", False), ("bf16", True), ("bf16", False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
         plain = recipe(place).model_dump(mode="json")
         plain["detoxify"]["precision"] = precision
         workshop = MethodFactory(Recipe.model_validate(plain))
         assert workshop.link("paraphrase").candidates(texts[:1])
-        assert workshop.engine.model.dtype is {"float32": torch.float32, "bf16": torch.bfloat16}[precision]
+        assert workshop.engine.model.dtype is (torch.bfloat16 if precision == "bf16" and amx else torch.float32)
         assert capfd.readouterr().err.count("without AMX") == int(precision == "bf16" and not amx)  # of two models
-        found[precision] = [nll for nll, _ in workshop.fluency.variant_losses([texts])[0]]
-    assert found["bf16"] == pytest.approx(found["float32"], rel=.02) != pytest.approx(found["float32"], rel=1e-6)
+        read[precision, amx] = [nll for nll, _ in workshop.fluency.variant_losses([texts])[0]]
+    exact, coarse = read["float32", False], read["bf16", True]
+    assert coarse == pytest.approx(exact, rel=.02) != pytest.approx(exact, rel=1e-6)
+    assert read["bf16", False] == exact

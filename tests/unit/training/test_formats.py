@@ -11,22 +11,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
 from llm_detox.generation.models import load_model, load_tokenizer
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.training import TrainingSection
-from llm_detox.runs.folders import StepFolder, read_manifest
+from llm_detox.runs.folders import read_manifest
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import lora
 from llm_detox.training import sft as sft_step
-from llm_detox.training.batches import PackedRows, check_packing, pack
-from llm_detox.training.encoding import IGNORED, encode, tokenize, training_texts
+from llm_detox.training.batches import PackedBatches, check_packing, pack
+from llm_detox.training.encoding import IGNORED, TextCounts, encode, tokenize, training_texts
 from llm_detox.training.lora import load_training_base, new_adapter, open_adapter
-from llm_detox.training.pairs import Pair, given_pairs
-from llm_detox.training.run import step_arguments
+from llm_detox.training.pairs import Pair, given_pairs, make_pairs
+from llm_detox.training.run import training_arguments
 from tests.helpers.sources import write_lines
 from tests.helpers.tiny import save_tiny_llama
 from tests.helpers.training import TEXTS, losses, small_recipe, texts_file, weights
@@ -83,7 +83,7 @@ def test_what_is_cut_or_left_out_is_told_and_counted(
     texts = write_lines(tmp_path / "texts.jsonl", [
         {"text": TEXTS[0]}, {"text": "you"}, {"prompt": TEXTS[0], "completion": " no"}])
     outcome = sft_step.train_sft(recipe, texts=texts, clean=None, output=tmp_path / "sft")
-    assert (outcome["cut"], outcome["left_out"]) == (1, 1)
+    assert (outcome.cut, outcome.left_out) == (1, 1)
     assert read_manifest(tmp_path / "sft")["counts"]["left_out"] == 1
     assert "training.sft.max_length cuts 1 examples off, and 1 are left out" in capsys.readouterr().err
 
@@ -139,7 +139,8 @@ def test_no_pair_names_the_sources_that_were_tried_and_what_helps_there(tmp_path
     def failure(**dpo: Any) -> str:
         recipe = small_recipe(tmp_path / "data", tiny_llama, dpo={"max_pairs": 0, **dpo})
         with pytest.raises(DetoxError, match="no preference pair") as caught:
-            dpo_step.make_pairs(recipe, adapter=tiny_llama, records=some, prompts=some)
+            make_pairs(recipe.training.dpo, adapter=tiny_llama, records=some, prompts=some,
+                       sampling=recipe.evaluation.sampling, scorer=recipe.scoring.training, seed=recipe.seed)
         return str(caught.value)
 
     rewrites = failure()
@@ -167,9 +168,9 @@ def test_records_of_every_format_are_read_and_empty_ones_counted(tmp_path: Path)
         {"text": "a text"}, {"prompt": "p", "completion": " c"}, {"prompt": "p", "completion": " "},
         {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
         {"messages": [{"role": "user", "content": "q"}]}, {"text": "x", "action": "dropped"}])
-    found, counts = training_texts(path)
-    assert [sorted(record) for record in found] == [["text"], ["completion", "prompt"], ["messages"]]
-    assert counts == {"texts": 3, "dropped": 1, "empty": 2}
+    examples, counts = training_texts(path)
+    assert [sorted(record) for record in examples] == [["text"], ["completion", "prompt"], ["messages"]]
+    assert counts == TextCounts(texts=3, dropped=1, empty=2)
     with pytest.raises(DetoxError, match="neither `text`"):
         training_texts(write_lines(tmp_path / "odd.jsonl", [{"body": "x"}]))
 
@@ -192,7 +193,7 @@ def test_packing_keeps_every_text_whole_and_wastes_less_than_one_text_a_row(leng
 def test_packed_texts_do_not_see_each_other(tiny_llama: Path) -> None:
     tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama)
     rows = tokenize(tokenizer, TEXTS, 32)
-    batch = PackedRows(1)(pack(rows, 40))
+    batch = PackedBatches(1)(pack(rows, 40))
     assert len(batch["input_ids"]) < len(rows)
     together = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     for row in rows:
@@ -227,7 +228,7 @@ def test_a_packed_step_has_the_loss_of_its_texts_and_counts_their_tokens(tmp_pat
             "batch_size": size, "max_length": 48, "packing": packing, "learning_rate": 1e-2, "epochs": 3})
         outcomes.append(sft_step.train_sft(
             recipe, texts=texts_file(tmp_path), clean=None, output=tmp_path / name / "o"))
-    assert outcomes[0]["tokens"] == outcomes[1]["tokens"]
+    assert outcomes[0].tokens == outcomes[1].tokens
     found = losses(tmp_path / "plain" / "o")
     assert len(found) == 3
     assert found == pytest.approx(losses(tmp_path / "packed" / "o"), rel=1e-3)
@@ -244,13 +245,35 @@ def test_accumulated_batches_make_one_step_with_the_loss_of_the_whole(tmp_path: 
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
-def test_steps_and_warm_up_are_what_the_recipe_says() -> None:
+def test_steps_and_warm_up_are_what_the_recipe_says(tmp_path: Path) -> None:
     from llm_detox.recipe.training import SftSection
 
-    by_steps = step_arguments(SftSection(max_steps=1000, warmup_steps=5, optimizer="paged_adamw_8bit"), 40)
-    assert (by_steps["max_steps"], by_steps["warmup_steps"], by_steps["optim"]) == (1000, 5, "paged_adamw_8bit")
-    by_epochs = step_arguments(SftSection(epochs=5, batch_size=1, accumulation=2, warmup_ratio=0.03), 557)
-    assert (by_epochs["max_steps"], by_epochs["warmup_steps"]) == (-1, int(0.03 * 279 * 5))
+    def arguments(section: SftSection, rows: int) -> TrainingArguments:
+        return training_arguments(TrainingArguments, section, rows=rows, seed=1, work=tmp_path)
+
+    by_steps = arguments(SftSection(max_steps=1000, warmup_steps=5, optimizer="paged_adamw_8bit"), 40)
+    assert (by_steps.max_steps, by_steps.warmup_steps, by_steps.optim) == (1000, 5, "paged_adamw_8bit")
+    by_epochs = arguments(SftSection(epochs=5, batch_size=1, accumulation=2, warmup_ratio=0.03), 557)
+    assert (by_epochs.max_steps, by_epochs.warmup_steps) == (-1, int(0.03 * 279 * 5))
+
+
+@pytest.mark.parametrize(("precision", "amx", "dtype"), [
+    ("auto", True, torch.float32), ("bf16", True, torch.bfloat16), ("bf16", False, torch.float32),
+    ("float32", True, torch.float32)])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU multiplies in bf16 whatever the CPU can")
+def test_base_and_products_are_of_the_precision_that_the_recipe_says(
+        tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, precision: str, amx: bool,
+        dtype: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    recipe = small_recipe(tmp_path / "data", tiny_llama, precision=precision)
+    made, trainers = sft_step.make_trainer, []
+    monkeypatch.setattr(sft_step, "make_trainer", lambda *rest, **options: (
+        trainers.append(made(*rest, **options)), trainers[-1])[1])
+    sft_step.train_sft(recipe, texts=texts_file(tmp_path), clean=None, output=tmp_path / "sft")
+    [trainer] = trainers
+    assert trainer.model.get_base_model().dtype is dtype
+    assert trainer.args.bf16 is (dtype is torch.bfloat16)
+    assert {value.dtype for value in weights(tmp_path / "sft").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("training", [
@@ -271,7 +294,7 @@ def test_an_adapted_output_layer_is_trained_merged_and_converted(tmp_path: Path,
     outcome = sft_step.train_sft(recipe, texts=texts_file(tmp_path), clean=None, output=tmp_path / "sft")
     found = losses(tmp_path / "sft")
     assert found[-1] < found[0] - 0.5
-    assert outcome["tokens"] == 8 * sum(row["length"] for row in tokenize(load_tokenizer(untied_llama), TEXTS, 32))
+    assert outcome.tokens == 8 * sum(row["length"] for row in tokenize(load_tokenizer(untied_llama), TEXTS, 32))
     head = [name for name in weights(tmp_path / "sft") if "lm_head" in name]
     assert len(head) == 2
     assert json.loads((tmp_path / "sft" / "adapter_config.json").read_text("utf-8"))["bias"] == "none"
@@ -321,19 +344,27 @@ def test_translations_are_told_when_training_starts(
 
 
 @pytest.mark.parametrize(("free", "chosen"), [(2**50 - 1, "none"), (1, "nf4")])
-def test_precision_auto_leaves_quantisation_out_where_the_memory_allows_and_says_so(
+def test_quantisation_is_left_out_on_request_where_the_memory_allows_and_says_so(
         tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         free: int, chosen: str) -> None:
     monkeypatch.setattr(lora, "free_bytes", lambda: free)
-    training, folder = TrainingSection(precision="auto"), StepFolder(tmp_path)
-    assert lora.settled(training, str(tiny_llama), training.sft, folder).quantization == chosen
-    assert "precision auto" in capsys.readouterr().err
+    training = TrainingSection(quantization="auto")
+    assert lora.resolve_quantization(training, str(tiny_llama), training.sft, tmp_path).quantization == chosen
+    assert "quantization auto" in capsys.readouterr().err
     monkeypatch.setattr(lora, "free_bytes", lambda: 2**50 - free)
-    again = StepFolder(tmp_path)
-    assert lora.settled(training, str(tiny_llama), training.sft, again).quantization == chosen, "a run goes on"
-    assert again.result == {"quantization": chosen}
+    again = lora.resolve_quantization(training, str(tiny_llama), training.sft, tmp_path)
+    assert again.quantization == chosen, "a run that continues keeps to it"
     fixed = TrainingSection()
-    assert lora.settled(fixed, str(tiny_llama), fixed.sft, folder) is fixed
+    assert lora.resolve_quantization(fixed, str(tiny_llama), fixed.sft, tmp_path) is fixed
+
+
+def test_the_result_says_what_automatic_quantisation_decided(tmp_path: Path, tiny_llama: Path) -> None:
+    for quantization, noted in (("auto", "none"), ("none", None)):
+        recipe = small_recipe(tmp_path / "data", tiny_llama, quantization=quantization)
+        output = tmp_path / quantization
+        assert sft_step.train_sft(recipe, texts=texts_file(tmp_path), clean=None, output=output).quantization == noted
+        assert read_manifest(output)["result"].get("quantization", None) == noted
+        assert ("quantization" in read_manifest(output)["result"]) is (noted is not None)
 
 
 def test_the_memory_of_a_llama_of_seven_billion_is_estimated_on_its_shape(tmp_path: Path, tiny_llama: Path) -> None:
@@ -384,4 +415,4 @@ def test_a_fresh_adapter_on_a_whole_model_changes_nothing_yet(tmp_path: Path, ti
     ids = torch.tensor([[5, 6, 7]])
     model, trained = open_adapter(tmp_path / "sft", recipe.training), load_model(tmp_path / "sft")
     assert torch.allclose(model(ids).logits, trained(ids).logits, atol=1e-5)
-    assert new_adapter(load_training_base(str(tiny_llama), recipe.training), recipe.training, 1) is not None
+    assert new_adapter(load_training_base(str(tiny_llama), recipe.training), recipe.training.lora, 1) is not None

@@ -12,6 +12,7 @@ import torch
 
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
+from llm_detox.runs.typed_json import plain
 from llm_detox.training import distributed
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import sft as sft_step
@@ -68,16 +69,20 @@ def test_a_recipe_for_several_nodes_trains_in_a_job_and_in_the_jobs_own_processe
         tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small_recipe(tmp_path / "data", tiny_llama, job={"nodes": 2})
     asked: list[tuple[str, set[str]]] = []
+    figures = {"steps": 1, "loss_first": 2.0, "loss_last": 1.0, "tokens": 9, "seconds": 3.0, "tokens_per_second": 3.0,
+               "cut": 0, "left_out": 0}
+    results = {"sft": {**figures, "texts": 1, "dropped": 0, "empty": 0, "clean": 1},
+               "dpo": {**figures, "pairs": {"rewrite": 1, "sampled": 0}}}
     for module in (sft_step, dpo_step):
         monkeypatch.setattr(module, "train_on_nodes",
-                            lambda recipe, step, inputs, output: asked.append((step, set(inputs))) or {"steps": 1})
+                            lambda recipe, step, inputs, output: asked.append((step, set(inputs))) or results[step])
     some = write_lines(tmp_path / "some.jsonl", [{"text": "a"}])
-    assert sft_step.train_sft(recipe, texts=some, clean=some, output=tmp_path / "sft") == {"steps": 1}
-    assert dpo_step.train_dpo(recipe, adapter=some, records=some, prompts=some, clean=None,
-                              output=tmp_path / "dpo") == {"steps": 1}
+    sft = sft_step.train_sft(recipe, texts=some, clean=some, output=tmp_path / "sft")
+    dpo = dpo_step.train_dpo(recipe, adapter=some, records=some, prompts=some, clean=None, output=tmp_path / "dpo")
+    assert (plain(sft), plain(dpo)) == (results["sft"], results["dpo"])
     assert asked == [("sft", {"input", "clean"}), ("dpo", {"adapter", "records", "prompts"})]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not distributed.on_other_nodes(recipe)
+    assert not distributed.on_other_nodes(recipe.training.job)
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

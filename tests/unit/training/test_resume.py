@@ -1,4 +1,4 @@
-"""A run that is killed or fails goes on as if nothing had happened; what is too small for it is said clearly."""
+"""A run that is killed or fails continues as if nothing had happened; what is too small for it is said clearly."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ from llm_detox.recipe import Recipe
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import sft as sft_step
 from llm_detox.training.checkpoints import Checkpoints
+from llm_detox.training.experts import train_experts
 from llm_detox.training.pairs import Pair
+from llm_detox.training.paraphraser import train_paraphraser
 from llm_detox.training.progress_callback import EVENTS
 from tests.conftest import REPOSITORY
+from tests.helpers import tiny_rewriters
+from tests.helpers.rewriters import recipe as rewriters_recipe
 from tests.helpers.sources import write_lines
 from tests.helpers.training import losses, small_recipe, texts_file, weights
 
@@ -50,22 +54,47 @@ def folder(tmp_path: Path, tiny_llama: Path) -> Path:
     return tmp_path
 
 
-def train(kind: str, folder: Path, output: str) -> dict[str, Any]:
+@pytest.fixture(params=["causal", "bart"])
+def rewriters(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """The same for rewriters, with a causal or a seq2seq base."""
+    tiny_rewriters.causal_folder(tmp_path / "causal")
+    words = tiny_rewriters.bart_tokenizer()
+    tiny_rewriters.bart(0, words).save_pretrained(tmp_path / "bart")
+    words.save_pretrained(tmp_path / "bart")
+    recipe = rewriters_recipe(
+        tmp_path / request.param, training={"checkpoint_minutes": 0},
+        rephraser_training={"learning_rate": 5e-3, "epochs": 4, "batch_size": 2, "lora": {"r": 4, "dropout": 0.2}})
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json(), "utf-8")
+    sentences = tiny_rewriters.sentences(2 * (2 * STEPS_AN_EPOCH - 1))
+    write_lines(tmp_path / "texts.jsonl", [{"text": text, "toxic": toxic} for text, toxic in sentences])
+    write_lines(tmp_path / "pairs.jsonl", [
+        {"toxic": text, "neutral": f"{text.split()[0]} good friend"} for text, toxic in sentences if toxic])
+    return tmp_path
+
+
+def train(kind: str, folder: Path, output: str) -> None:
     """Train in this process; the pairs of DPO are given, since making them is another test's matter."""
     recipe = Recipe.model_validate_json((folder / "recipe.json").read_text("utf-8"))
+    if kind == "paraphraser":
+        train_paraphraser(recipe, pairs=folder / "pairs.jsonl", output=folder / output)
+        return
+    if kind == "experts":
+        train_experts(recipe, texts=folder / "texts.jsonl", output=folder / output)
+        return
     if kind == "sft":
-        return sft_step.train_sft(recipe, texts=folder / "texts.jsonl", clean=None, output=folder / output)
-    dpo_step.make_pairs = lambda *_, **__: PAIRS  # type: ignore[assignment]
-    return dpo_step.train_dpo(recipe, adapter=folder / "adapter", records=folder / "some.jsonl",
+        sft_step.train_sft(recipe, texts=folder / "texts.jsonl", clean=None, output=folder / output)
+        return
+    dpo_step.make_pairs = lambda *_, **__: PAIRS
+    dpo_step.train_dpo(recipe, adapter=folder / "adapter", records=folder / "some.jsonl",
                               prompts=folder / "some.jsonl", clean=folder / "clean.jsonl", output=folder / output)
 
 
-def train_and_kill(kind: str, folder: Path, output: str, after_steps: int) -> int:
-    """Train in a process of its own and end it by SIGKILL; returns how many steps it had done."""
+def train_and_kill(kind: str, folder: Path, output: str, after_steps: int, part: str = ".") -> int:
+    """Train in a process of its own and end it by SIGKILL; returns how many steps of the part it had done."""
     code = f"from pathlib import Path; from tests.unit.training.test_resume import train; " \
            f"train({kind!r}, Path({str(folder)!r}), {output!r})"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.PIPE)
-    metrics = folder / f".{output}.part" / "metrics.jsonl"
+    metrics = folder / f".{output}.part" / part / "metrics.jsonl"
     try:
         while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < after_steps):
             time.sleep(0.01)
@@ -89,7 +118,7 @@ def events(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_a_killed_run_goes_on_to_the_same_losses_and_weights_as_an_unbroken_one(
+def test_a_killed_run_continues_to_the_same_losses_and_weights_as_an_unbroken_one(
         kind: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dpo_step, "make_pairs", dpo_step.make_pairs)  # put back what `train` changes
     if kind == "dpo":
@@ -103,8 +132,8 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights_as_an_unbroken_one(
     capsys.readouterr()
 
     train(kind, folder, "broken")
-    told = capsys.readouterr().err
-    assert any(f"training goes on behind step {step}\n" in told for step in (done - 1, done)), told
+    messages = capsys.readouterr().err
+    assert any(f"training continues after step {step}\n" in messages for step in (done - 1, done)), messages
     assert curve(folder / "broken") == curve(folder / "unbroken")
     for run in ("unbroken", "broken"):
         assert [loss for _, loss in events(folder / run, "loss")] == pytest.approx(losses(folder / run))
@@ -114,6 +143,29 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights_as_an_unbroken_one(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert {path.name for path in (folder / "broken").iterdir()} == {
         path.name for path in (folder / "unbroken").iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["paraphraser", "experts"])
+def test_a_killed_training_of_a_rewriter_ends_with_the_bytes_of_an_unbroken_one(
+        kind: str, rewriters: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The experts are killed in the second one: the first is finished then, and is not trained again."""
+    part = "anti_expert" if kind == "experts" else "."
+    train(kind, rewriters, "unbroken")
+    done = train_and_kill(kind, rewriters, "broken", STEPS_AN_EPOCH + 2, part)
+    assert STEPS_AN_EPOCH < done < 4 * STEPS_AN_EPOCH
+    capsys.readouterr()
+    train(kind, rewriters, "broken")
+    messages = capsys.readouterr().err
+    assert messages.count("training continues after step") == 1
+    assert any(f"training continues after step {step}\n" in messages for step in (done - 1, done)), messages
+    assert not any(line.startswith("expert:") for line in messages.splitlines())
+    files = [{path.relative_to(rewriters / run): path.read_bytes() for path in (rewriters / run).rglob("*")
+              if path.is_file()} for run in ("unbroken", "broken")]
+    assert files[0].keys() == files[1].keys()
+    models = [name for name in files[0] if name.suffix == ".safetensors"]
+    assert len(models) == (2 if kind == "experts" else 1)
+    assert [files[1][name] for name in models] == [files[0][name] for name in models]
+    assert curve(rewriters / "broken" / part) == curve(rewriters / "unbroken" / part)
 
 
 @contextmanager
@@ -141,7 +193,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint_and_the_next_run_goes_on_t
     monkeypatch.setattr(Checkpoints, "on_step_end", fill_the_disk)
     with files_of_any_size_again(), pytest.raises(DetoxError, match="disk is full") as caught:
         train("sft", folder, "adapter")
-    assert "goes on behind step 3" in (caught.value.remedy or "")
+    assert "continues after step 3" in (caught.value.remedy or "")
     work = folder / ".adapter.part" / "work"
     assert [path.name for path in work.glob("*-*")] == ["step-3"]
     assert not (folder / "adapter").exists()

@@ -93,10 +93,10 @@ def test_dropped_and_empty_records_are_not_trained_on_and_clean_text_is_mixed_in
     clean = write_lines(tmp_path / "clean.jsonl", [{"text": "a harmless line"}])
     outcome = sft_step.train_sft(recipe, texts=write_lines(tmp_path / "records.jsonl", left_out + kept), clean=clean,
                                  output=tmp_path / "sft")
-    assert (outcome["texts"], outcome["dropped"], outcome["empty"], outcome["clean"]) == (6, 1, 1, 1)
+    assert (outcome.texts, outcome.dropped, outcome.empty, outcome.clean) == (6, 1, 1, 1)
     tokenizer = load_tokenizer(recipe.model.source)
     rows = tokenize(tokenizer, [*TEXTS, "a harmless line"], 32)
-    assert outcome["tokens"] == sum(row["length"] for row in rows)
+    assert outcome.tokens == sum(row["length"] for row in rows)
 
 
 def test_nothing_to_train_on_stops_with_the_reason(tmp_path: Path, recipe: Recipe) -> None:
@@ -191,7 +191,7 @@ def test_dpo_loss_of_three_steps_is_the_golden_one_and_starts_at_log_two(
     found = losses(tmp_path / "dpo")
     assert found[0] == pytest.approx(0.693147, abs=1e-5)
     assert found == pytest.approx(GOLDEN_DPO, abs=2e-3)
-    assert outcome["pairs"] == {"rewrite": 2, "sampled": 4}
+    assert outcome.pairs == {"rewrite": 2, "sampled": 4}
 
 
 def test_the_reference_reads_pairs_of_like_length_together_and_each_keeps_its_own_log_probabilities(
@@ -238,8 +238,8 @@ def test_dpo_makes_pairs_from_samples_and_rewrites_and_prefers_the_chosen(
     outcome = dpo_step.train_dpo(recipe, adapter=adapter, records=records, prompts=prompts, clean=None,
                                  output=tmp_path / "dpo")
     pairs = [json.loads(line) for line in (tmp_path / "dpo" / "pairs.jsonl").read_text("utf-8").splitlines()]
-    assert [pair["source"] for pair in pairs].count("rewrite") == outcome["pairs"]["rewrite"] == 1
-    assert outcome["pairs"]["sampled"] == sum(pair["prompt"] in TEXTS for pair in pairs) > 0
+    assert [pair["source"] for pair in pairs].count("rewrite") == outcome.pairs["rewrite"] == 1
+    assert outcome.pairs["sampled"] == sum(pair["prompt"] in TEXTS for pair in pairs) > 0
     before, after = weights(adapter), weights(tmp_path / "dpo")
     assert before.keys() == after.keys()
     assert not all(torch.equal(before[key], after[key]) for key in before)
@@ -271,7 +271,7 @@ def test_the_trainer_draws_batches_of_like_length_and_others_in_the_next_epoch(
         tiny_llama: Path, recipe: Recipe, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama)
     rows = tokenize(tokenizer, [" ".join(["word"] * (1 + n % 10)) for n in range(80)], 64)
-    model = new_adapter(load_training_base(str(tiny_llama), recipe.training), recipe.training, 1)
+    model = new_adapter(load_training_base(str(tiny_llama), recipe.training), recipe.training.lora, 1)
     trainer = sft_step.make_trainer(model, tokenizer, rows, SftSection(batch_size=4, max_length=64), seed=1,
                                     work=tmp_path / "work")
     loader = trainer.get_train_dataloader()

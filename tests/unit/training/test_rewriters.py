@@ -1,31 +1,36 @@
-"""Training experts and paraphrasers, generators as methods, and causal experts as adapters on one base."""
+"""Training experts and paraphrasers: what they learn, and causal experts as adapters on one base."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import LikelihoodReader
-from llm_detox.recipe.rephrase import ParaphraseSection
 from llm_detox.rephrase.build import MethodFactory
 from llm_detox.rephrase.causal import adapter_readers
-from llm_detox.rephrase.fit import IGNORED, fit
-from llm_detox.rephrase.paraphrase import Generator, Generators, first_line
+from llm_detox.rephrase.paraphrase_pairs import read_pairs
 from llm_detox.rephrase.seq2seq import load_seq2seq, load_seq2seq_tokenizer
-from llm_detox.training import train_rewriters
+from llm_detox.training import sft
+from llm_detox.training.encoding import IGNORED
+from llm_detox.training.experts import train_experts, with_holes
+from llm_detox.training.paraphraser import completion_rows, seq2seq_rows, train_paraphraser
 from tests.helpers import tiny_rewriters as tiny
 from tests.helpers.rewriters import recipe
+from tests.helpers.sources import write_lines
+from tests.helpers.training import losses
+
+make_trainer = sft.make_trainer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,10 +53,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_causal_experts_share_one_base_and_tell_the_classes_apart(place: Path, tmp_path: Path) -> None:
-    result = train_rewriters.train_experts(recipe(place / "causal"), texts=place / "texts.jsonl",
-        output=tmp_path / "out")
-    for name in ("expert", "anti_expert"):
-        assert result[name]["loss_last"] < result[name]["loss_first"]
+    texts = write_lines(tmp_path / "texts.jsonl", [
+        {"text": text, "toxic": toxic} for text, toxic in tiny.sentences(160)])
+    settings = {"learning_rate": 1e-2, "epochs": 8, "batch_size": 8, "lora": {"r": 8, "alpha": 16}}
+    result = train_experts(recipe(place / "causal", rephraser_training=settings), texts=texts, output=tmp_path / "out")
+    for name, figures in (("expert", result.expert), ("anti_expert", result.anti_expert)):
+        assert figures.texts == 80
+        assert figures.loss_last < figures.loss_first
+        assert len(losses(tmp_path / "out" / name)) == figures.steps == 8 * 10
         assert (tmp_path / "out" / name / "adapter_model.safetensors").exists()
     model = AutoModelForCausalLM.from_pretrained(place / "causal").eval()
     engine = LikelihoodReader(model, AutoTokenizer.from_pretrained(place / "causal"))
@@ -72,11 +81,29 @@ def test_causal_experts_share_one_base_and_tell_the_classes_apart(place: Path, t
 
 
 def test_seq2seq_experts_learn_to_fill_holes(place: Path, tmp_path: Path) -> None:
-    train_rewriters.train_experts(recipe(place / "bart"), texts=place / "texts.jsonl", output=tmp_path / "out")
+    result = train_experts(recipe(place / "bart"), texts=place / "texts.jsonl", output=tmp_path / "out")
     for name in ("expert", "anti_expert"):
         folder = str(tmp_path / "out" / name)
         assert load_seq2seq(folder).config.is_encoder_decoder
         assert load_seq2seq_tokenizer(folder).mask_token == "<mask>"
+        assert load_file(f"{folder}/model.safetensors")["model.shared.weight"].dtype is torch.float32  # as the base
+    assert result.expert.loss_last < result.expert.loss_first
+
+
+def test_a_seq2seq_paraphraser_starts_at_its_bases_mean_loss_of_a_target_token(place: Path, tmp_path: Path) -> None:
+    settings = {"learning_rate": 1e-9, "epochs": 1, "batch_size": 20}
+    model, words = load_seq2seq(str(place / "bart")), load_seq2seq_tokenizer(str(place / "bart"))
+    model.config.dropout = 0.0
+    model.save_pretrained(tmp_path / "bart")
+    words.save_pretrained(tmp_path / "bart")
+    train_paraphraser(recipe(tmp_path / "bart", rephraser_training=settings), pairs=place / "pairs.tsv",
+                      output=tmp_path / "out")
+    total, tokens = 0.0, 0
+    for rude, polite in read_pairs(place / "pairs.tsv"):
+        ids, labels = (words(text, return_tensors="pt")["input_ids"] for text in (rude, polite))
+        total += model.eval()(input_ids=ids, labels=labels).loss.item() * labels.numel()
+        tokens += labels.numel()
+    assert losses(tmp_path / "out") == pytest.approx([total / tokens], rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -86,11 +113,12 @@ def test_a_paraphraser_says_what_its_pairs_say(
     settings = {"learning_rate": 2e-2, "epochs": 12, "batch_size": 8, "lora": {"r": 8, "alpha": 16},
                 "precision": precision}
     bases = []
-    monkeypatch.setattr(train_rewriters, "fit", lambda model, *rest, **how: (
-        bases.append(model.get_base_model().dtype), fit(model, *rest, **how))[1])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(sft, "make_trainer", lambda model, *rest, **options: (
+        bases.append(model.get_base_model().dtype), make_trainer(model, *rest, **options))[1])
     trained = recipe(place / "causal", rephraser_training=settings)
-    result = train_rewriters.train_paraphraser(trained, pairs=place / "pairs.tsv", output=tmp_path / "out")
-    assert result["pairs"] == 20
+    result = train_paraphraser(trained, pairs=place / "pairs.tsv", output=tmp_path / "out")
+    assert result.pairs == 20
     assert bases == [{"float32": torch.float32, "bf16": torch.bfloat16}[precision]]
     adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert {weights.dtype for weights in adapter.values()} == {torch.float32}  # bf16 would lose small updates
@@ -105,52 +133,36 @@ def test_a_paraphraser_says_what_its_pairs_say(
 
 def test_only_the_polite_half_of_a_pair_counts(place: Path) -> None:
     words = AutoTokenizer.from_pretrained(place / "causal")
-    row = train_rewriters.pair_row(words, "you idiot", "you friend", 100)
-    counted = [token for token in row.labels if token != IGNORED]
-    assert words.decode(counted[:-1]).strip() == "you friend"
-    assert counted[-1] == words.eos_token_id
-    assert len(row.labels) == len(row.input_ids)
+    [row] = completion_rows(words, [("you idiot", "you friend")], 100, Counter())
+    learned = [token for token in row["labels"] if token != IGNORED]
+    assert words.decode(learned[:-1]) == " you friend"
+    assert learned[-1] == words.eos_token_id
+    assert words.decode(row["input_ids"][:-1]) == "Rude: you idiot\nPolite: you friend"
+
+
+def test_long_pairs_are_cut_and_counted(place: Path) -> None:
+    words, counts = load_seq2seq_tokenizer(str(place / "bart")), Counter[str]()
+    pairs = [("you are a house", "you"), ("you", "you are a house"), ("you", "you")]
+    rows = seq2seq_rows(words, pairs, 4, counts)
+    assert [(len(row["input_ids"]), len(row["labels"])) for row in rows] == [(4, 3), (3, 4), (3, 3)]
+    assert [row["length"] for row in rows] == [7, 7, 6]
+    assert counts["cut"] == 2
 
 
 def test_experts_need_both_classes(place: Path, tmp_path: Path) -> None:
     (tmp_path / "clean.jsonl").write_text('{"text": "fine", "toxic": false}\n', "utf-8")
     with pytest.raises(DetoxError, match="no toxic text"):
-        train_rewriters.train_experts(recipe(place / "causal"), texts=tmp_path / "clean.jsonl", output=tmp_path / "out")
+        train_experts(recipe(place / "causal"), texts=tmp_path / "clean.jsonl", output=tmp_path / "out")
     (tmp_path / "pairs.tsv").write_text("toxic\tneutral1\n", "utf-8")
     with pytest.raises(DetoxError, match="no pairs"):
-        train_rewriters.train_paraphraser(
-            recipe(place / "causal"), pairs=tmp_path / "pairs.tsv", output=tmp_path / "out")
+        train_paraphraser(recipe(place / "causal"), pairs=tmp_path / "pairs.tsv", output=tmp_path / "out")
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40), st.integers(0, 1000))
 def test_holes_hide_words_and_change_none(words: list[str], seed: int) -> None:
-    left = train_rewriters.with_holes(words, "<mask>", random.Random(seed)).split()
+    left = with_holes(words, "<mask>", random.Random(seed)).split()
     kept = [word for word in left if word != "<mask>"]
     remaining = iter(words)
     assert all(word in remaining for word in kept)  # in their order
     assert "<mask>" in left
     assert len(words) - len(kept) <= max(1, round(0.3 * len(words)))
-
-
-def test_answers_become_candidates() -> None:
-    def generate(questions: Sequence[str]) -> list[list[str]]:
-        assert questions == ["Say: you fool"]
-        return [[' "Hello there."\nmore', "Hello there.", "\n\n", "Hi"]]
-
-    assert Generator("instruct", "Say: {text}", generate).candidates(["you\nfool"]) == [["Hello there.", "Hi"]]
-    assert first_line("") == ""
-    assert first_line("“Hi there”") == "Hi there"
-    assert first_line('"One" and "two"') == '"One" and "two"'
-
-
-def test_rewrites_of_several_generators_compete_each_once() -> None:
-    one = Generator("paraphrase", "{text}", lambda questions: [[f"{text} a", f"{text} b"] for text in questions])
-    other = Generator("paraphrase", "{text}", lambda questions: [[f"{text} b", f"{text} c"] for text in questions])
-    both = Generators([one, other])
-    assert both.name == "paraphrase"
-    assert both.candidates(["x", "y"]) == [["x a", "x b", "x c"], ["y a", "y b", "y c"]]
-
-
-def test_other_paraphrasers_beside_an_endpoint_are_refused() -> None:
-    with pytest.raises(ValidationError, match="leave out `also` or `url`"):
-        ParaphraseSection(url="http://localhost:1", also=["somewhere"])

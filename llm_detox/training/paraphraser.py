@@ -1,0 +1,151 @@
+"""The step `train-paraphraser`: a model learns rewrites from pairs of a rude and a polite text.
+
+A causal base learns them as SFT learns completions; a seq2seq base, whole, reads the one and writes the other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from llm_detox.data.records import hash_fraction
+from llm_detox.errors import DetoxError
+from llm_detox.progress import say
+from llm_detox.recipe import Recipe
+from llm_detox.recipe.rephrase import RephraserTrainingSection
+from llm_detox.recipe.scorers import ScorerSection
+from llm_detox.recipe.training import SftSection, TrainingSection
+from llm_detox.rephrase.paraphrase import asked
+from llm_detox.rephrase.paraphrase_pairs import TextPair, read_pairs
+from llm_detox.rephrase.print_style import as_printed
+from llm_detox.rephrase.seq2seq import is_seq2seq
+from llm_detox.scoring.load import load_scorer
+from llm_detox.scoring.similarity import SentenceSimilarity
+from llm_detox.training.distributed import shared_step_folder
+from llm_detox.training.encoding import TokenRow, encode, report_truncation
+from llm_detox.training.library_logging import quiet_libraries
+from llm_detox.training.lora import load_training_tokenizer
+from llm_detox.training.run import TrainingResult
+from llm_detox.training.sft import Run, fine_tune
+
+NAN_REMEDY = "lower rephraser_training.learning_rate"
+# The sections of a recipe that decide what a rewriter becomes.
+SETTINGS = ("model", "rephraser_training", "scoring", "detoxify")
+_WARMUP_RATIO = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParaphraserResult(TrainingResult):
+    """The figures of a run, and the number of pairs."""
+
+    pairs: int
+
+
+def train_paraphraser(recipe: Recipe, *, pairs: Path, output: Path) -> ParaphraserResult:
+    """Train a model to say politely what a text says rudely; a killed run continues where it stopped.
+
+    Args:
+        recipe: its `rephraser_training` section counts, `model`, `scoring.training`, and of `training` how often a
+            checkpoint is made; also `detoxify.similarity_model`.
+        pairs: tab separated without quoting, a header, the rude text first and its rewrites after it (ParaDetox),
+            or JSON lines `{"toxic", "neutral"}`.
+        output: the model (seq2seq) or adapter (causal) to write, with its `metrics.jsonl`.
+
+    Raises:
+        DetoxError: there are no pairs, none is within the bounds, the model cannot be loaded, a loss is no number.
+    """
+    section, source = recipe.rephraser_training, rephraser_base(recipe.rephraser_training, recipe.model.source)
+    chosen = select_pairs(read_pairs(pairs), section, scorer=recipe.scoring.training,
+                          encoder=recipe.detoxify.similarity_model, place=str(pairs))
+    with (shared_step_folder(output, "paraphraser", settings=recipe.settings(*SETTINGS), inputs={"pairs": pairs},
+                             resumable=True) as folder, quiet_libraries()):
+        tokenizer, lost = load_training_tokenizer(source), Counter[str]()
+        tidied = [(rude, as_printed(polite) if section.tidy else polite) for rude, polite in chosen]
+        make = seq2seq_rows if is_seq2seq(source) else completion_rows
+        rows = make(tokenizer, tidied, section.max_length, lost)
+        report_truncation(lost, "rephraser_training.max_length")
+        figures = fine_tune(source, tokenizer, rows, sft_of(section, recipe.training, source),
+                            Run("paraphraser", folder.path, folder.work_file("work"), NAN_REMEDY), seed=recipe.seed)
+        folder.counts["pairs"] = len(chosen)
+        result = ParaphraserResult(**asdict(figures), pairs=len(chosen))
+        folder.finish(result)
+        return result
+
+
+def rephraser_base(section: RephraserTrainingSection, model: str) -> str:
+    """The source that a rephraser is trained from: the section's own, else the recipe's model."""
+    return section.base or model
+
+
+def sft_of(section: RephraserTrainingSection, training: TrainingSection, source: str) -> TrainingSection:
+    """A rephraser's training as the SFT that it is: LoRA on an unquantised causal base, a seq2seq base whole.
+
+    Args:
+        section: of the rephraser.
+        training: says how often a checkpoint is made, and whether event files are written.
+        source: of the base.
+    """
+    stage = SftSection(method="full" if is_seq2seq(source) else "lora", learning_rate=section.learning_rate,
+                       epochs=section.epochs, batch_size=section.batch_size, max_length=section.max_length,
+                       warmup_ratio=_WARMUP_RATIO)
+    return training.model_copy(update={
+        "quantization": "none", "precision": section.precision, "lora": section.lora, "sft": stage})
+
+
+def completion_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair], max_length: int,
+                    counts: Counter[str]) -> list[TokenRow]:
+    """The polite text as the completion of a prompt with the rude one; `counts` as in `encode`."""
+    return encode(tokenizer, [{"prompt": asked(rude), "completion": f" {polite}"} for rude, polite in pairs],
+                  max_length, counts=counts)
+
+
+def seq2seq_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair], max_length: int,
+                 counts: Counter[str]) -> list[TokenRow]:
+    """The rude text for the encoder and the polite one as the target, each cut to `max_length`; `counts` gets `cut`."""
+    rows: list[TokenRow] = []
+    for pair in pairs:
+        whole = [list(tokenizer(text)["input_ids"]) for text in pair]
+        source, target = (list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"]) for text in pair)
+        counts["cut"] += whole != [source, target]
+        rows.append({"input_ids": source, "labels": target, "length": len(source) + len(target)})
+    return rows
+
+
+def select_pairs(pairs: Sequence[TextPair], section: RephraserTrainingSection, *, scorer: ScorerSection,
+                 encoder: str | None, place: str) -> list[TextPair]:
+    """The pairs within the section's `pair_...` bounds, at most `max_pairs`, chosen by hash.
+
+    What people wrote as a rewrite is now and then still rude, or another sentence: it would be learnt, too.
+
+    Args:
+        pairs: (rude, polite).
+        section: the bounds.
+        scorer: of `pair_toxicity`.
+        encoder: of `pair_similarity`, `detoxify.similarity_model`.
+        place: of the pairs, for errors.
+
+    Raises:
+        DetoxError: no pair is within the bounds, or one cannot be measured.
+    """
+    left = list(pairs)
+    if section.pair_toxicity < 1:
+        scores = load_scorer(scorer).score([polite for _, polite in left])
+        left = [pair for pair, score in zip(left, scores, strict=True)
+                if score is not None and score < section.pair_toxicity]
+    if section.pair_similarity > 0 and left:
+        if encoder is None:
+            raise DetoxError("no sentence encoder measures the similarity of the pairs",
+                             place="rephraser_training.pair_similarity",
+                             remedy="set it to 0, or name a detoxify.similarity_model")
+        cosines = SentenceSimilarity(encoder).cosine(*map(list, zip(*left, strict=True)))
+        left = [pair for pair, cosine in zip(left, cosines, strict=True) if cosine >= section.pair_similarity]
+    if not left:
+        raise DetoxError(f"none of {len(pairs)} pairs is within the bounds", place=place, remedy="raise "
+                         "rephraser_training.pair_toxicity, or lower rephraser_training.pair_similarity")
+    chosen = sorted(left, key=lambda pair: hash_fraction("\t".join(pair), "pairs"))[:section.max_pairs]
+    say(f"{len(pairs)} pairs, {len(left)} within the bounds, {len(chosen)} to learn from")
+    return chosen
