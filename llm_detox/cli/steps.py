@@ -185,7 +185,8 @@ def convert(
     if verify_with:
         from llm_detox.export.verify import verify
 
-        result = {**result, "verified": verify(output, verify_with)["readers"]}
+        show_outcome({**result, "verified": verify(output, verify_with)["readers"]}, output, as_json)
+        return
     show_outcome(result, output, as_json)
 
 

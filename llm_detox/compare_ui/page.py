@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Any
 
 from nicegui import app, ui
 from nicegui.elements.mixins.text_element import TextElement
@@ -16,7 +15,7 @@ from llm_detox.compare_ui.answering import Answer, follow
 from llm_detox.compare_ui.reading import AnswerScorer
 from llm_detox.compare_ui.session import Exchange, Session, Settings, as_json_lines
 from llm_detox.compare_ui.sides import Side
-from llm_detox.compare_ui.views import AnswerCard, HistoryList, answer_view, difference, history_view
+from llm_detox.compare_ui.views import AnswerCard, AnswerView, HistoryList, answer_view, difference, history_view
 
 TITLE = "Side by side"
 _THEME = """() => {
@@ -171,7 +170,7 @@ class Desk:
         if self._asked is not None:
             self._asked.cancel()
 
-    def _view(self, number: int) -> dict[str, Any]:
+    def _view(self, number: int) -> AnswerView:
         return answer_view(self._answers[number], self.comparison.reader, threshold=self.session.settings.veil,
                            shown=self._shown[number])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from nicegui import ui
 
@@ -17,7 +17,46 @@ _REASONS = {"MAX_TOKENS": "length reached", "EOS_TOKEN": "end of the text", "STO
             "TIME_LIMIT": "time limit", "CANCELLED": "cancelled by the server"}
 
 
-def answer_view(answer: Answer | None, reader: AnswerScorer, *, threshold: float, shown: bool) -> dict[str, Any]:
+class Cell(TypedDict):
+    """One scorer's value of one attribute; without `value` the text says why there is none."""
+
+    text: str
+    value: NotRequired[float]
+    over: NotRequired[bool]
+
+
+class ScoreRow(TypedDict):
+    """One attribute, with a cell for each scorer."""
+
+    name: str
+    cells: list[Cell]
+
+
+class AnswerView(TypedDict):
+    """What `answer.vue` shows of one side."""
+
+    state: str
+    status: str
+    times: str
+    error: str
+    remedy: str
+    veil: str
+    hidden: bool
+    segments: list[tuple[str, str]]
+    scores: list[ScoreRow]
+    columns: list[str]
+
+
+class HistoryEntry(TypedDict):
+    """What `history.vue` shows of one exchange."""
+
+    number: int
+    prompt: str
+    veil: str
+    sides: list[str]
+
+
+def answer_view(answer: Answer | None, reader: AnswerScorer, *, threshold: float, shown: bool) -> AnswerView:
     """One side's card; None is a side that was not asked yet.
 
     Args:
@@ -31,7 +70,7 @@ def answer_view(answer: Answer | None, reader: AnswerScorer, *, threshold: float
         "state": found.status if answer else "idle", "status": _status(found) if answer else "not asked yet",
         "times": _times(found) if answer else "", "error": found.error, "remedy": found.remedy,
         "veil": _why(found.worst) if veiled else "", "hidden": hidden,
-        "segments": [] if hidden else [[text, f"{added:.1f}" if added else ""]
+        "segments": [] if hidden else [(text, f"{added:.1f}" if added else "")
                                        for text, added in found.reading.segments],
         "scores": score_rows(found.reading, reader, threshold), "columns": list(reader.attributes)}
 
@@ -58,7 +97,7 @@ def _why(worst: float | None) -> str:
     return "could not be scored" if worst is None else f"toxicity {worst:.2f}"
 
 
-def score_rows(reading: Reading, reader: AnswerScorer, threshold: float) -> list[dict[str, Any]]:
+def score_rows(reading: Reading, reader: AnswerScorer, threshold: float) -> list[ScoreRow]:
     """A row for each attribute: its name and a cell for each scorer with the value in [0, 1], a text, and whether it
     is at or over the threshold. A scorer without the attribute has an empty cell."""
     names: dict[str, None] = {}
@@ -70,7 +109,7 @@ def score_rows(reading: Reading, reader: AnswerScorer, threshold: float) -> list
 
 
 def _cell(scores: Mapping[str, Mapping[str, float] | None], scorer: str, attribute: str,
-          threshold: float) -> dict[str, Any]:
+          threshold: float) -> Cell:
     if scorer not in scores:
         return {"text": "–"}
     found = scores[scorer]
@@ -92,9 +131,9 @@ def difference(answers: Sequence[Answer], names: Sequence[str], reader: AnswerSc
     return "; ".join(parts)
 
 
-def history_view(history: Sequence[Exchange], names: Sequence[str], *, threshold: float) -> list[dict[str, Any]]:
+def history_view(history: Sequence[Exchange], names: Sequence[str], *, threshold: float) -> list[HistoryEntry]:
     """The history's entries, newest first; a toxic prompt is veiled like an answer."""
-    entries = []
+    entries: list[HistoryEntry] = []
     for one in reversed(history):
         worst = one.prompt_reading.worst
         veiled = worst is None or worst >= threshold
@@ -114,13 +153,13 @@ def _short(answer: Answer) -> str:
 class AnswerCard(ui.element, component="answer.vue"):
     """A side's card; `on_unveil` gets whether its veiled text should be shown."""
 
-    def __init__(self, heading: str, where: str, colour: str, view: dict[str, Any],
+    def __init__(self, heading: str, where: str, colour: str, view: AnswerView,
                  on_unveil: Callable[[bool], None]) -> None:
         super().__init__()
         self._props.update(heading=heading, where=where, colour=colour, view=view)
         self.on("unveil", lambda event: on_unveil(bool(event.args)))
 
-    def show(self, view: dict[str, Any]) -> None:
+    def show(self, view: AnswerView) -> None:
         self._props["view"] = view
         self.update()
 
@@ -133,7 +172,7 @@ class HistoryList(ui.element, component="history.vue"):
         self._props.update(entries=[], open=0)
         self.on("reopen", lambda event: on_reopen(int(event.args)))
 
-    def show(self, entries: list[dict[str, Any]], reopened: int) -> None:
+    def show(self, entries: list[HistoryEntry], reopened: int) -> None:
         """`reopened` is the number of the exchange that the cards show."""
         self._props.update(entries=entries, open=reopened)
         self.update()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llm_detox.export.converting import Conversion
 
 
-def convert(*, model: str, output: Path, card: Path | None = None, oldest_reader: str | None = None) -> dict[str, Any]:
+def convert(*, model: str, output: Path, card: Path | None = None, oldest_reader: str | None = None) -> Conversion:
     """Write `config.yml` and `artifacts/`: see `llm_detox.export.converting.convert`."""
     from llm_detox.export.converting import convert as run  # numpy and torch load only for a conversion
 

@@ -10,7 +10,7 @@ import json
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -35,7 +35,18 @@ _PROBES = ["Hello, world!", " two  blanks\n\nand\ttabs ", "naïve café 東京 �
            "I'm , we 've !"]
 
 
-def convert(*, model: str, output: Path, card: Path | None = None, oldest_reader: str | None = None) -> dict[str, Any]:
+class Conversion(TypedDict):
+    """What a conversion wrote: counts of tensors and parameters; reader -> "yes", or why it cannot read the model."""
+
+    tensors: int
+    merged: int
+    parameters: int
+    dtype: str | None
+    model_type: str | None
+    readers: dict[str, str]
+
+
+def convert(*, model: str, output: Path, card: Path | None = None, oldest_reader: str | None = None) -> Conversion:
     """Merge adapters into their base and write the folder that is served.
 
     Args:
@@ -69,12 +80,14 @@ def convert(*, model: str, output: Path, card: Path | None = None, oldest_reader
         figures = write_weights(base, adapters, artifacts)
         _copy_papers(base, card_file, artifacts)
         _write_caikit(folder / "config.yml", config, tokens, artifacts)
-        folder.result.update(figures, dtype=config.get("torch_dtype"), model_type=config.get("model_type"),
-                             readers=readers)
+        result = Conversion(
+            tensors=figures["tensors"], merged=figures["merged"], parameters=figures["parameters"],
+            dtype=config.get("torch_dtype"), model_type=config.get("model_type"), readers=readers)
+        folder.result.update(result)
         for name, answer in readers.items():
             if answer != "yes":
                 say(f"note: {name} cannot read this model: {answer}")
-        return folder.result
+        return result
 
 
 def _sources(model: str) -> tuple[Path, list[Path], Path]:

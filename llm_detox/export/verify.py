@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from llm_detox.errors import DetoxError
 
@@ -17,8 +17,50 @@ _PROBE = Path(__file__).with_name("probe.py")
 PROMPTS = ("The best thing about my neighbours is", "Once upon a time, in 1984,", "naïve café 東京 🙂 means")
 
 
+class Answer(TypedDict):
+    """Greedy tokens behind one prompt, and their text."""
+
+    prompt_ids: list[int]
+    new_ids: list[int]
+    text: str
+
+
+class PromptedAnswer(Answer):
+    """An answer with its prompt."""
+
+    prompt: str
+
+
+class ProbedModel(TypedDict, total=False):
+    """What one interpreter makes of one model: its answers and its chat template, or the error."""
+
+    answers: list[Answer]
+    chat_template: str | None
+    error: str
+
+
+class Release(TypedDict):
+    """The libraries of an interpreter."""
+
+    transformers: str
+    tokenizers: str
+
+
+class Probe(Release):
+    """What one interpreter makes of the models, as `probe.py` prints it."""
+
+    models: list[ProbedModel]
+
+
+class Verification(TypedDict):
+    """Readers by interpreter, and what all of them answer."""
+
+    readers: dict[str, Release]
+    answers: list[PromptedAnswer]
+
+
 def verify(folder: Path, pythons: Sequence[str] = (), *, prompts: Sequence[str] = PROMPTS, max_new_tokens: int = 16,
-           timeout_seconds: float = 600) -> dict[str, Any]:
+           timeout_seconds: float = 600) -> Verification:
     """Load the folder in this interpreter and in others, and compare tokens and chat template.
 
     Args:
@@ -39,14 +81,14 @@ def verify(folder: Path, pythons: Sequence[str] = (), *, prompts: Sequence[str] 
 
 
 def verify_all(folders: Sequence[Path], pythons: Sequence[str] = (), *, prompts: Sequence[str] = PROMPTS,
-               max_new_tokens: int = 16, timeout_seconds: float = 600) -> list[dict[str, Any]]:
+               max_new_tokens: int = 16, timeout_seconds: float = 600) -> list[Verification]:
     """`verify` for several folders, with each interpreter started once."""
     models = [folder / "artifacts" if (folder / "artifacts").is_dir() else folder for folder in folders]
     interpreters = list(dict.fromkeys([sys.executable, *pythons]))
     with ThreadPoolExecutor(len(interpreters)) as pool:
         found = pool.map(lambda python: _probe(python, models, prompts, max_new_tokens, timeout_seconds), interpreters)
         seen = dict(zip(interpreters, found, strict=True))
-    readers = {python: {"transformers": one["transformers"], "tokenizers": one["tokenizers"]}
+    readers: dict[str, Release] = {python: {"transformers": one["transformers"], "tokenizers": one["tokenizers"]}
                for python, one in seen.items()}
     for number, model in enumerate(models):
         for python, one in seen.items():
@@ -56,7 +98,7 @@ def verify_all(folders: Sequence[Path], pythons: Sequence[str] = (), *, prompts:
         for one in seen[sys.executable]["models"]]
 
 
-def _compare(model: Path, reference: dict[str, Any], other: dict[str, Any], number: int, prompts: Sequence[str],
+def _compare(model: Path, reference: Probe, other: Probe, number: int, prompts: Sequence[str],
              python: str) -> None:
     ours, theirs = reference["models"][number], other["models"][number]
     if "error" in theirs:
@@ -69,7 +111,7 @@ def _compare(model: Path, reference: dict[str, Any], other: dict[str, Any], numb
             remedy=f"convert the model again; {python} was compared with {sys.executable}")
 
 
-def _probe(python: str, models: Sequence[Path], prompts: Sequence[str], count: int, timeout: float) -> dict[str, Any]:
+def _probe(python: str, models: Sequence[Path], prompts: Sequence[str], count: int, timeout: float) -> Probe:
     # The other environment must not see this one's packages.
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
@@ -87,11 +129,11 @@ def _probe(python: str, models: Sequence[Path], prompts: Sequence[str], count: i
         end = "\n".join(done.stderr.strip().splitlines()[-3:])
         raise DetoxError(f"this interpreter cannot run the check:\n{end}", place=python,
                          remedy="it needs torch and transformers")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    answer: Probe = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
 
 
-def _difference(one: dict[str, Any], other: dict[str, Any], prompts: Sequence[str]) -> str:
+def _difference(one: ProbedModel, other: ProbedModel, prompts: Sequence[str]) -> str:
     for prompt, a, b in zip(prompts, one["answers"], other["answers"], strict=True):
         if a != b:
             return f"{prompt!r} -> {a['text']!r} against {b['text']!r}"

@@ -200,7 +200,7 @@ def test_a_veiled_text_is_not_in_what_the_page_gets() -> None:
     hidden = answer_view(answer, reader(), threshold=0.5, shown=False)
     assert hidden["hidden"]
     assert "thing" not in json.dumps(hidden)
-    assert answer_view(answer, reader(), threshold=0.5, shown=True)["segments"] == [["bad", "3.0"], [" thing", ""]]
+    assert answer_view(answer, reader(), threshold=0.5, shown=True)["segments"] == [("bad", "3.0"), (" thing", "")]
     history = history_view([Exchange("bad thing", {}, found, [answer, answer])], NAMES, threshold=0.5)
     assert "thing" not in json.dumps(history)
 
