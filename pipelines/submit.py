@@ -7,12 +7,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import yaml
 
 from llm_detox.errors import DetoxError, GateNotPassed, UsageError
 from llm_detox.progress import human_seconds, say
@@ -107,6 +109,42 @@ class FinishedRun:
     seconds: float
 
 
+@dataclass(frozen=True)
+class StepNames:
+    """What people call the nodes of a run.
+
+    The server names its nodes after the tasks' keys in the compiled pipeline, such as `sft-2` and `condition-7`
+    (`task_details[].display_name`, seen in 2.16); the display names stand in the pipeline alone.
+
+    Attributes:
+        steps: key -> display name, of tasks that run something, and of conditions.
+        groups: keys of what only holds other tasks: the exit handler and loops.
+    """
+
+    steps: Mapping[str, str]
+    groups: frozenset[str]
+
+    @classmethod
+    def read(cls, package: Path) -> StepNames:
+        """Of a compiled pipeline."""
+        spec = next(yaml.safe_load_all(package.read_text("utf-8")))
+        steps: dict[str, str] = {}
+        groups = set()
+        for component in (spec["root"], *spec.get("components", {}).values()):
+            for key, task in component.get("dag", {}).get("tasks", {}).items():
+                inner = spec["components"][task["componentRef"]["name"]]
+                if "dag" in inner and "condition" not in task.get("triggerPolicy", {}):
+                    groups.add(key)
+                else:
+                    steps[key] = task["taskInfo"]["name"]
+        return cls(steps, frozenset(groups))
+
+    def shown(self, node: str) -> str | None:
+        """The name of a node for people; None for one that they need not see: a driver, a loop, its iterations."""
+        hidden = node in self.groups or node == "root" or node.startswith("iteration")
+        return None if hidden or node.endswith(("-driver", "executor")) else self.steps.get(node, node)
+
+
 def submit(
     recipe: Recipe, server: PipelineServer, *, experiment: str, placement: Placement, wait: bool = True,
     pipeline: str = "detox-and-serve", parameters: Sequence[str] = (), fresh: bool = False,
@@ -143,6 +181,7 @@ def submit(
     # kfp prints links; stdout is for the result.
     with tempfile.TemporaryDirectory() as folder, _clear_errors(server.host), redirect_stdout(sys.stderr):
         package = compile_one(pipeline, Path(folder), placement)
+        names = StepNames.read(package)
         filed = client.create_experiment(experiment, namespace=server.namespace)
         run = client.run_pipeline(
             experiment_id=filed.experiment_id, job_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M')}",
@@ -151,7 +190,7 @@ def submit(
     say(f"submitted: {url}")
     if not wait:
         return Submission(run.run_id, url, "SUBMITTED", round(time.monotonic() - started, 1))
-    state, steps = _follow(lambda: client.get_run(run.run_id), server.host, timeout_seconds, poll_seconds)
+    state, steps = _follow(lambda: client.get_run(run.run_id), names, server.host, timeout_seconds, poll_seconds)
     _raise_unless_passed(state, steps, url)
     return FinishedRun(run.run_id, url, state, steps, round(time.monotonic() - started, 1))
 
@@ -191,7 +230,9 @@ def _value(name: str, text: str, kind: int) -> Any:
         raise UsageError(f"{text!r} is not a number", place=f"--parameter {name}", remedy=f"{name}=1") from None
 
 
-def _follow(look: Callable[[], Any], host: str, timeout: float, poll: float) -> tuple[str, dict[str, str]]:
+def _follow(
+    look: Callable[[], Any], names: StepNames, host: str, timeout: float, poll: float
+) -> tuple[str, dict[str, str]]:
     """Show each step as its state changes, until the run has ended; a server that is away for a while is waited for."""
     started, seen_last = time.monotonic(), time.monotonic()
     states: dict[str, tuple[str, str]] = {}
@@ -205,7 +246,7 @@ def _follow(look: Callable[[], Any], host: str, timeout: float, poll: float) -> 
                 raise
             time.sleep(poll)
             continue
-        _show(run, states, started)
+        _show(run, names, states, started)
         if run.state in _ENDED:
             return str(run.state), _by_name(states)
         if time.monotonic() - started > timeout:
@@ -214,11 +255,11 @@ def _follow(look: Callable[[], Any], host: str, timeout: float, poll: float) -> 
         time.sleep(poll)
 
 
-def _show(run: Any, states: dict[str, tuple[str, str]], started: float) -> None:
+def _show(run: Any, names: StepNames, states: dict[str, tuple[str, str]], started: float) -> None:
     """Say what changed; `states` has name and state of each task by its id, for shards share a name."""
     for task in (run.run_details.task_details if run.run_details else None) or ():
-        name, state = task.display_name or task.task_id, task.state
-        if name.endswith(("-driver", "executor")) or name == "root" or state is None:
+        name, state = names.shown(task.display_name or task.task_id), task.state
+        if name is None or state is None:
             continue
         if states.get(task.task_id) != (name, state):
             states[task.task_id] = (name, state)

@@ -20,6 +20,7 @@ from llm_detox.runs.folders import step_folder
 from llm_detox.runs.pipeline_step import StepError
 
 _AWAY_SECONDS = 60.0
+_GOOD = frozenset({"SUCCEEDED", "COMPLETE", "RUNNING", "CACHED"})
 _NODE_NAME = "workflows.argoproj.io/node-name"
 _ATTEMPT = re.compile(r"\((\d+)\)$")
 
@@ -30,7 +31,8 @@ class Ending:
 
     Args:
         run: its id.
-        state: SUCCEEDED, FAILED or CANCELLED.
+        state: as the exit handler is told it: COMPLETE or RUNNING in Kubeflow Pipelines 2.16 where all is well; FAILED or
+            CANCELED; newer servers and local runs say SUCCEEDED.
         task: the part of the pipeline that ended so.
         message: the cause, where the server tells it.
     """
@@ -39,6 +41,11 @@ class Ending:
     state: str
     task: str = ""
     message: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether no step failed, and nobody ended the run."""
+        return self.state in _GOOD
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,9 @@ class Outcome:
 
     def lines(self) -> list[str]:
         """For people, as Markdown."""
-        text = [f"**{self.ending.state}**: run {self.ending.run} of {self.recipe or 'a recipe that cannot be read'}"]
-        if self.ending.state != "SUCCEEDED":
+        state = "SUCCEEDED" if self.ending.is_good else self.ending.state
+        text = [f"**{state}**: run {self.ending.run} of {self.recipe or 'a recipe that cannot be read'}"]
+        if not self.ending.is_good:
             failures = (self.steps.failures if self.steps else ()) or (
                 PodFailure(self.ending.task, self.ending.message),)
             text += [line for one in failures for line in _failure_lines(one)]
@@ -120,8 +128,8 @@ class Outcome:
         if self.ended_jobs:
             text.append(f"- removed: the training jobs {', '.join(self.ended_jobs)}, which this run left running")
         if self.served:
-            state = "ready" if self.served.ready else "not ready"
-            text.append(f"- serving now: {self.served.address} ({state})" if self.served.address
+            ready = "ready" if self.served.ready else "not ready"
+            text.append(f"- serving now: {self.served.address} ({ready})" if self.served.address
                         else "- serving now: nothing")
         if self.unseen:
             text.append(f"- not looked at: {self.unseen}")

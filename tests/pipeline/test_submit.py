@@ -128,7 +128,7 @@ def test_the_recipe_and_the_placed_pipeline_are_sent_and_the_steps_shown(
     captured = capsys.readouterr()
     assert not captured.out, "stdout is for the result"
     told = captured.err
-    assert told.index("data: running") < told.index("data: succeeded") < told.index("sft: succeeded")
+    assert told.index("data: running") < told.index("data: succeeded") < told.index("sft-raw: succeeded")
     assert TOKEN not in captured.out + captured.err
 
 

@@ -173,3 +173,13 @@ def test_a_pod_without_an_account_still_writes_the_outcome(tmp_path: Path, monke
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "cluster.example")
     told = write_outcome(FAILED, DEMO.read_text("utf-8"), changes={"deploy.target": "kserve"}, output=tmp_path / "out")
     assert "has no account" in str(told.unseen)
+
+
+@pytest.mark.parametrize(("state", "shown"), [
+    ("COMPLETE", "SUCCEEDED"), ("RUNNING", "SUCCEEDED"), ("SUCCEEDED", "SUCCEEDED"), ("FAILED", "FAILED"),
+    ("CANCELED", "CANCELED")])
+def test_the_states_of_an_exit_handler_are_read_as_the_server_means_them(state: str, shown: str) -> None:
+    """2.16 never says SUCCEEDED there: its launcher knows COMPLETE and RUNNING."""
+    lines = Outcome(Ending("r", state, "sft", "no memory"), "now", "demo").lines()
+    assert lines[0] == f"**{shown}**: run r of demo"
+    assert ("- failed: sft: no memory" in lines) == (shown != "SUCCEEDED")
