@@ -31,8 +31,8 @@ class Ending:
 
     Args:
         run: its id.
-        state: as the exit handler is told it: COMPLETE or RUNNING in Kubeflow Pipelines 2.16 where all is well; FAILED or
-            CANCELED; newer servers and local runs say SUCCEEDED.
+        state: as the exit handler is told it. In Kubeflow Pipelines 2.16 a good run is COMPLETE or RUNNING; others are
+            FAILED or CANCELED. Newer servers and local runs say SUCCEEDED.
         task: the part of the pipeline that ended so.
         message: the cause, where the server tells it.
     """
