@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from llm_detox.deploy.local import read_state
+from llm_detox.serve.deployment import read_state
 from tests.serving.conftest import NAME, Stack
 
 WANTED = {
@@ -57,7 +57,7 @@ def _described(channel: grpc.Channel) -> dict[str, set[str]]:
 
 def _registered(stack: Stack) -> set[str]:
     """The methods that were registered with the server and are not offered, as its log tells."""
-    [log] = [one["log"] for one in read_state(stack.folder)["processes"] if one["name"] == "caikit"]
+    [log] = [one.log for one in read_state(stack.folder).processes if one.name == "caikit"]
     words = "not offered over gRPC: "
     lines = [json.loads(line) for line in Path(log).read_text("utf-8").splitlines() if words in line]
     return {name for line in lines for name in line["message"].removeprefix(words).split()}

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from llm_detox import processes
-from llm_detox.deploy.topology import caikit_python
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
+from llm_detox.serve.local_stack import caikit_python
 from tests.serving.running import wait_for
 
 

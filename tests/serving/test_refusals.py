@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from llm_detox.client import GenerationError
-from llm_detox.deploy.local import read_state
+from llm_detox.serve.deployment import read_state
 from tests.serving.conftest import NAME, Stack
 from tests.serving.running import STREAM, UNARY, wait_for
 
@@ -34,7 +34,7 @@ def _status(answer: httpx.Response) -> int:
 
 
 def _log(stack: Stack) -> Path:
-    [log] = [one["log"] for one in read_state(stack.folder)["processes"] if one["name"] == "caikit"]
+    [log] = [one.log for one in read_state(stack.folder).processes if one.name == "caikit"]
     return Path(log)
 
 
