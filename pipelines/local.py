@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import psutil
 
 import llm_detox
 from llm_detox.errors import DetoxError
-from llm_detox.processes import environment
+from llm_detox.processes import environment, interrupted_by_sigterm
 from llm_detox.recipe import Recipe
 from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE, StepError
 from llm_detox.serve.local import stop_local
@@ -60,7 +59,8 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
     started = time.monotonic()
     done = False
     note = home / "error.json"
-    with _terminable(), environment({ERROR_FILE_VARIABLE: str(note)}), _errors_of_steps(note):
+    with (interrupted_by_sigterm(_terminate_steps), environment({ERROR_FILE_VARIABLE: str(note)}),
+          _errors_of_steps(note)):
         store = Seaweed.start(home / "store", buckets=[urlsplit(recipe.publish.url).netloc])
         try:
             with environment(store.env()):
@@ -117,22 +117,12 @@ def _collect(recipe: Recipe, task: Any, home: Path, seconds: float) -> LocalRun:
     )
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does: the step stops first, then the store and the model."""
-
-    def interrupt(*_: object) -> None:
-        for child in psutil.Process().children():
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if os.getpgid(child.pid) == os.getpgrp():  # the store has a session of its own
-                    child.terminate()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _terminate_steps() -> None:
+    """The step that runs; the store has a session of its own and stops after it."""
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(child.pid) == os.getpgrp():
+                child.terminate()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +92,7 @@ def show_outcome(result: DataclassInstance | Mapping[str, Any], output: Path | N
 
 @dataclass(frozen=True)
 class Served:
-    """A served model, as the options name it. The bearer token is read from LLM_DETOX_TOKEN."""
+    """A served model, as the options name it; for token and CA see `credentials_for`."""
 
     address: str
     model: str
@@ -103,8 +102,10 @@ class Served:
 
     def options(self, **more: Any) -> dict[str, Any]:
         """For the clients."""
-        return {"url": self.address, "model_id": self.model, "ca_file": self.ca, "cert_file": self.cert,
-                "key_file": self.key, "token": os.environ.get("LLM_DETOX_TOKEN"), **more}
+        from llm_detox.client.credentials import credentials_for
+
+        return {"url": self.address, "model_id": self.model, "cert_file": self.cert, "key_file": self.key,
+                **credentials_for(self.address, ca_file=self.ca).options(), **more}
 
 
 def served(url: str | None, grpc: str | None, fmaas: str | None, openai: str | None, model: str, ca: Path | None,

@@ -5,16 +5,29 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_detox.cluster.objects import Event, InferenceService, Manifest, Node, Pod, Quota, TrainJob
+from llm_detox.cluster.objects import (
+    Deployment,
+    Event,
+    InferenceService,
+    Manifest,
+    Node,
+    Pod,
+    Quota,
+    Runtime,
+    TrainJob,
+)
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 
 GROUP = "serving.kserve.io"
+FIELD_MANAGER = "llm-detox"  # whose fields those are that a deployment sets
 _SERVICES, _RUNTIMES = (GROUP, "v1beta1", "inferenceservices"), (GROUP, "v1alpha1", "servingruntimes")
+_CLUSTER_RUNTIMES = (GROUP, "v1alpha1", "clusterservingruntimes")
 _TRAIN_JOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = (5, 30)
@@ -27,6 +40,26 @@ T = TypeVar("T")
 
 class Conflict(DetoxError):
     """Somebody else changed or made the object meanwhile; read it again."""
+
+
+@dataclass(frozen=True)
+class FieldOwner:
+    """A field of an object, and the field manager that set it."""
+
+    manager: str
+    field: str
+
+
+class NoRight(DetoxError):
+    """This login may not do it."""
+
+
+class FieldConflict(Conflict):
+    """An apply names fields that others have set to other values."""
+
+    def __init__(self, message: str, owners: Sequence[FieldOwner]) -> None:
+        super().__init__(message)
+        self.owners = tuple(owners)
 
 
 class Cluster:
@@ -84,9 +117,26 @@ class Cluster:
         live = self._get(_SERVICES, name)
         return InferenceService.of(live) if live else None
 
-    def has_runtime(self, name: str) -> bool:
-        """Whether there is a ServingRuntime of this name."""
-        return self._get(_RUNTIMES, name) is not None
+    def deployment(self, name: str) -> Deployment | None:
+        """The Deployment behind an InferenceService, or None while there is none."""
+        from kubernetes import client
+
+        live = self._call("get", "deployments", lambda **options: client.AppsV1Api(
+            self._api).read_namespaced_deployment(f"{name}-predictor", self.namespace, **options), missing=None)
+        return Deployment.of(self._api.sanitize_for_serialization(live)) if live else None
+
+    def runtime(self, name: str) -> Runtime | None:
+        """The ServingRuntime of this name, else the ClusterServingRuntime; None where neither is there.
+
+        Raises:
+            NoRight: the first is not there, and this login may not look for the second.
+        """
+        live = self._get(_RUNTIMES, name)
+        if live is None:
+            group, version, plural = _CLUSTER_RUNTIMES
+            live = self._call("get", plural, lambda **options: self._custom.get_cluster_custom_object(
+                group, version, plural, name, **options), missing=None)
+        return Runtime.of(live) if live else None
 
     def train_job(self, name: str) -> TrainJob | None:
         """A TrainJob, or None."""
@@ -100,13 +150,30 @@ class Cluster:
             group, version, self.namespace, plural, label_selector=selector, **options))
         return [TrainJob.of(one) for one in answer["items"]]
 
-    def create(self, service: Manifest, *, dry_run: bool = False) -> None:
-        """Make an InferenceService.
+    def apply(self, service: Manifest, *, manager: str = FIELD_MANAGER, force: bool = False,
+              dry_run: bool = False) -> InferenceService:
+        """Make an InferenceService, or set the fields that are named, and drop those that this manager named before.
+
+        That is Kubernetes' server-side apply: what others set stays. A field that does not exist is refused.
+
+        Args:
+            service: the fields that are meant, no others.
+            manager: whose they become.
+            force: take fields from others who have set them to other values.
+            dry_run: the API server checks it and keeps nothing.
 
         Raises:
-            Conflict: it is there already.
+            FieldConflict: others have set some of them to other values, and `force` is not set.
         """
-        self._create(_SERVICES, service, dry_run)
+        group, version, plural = _SERVICES
+        path = f"/apis/{group}/{version}/namespaces/{self.namespace}/{plural}/{service['metadata']['name']}"
+        query = [("fieldManager", manager), ("fieldValidation", "Strict"), ("force", str(force).lower()),
+                 *([("dryRun", "All")] if dry_run else [])]
+        headers = {"Content-Type": "application/apply-patch+yaml", "Accept": "application/json"}
+        live: Manifest = self._call("patch", plural, lambda **options: self._api.call_api(
+            path, "PATCH", query_params=query, header_params=headers, body=service, response_type="object",
+            auth_settings=["BearerToken"], _return_http_data_only=True, **options))
+        return InferenceService.of(live)
 
     def create_train_job(self, job: Manifest, *, dry_run: bool = False) -> None:
         """Make a TrainJob.
@@ -114,17 +181,15 @@ class Cluster:
         Raises:
             Conflict: it is there already.
         """
-        self._create(_TRAIN_JOBS, job, dry_run)
+        group, version, plural = _TRAIN_JOBS
+        self._call("create", plural, lambda **options: self._custom.create_namespaced_custom_object(
+            group, version, self.namespace, plural, job, **options), dry_run=dry_run)
 
-    def patch(self, name: str, patch: Manifest, *, dry_run: bool = False) -> None:
-        """Send a merge patch to an InferenceService.
-
-        Raises:
-            Conflict: the patch names a `resourceVersion` that is no longer the live one.
-        """
+    def patch(self, name: str, patch: Manifest) -> None:
+        """Send a merge patch to an InferenceService: the fields are set, whoever has set them before."""
         group, version, plural = _SERVICES
         self._call("patch", plural, lambda **options: self._custom.patch_namespaced_custom_object(
-            group, version, self.namespace, plural, name, patch, **options), dry_run=dry_run)
+            group, version, self.namespace, plural, name, patch, field_manager=FIELD_MANAGER, **options))
 
     def delete(self, name: str, *, as_read: InferenceService | None = None) -> None:
         """Remove an InferenceService; it is fine if it is not there.
@@ -217,11 +282,6 @@ class Cluster:
             group, version, self.namespace, plural, name, **options), missing=None)
         return live
 
-    def _create(self, kind: tuple[str, str, str], manifest: Manifest, dry_run: bool) -> None:
-        group, version, plural = kind
-        self._call("create", plural, lambda **options: self._custom.create_namespaced_custom_object(
-            group, version, self.namespace, plural, manifest, **options), dry_run=dry_run)
-
     def _delete(self, kind: tuple[str, str, str], name: str, as_read: InferenceService | None = None) -> None:
         group, version, plural = kind
         seen = {"preconditions": {"resourceVersion": as_read.resource_version}} if as_read else {}
@@ -243,7 +303,7 @@ class Cluster:
                 if error.status == 404 and missing is not Ellipsis and not _is_unknown_kind(error):
                     return missing
                 if error.status == 409:
-                    raise Conflict(_message(error)) from None
+                    raise _conflict(error) from None
                 waking = error.status in _WAKING and time.monotonic() < self._awake_at
                 if (error.status not in _AWAY and not waking) or time.monotonic() >= until:
                     raise self._explain(verb, plural, error) from None
@@ -274,10 +334,10 @@ class Cluster:
             overlay, role = (
                 ("an overlay with the component trainjob-rights", "llm-detox-train") if plural == "trainjobs"
                 else ("manifests/overlays/openshift-ai (or overlays/kserve)", "llm-detox-deploy"))
-            return DetoxError(f"no right to {verb} {plural}", place=place,
+            return NoRight(f"no right to {verb} {plural}", place=place,
                               remedy=f"an administrator of the project runs: kubectl apply -k {overlay}, and binds the "
                                      f"Role {role} to this account. The cluster said: {message}")
-        if error.status == 404 and plural in ("inferenceservices", "servingruntimes"):
+        if error.status == 404 and plural in ("inferenceservices", "servingruntimes", "clusterservingruntimes"):
             return DetoxError("KServe is not installed in this cluster", place=self._api.configuration.host,
                               remedy="install it, or enable it in OpenShift AI (DataScienceCluster, kserve: Managed)")
         if error.status == 404 and plural == "trainjobs":
@@ -285,6 +345,17 @@ class Cluster:
                               remedy="install it (DataScienceCluster, trainer: Managed), or --set training.job.nodes=1")
         return DetoxError(f"the cluster refuses to {verb} {plural}: {message}", place=place,
                           remedy="correct what it names" if error.status < 500 else "try again later")
+
+
+def _conflict(error: Any) -> Conflict:
+    """A 409: of server-side apply, with the owners of the fields, or of an object that has changed."""
+    try:
+        causes = (json.loads(error.body).get("details") or {}).get("causes") or ()
+    except (TypeError, ValueError):
+        causes = ()
+    owners = [FieldOwner(cause["message"].partition('conflict with "')[2].partition('"')[0], cause["field"])
+              for cause in causes if cause.get("reason") == "FieldManagerConflict"]
+    return FieldConflict(_message(error), owners) if owners else Conflict(_message(error))
 
 
 def _is_unknown_kind(error: Any) -> bool:

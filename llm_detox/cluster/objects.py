@@ -12,6 +12,9 @@ from typing import Any
 # An object as its YAML has it: what is built here and sent, and what `kubectl apply` compares.
 Manifest = dict[str, Any]
 
+STOP = "serving.kserve.io/stop"
+AUTH = "security.opendatahub.io/enable-auth"
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -113,14 +116,12 @@ class InferenceService:
         pod_annotations: those that KServe copies to the pods.
         leaving: it is being removed.
         transition, failure: what KServe says about loading the model.
-        url, grpc_url: where it answers, as the status says; empty before it does.
+        url: where it answers, as the status says; empty before it does.
     """
 
     manifest: Manifest
     name: str
     namespace: str
-    generation: int
-    observed_generation: int
     resource_version: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
@@ -130,7 +131,6 @@ class InferenceService:
     transition: str
     failure: Termination | None
     url: str
-    grpc_url: str
 
     @classmethod
     def of(cls, manifest: Manifest) -> InferenceService:
@@ -138,17 +138,75 @@ class InferenceService:
         model = status.get("modelStatus") or {}
         predictor = (manifest.get("spec") or {}).get("predictor") or {}
         return cls(
-            manifest, metadata["name"], metadata.get("namespace") or "", int(metadata.get("generation") or 0),
-            int(status.get("observedGeneration", -1)), str(metadata.get("resourceVersion") or ""),
+            manifest, metadata["name"], metadata.get("namespace") or "", str(metadata.get("resourceVersion") or ""),
             metadata.get("labels") or {}, metadata.get("annotations") or {}, predictor.get("annotations") or {},
             "deletionTimestamp" in metadata, conditions_of(status), model.get("transitionStatus") or "",
-            Termination.of(model.get("lastFailureInfo")), (status.get("address") or {}).get("url") or "",
-            ((status.get("components") or {}).get("predictor") or {}).get("grpcUrl") or "")
+            Termination.of(model.get("lastFailureInfo")), (status.get("address") or {}).get("url") or "")
 
     @property
     def ready(self) -> bool:
         """What the condition says; it may be about an earlier change."""
         return is_true(self.conditions, "Ready")
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody wants it stopped; the pods may not be gone yet."""
+        return self.annotations.get(STOP, "").lower() == "true"
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether OpenShift AI lets only requests with a token through."""
+        return self.annotations.get(AUTH, "").lower() == "true"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The Deployment that KServe makes of an InferenceService.
+
+    Args:
+        generation, observed_generation: of its spec, and of the spec that the counts are about.
+        wanted: how many pods there shall be.
+        updated, replicas, available: pods of its present template, of any template, and those that take requests.
+        pod_annotations: of its template.
+    """
+
+    name: str
+    generation: int
+    observed_generation: int
+    wanted: int
+    updated: int
+    replicas: int
+    available: int
+    pod_annotations: Mapping[str, str]
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Deployment:
+        metadata, spec, status = manifest["metadata"], manifest["spec"], manifest.get("status") or {}
+        wanted = spec.get("replicas")
+        updated, replicas, available = (
+            int(status.get(key) or 0) for key in ("updatedReplicas", "replicas", "availableReplicas"))
+        return cls(metadata["name"], int(metadata.get("generation") or 0), int(status.get("observedGeneration") or 0),
+                   1 if wanted is None else int(wanted), updated, replicas, available,
+                   (spec["template"].get("metadata") or {}).get("annotations") or {})
+
+    @property
+    def is_rolled_out(self) -> bool:
+        """Whether all pods are of the present template and take requests, and no other pod is left."""
+        return (self.observed_generation >= self.generation and 0 < self.wanted <= self.available
+                and self.updated == self.replicas == self.wanted)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A ServingRuntime or ClusterServingRuntime: the names of the model formats that it takes."""
+
+    name: str
+    formats: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Runtime:
+        formats = manifest["spec"].get("supportedModelFormats") or ()
+        return cls(manifest["metadata"]["name"], tuple(one["name"] for one in formats))
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 
-from llm_detox.cluster.api import GROUP, Cluster
+from llm_detox.cluster.api import GROUP, Cluster, NoRight
 from llm_detox.cluster.objects import Manifest, Quota
 from llm_detox.doctor.finding import Finding
 from llm_detox.errors import DetoxError
 from llm_detox.recipe.cluster import ConnectionSection
 from llm_detox.recipe.deploy import DeploySection, KserveSection
+from llm_detox.serve.kserve.deploy import require_runtime
 from llm_detox.serve.kserve.render import inference_service
 
 # What the Role llm-detox-deploy in manifests/base/rights gives: (API group, resource, verb).
 RIGHTS = (
     *((GROUP, "inferenceservices", verb) for verb in ("get", "create", "patch", "delete")),
-    (GROUP, "servingruntimes", "get"), ("", "pods", "list"), ("", "events", "list"),
+    (GROUP, "servingruntimes", "get"), ("apps", "deployments", "get"), ("", "pods", "list"), ("", "events", "list"),
 )
 _KINDS = {f"{GROUP}/v1beta1": "inferenceservices", f"{GROUP}/v1alpha1": "servingruntimes"}
 _PIPELINES = {"datasciencepipelinesapplications.opendatahub.io/v1": "datasciencepipelinesapplications"}
@@ -90,10 +91,11 @@ def _trainer(cluster: Cluster) -> Finding:
 def _things(cluster: Cluster, kserve: KserveSection, connection: ConnectionSection) -> Iterator[Finding]:
     apply = f"kubectl apply -k manifests/overlays/{kserve.platform}"
     try:
-        yield (Finding("runtime", "ok", kserve.runtime) if cluster.has_runtime(kserve.runtime)
-               else Finding("runtime", "missing", f"no ServingRuntime {kserve.runtime}", apply))
-    except DetoxError as error:
+        yield Finding("runtime", "ok", require_runtime(cluster, kserve))
+    except NoRight as error:
         yield Finding("runtime", "unknown", error.message, error.remedy)
+    except DetoxError as error:
+        yield Finding("runtime", "missing", error.message, error.remedy)
     for kind, name, remedy in (("serviceaccounts", kserve.account, apply),
                                ("secrets", connection.s3_secret, "kubectl apply -k manifests/connection")):
         there = cluster.is_there(kind, name)
@@ -127,8 +129,8 @@ def _quota(cluster: Cluster, settings: DeploySection, connection: ConnectionSect
         yield Finding("quota", "unknown", "this login may not list resource quotas")
         return
     model = inference_service(settings, connection, "s3://bucket/models/version", namespace=cluster.namespace)
-    short = [line for quota in quotas for line in _short(quota, model["spec"]["predictor"]["model"]["resources"],
-                                                        settings.kserve.replicas)]
+    short = [line for quota in quotas for line in _short(
+        quota, model.first()["spec"]["predictor"]["model"]["resources"], settings.kserve.replicas or 1)]
     if short:
         yield Finding("quota", "missing", "; ".join(short),
                       "raise it, end something else, or set deploy.kserve.cpu, memory or gpus lower")

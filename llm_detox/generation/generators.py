@@ -8,7 +8,6 @@ A model source may be an address: `http(s)://`, `grpc(s)://` (Caikit), `fmaas(s)
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from llm_detox.client import Prompt, TextGenerationClient
+from llm_detox.client.credentials import credentials_for
 from llm_detox.client.protocols import is_address, split_address
 from llm_detox.data.records import Record, numbered_id, record_id
 from llm_detox.errors import DetoxError
@@ -127,7 +127,7 @@ class EndpointGenerator:
     """A served model; each continuation is a request with a seed of its own.
 
     Args:
-        address: see the top of this file; with `model`, of its server. The bearer token is read from LLM_DETOX_TOKEN.
+        address: see the top of this file; with `model`, of its server. Token and CA: see `credentials_for`.
         model: the name under which the model is served; None: the path of the address.
         in_flight: requests at once.
         timeout: seconds for one.
@@ -142,7 +142,8 @@ class EndpointGenerator:
         self.name = address
         self.in_flight = in_flight
         url, model_id = split_address(address) if model is None else (address, model)
-        self._client = TextGenerationClient(url, model_id, timeout=timeout, token=os.environ.get("LLM_DETOX_TOKEN"))
+        self._client = TextGenerationClient(
+            url, model_id, timeout=timeout, **credentials_for(url).options())
         self._chat = chat
         self._failed = 0
 

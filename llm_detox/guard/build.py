@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from llm_detox.client.client import TextGenerationClient
+from llm_detox.client.credentials import credentials_for
 from llm_detox.client.protocols import is_address, split_address
 from llm_detox.client.types import Message, Prompt
 from llm_detox.errors import DetoxError, UsageError
@@ -135,7 +135,7 @@ def open_judge_guard(source: str) -> JudgeGuard:
     settings = ChatModelSection(model=source)
     if is_address(source) and source.startswith("openai+"):
         url, model_id = split_address(source)
-        client = TextGenerationClient(url, model_id, timeout=120, token=os.environ.get("LLM_DETOX_TOKEN"))
+        client = TextGenerationClient(url, model_id, timeout=120, **credentials_for(url).options())
 
         def ask(messages: list[dict[str, str]]) -> str | None:
             return client.generate(messages, decoding_method="GREEDY", max_new_tokens=settings.max_new_tokens).text

@@ -55,7 +55,7 @@ class ConnectionSection(Section):
 class PodSection(Section):
     """What one pod asks for, and which nodes may run it."""
 
-    gpus: int = Field(1, ge=0, description="The number of GPUs of each pod.")
+    gpus: int | None = Field(1, ge=0, description="The number of GPUs of each pod; `null` takes that of `manifests/`.")
     gpu_resource: ResourceName = Field(GPU_RESOURCE, description="The cluster's name for its GPUs.")
     cpu: Quantity | None = Field(None, description="The CPUs of each pod; `null` takes those of `manifests/`.")
     memory: Quantity | None = Field(None, description="The memory of each pod; `null` takes that of `manifests/`.")

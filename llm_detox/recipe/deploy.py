@@ -17,19 +17,42 @@ class PublishSection(Section):
         "s3://llm-detox/models", pattern=r"^s3://[^/]+(/.*)?$", description="The bucket and the prefix in it.")
 
 
+Switch = Literal["keep", "on", "off"]
+
+
 class KserveSection(PodSection):
-    """How the model runs in a cluster. What is not set here stays as in `manifests/`."""
+    """How the model runs in a cluster.
+
+    What is `null` here is as in `manifests/` when the model is made, and afterwards stays as whoever changes it wants
+    it: a colleague, the dashboard, an autoscaler.
+    """
 
     platform: Literal["openshift-ai", "kserve"] = Field(
         "openshift-ai", description="The overlay in `manifests/overlays` that is used.")
-    runtime: KubernetesName = Field("llm-detox-caikit-tgis", description="The name of the ServingRuntime.")
+    serving: Literal["caikit-tgis", "vllm"] = Field(
+        "caikit-tgis",
+        description="What serves the model: Caikit in front of TGIS (REST and gRPC), or vLLM (the OpenAI API). Both "
+                    "read the same published folder.")
+    runtime: KubernetesName | None = Field(
+        None,
+        description="The name of the ServingRuntime, or of a ClusterServingRuntime; `null` takes ours: "
+                    "`llm-detox-caikit-tgis` or `llm-detox-vllm`. The platform's own is `vllm-cuda-runtime` or its "
+                    "like.")
+    auth: Switch = Field(
+        "keep",
+        description="Whether requests need a token, on OpenShift AI; `keep` leaves it as it is.")
+    expose: Switch = Field(
+        "keep", description="Whether clients outside of the cluster reach the model; `keep` leaves it as it is.")
     rollout: Literal["replace", "canary"] = Field(
         "replace",
         description="With `canary` the new version first comes up and answers beside the old one, which needs a second"
                     " GPU.")
-    replicas: Positive = Field(1, description="The number of pods.")
+    replicas: Positive | None = Field(
+        None, description="The number of pods; `null` begins with one and leaves it to others then.")
     rest_url: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
-        None, description="Where REST answers; `null` takes the address in the InferenceService's status.")
+        None,
+        description="Where REST answers, or with vLLM the OpenAI API; `null` takes the address in the "
+                    "InferenceService's status.")
     grpc_url: Annotated[str, Field(pattern=r"^grpcs?://")] | None = Field(
         None, description="Where gRPC answers; `null` takes the address in the InferenceService's status.")
     ready_seconds: Positive = Field(1800, description="How long to wait until the model answers.")

@@ -13,6 +13,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.processes import Process
 from llm_detox.runs.artifacts import DeploymentFolder
 
+PROTOCOLS = ("rest", "grpc", "openai")  # by which a deployed model can be asked, those of `urls`
 _SCHEMA = 1
 
 
@@ -42,7 +43,8 @@ class KserveDeployment:
 
     Args:
         model_id: the id that requests give, and the name of the InferenceService.
-        rest_url, grpc_url: where it answers.
+        rest_url, grpc_url: where it answers over HTTP, and over gRPC; None where gRPC is not offered.
+        urls: protocol -> address, for the clients.
         address, version: what was published.
         namespace: the project.
         rollout: "created", "unchanged", "replaced", or "promoted" after a canary.
@@ -51,7 +53,8 @@ class KserveDeployment:
 
     model_id: str
     rest_url: str
-    grpc_url: str
+    grpc_url: str | None
+    urls: Mapping[str, str]
     address: str
     version: str
     namespace: str
@@ -62,7 +65,7 @@ class KserveDeployment:
         """The content of `deployment.json`."""
         return json.dumps({
             "schema": _SCHEMA, "target": "kserve", "name": self.model_id, "namespace": self.namespace,
-            "address": self.address, "version": self.version, "urls": {"rest": self.rest_url, "grpc": self.grpc_url},
+            "address": self.address, "version": self.version, "urls": dict(self.urls),
             "previous": self.previous, "rollout": self.rollout}, indent=2)
 
 

@@ -9,17 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llm_detox.client import TextGenerationClient
+from llm_detox.client.credentials import credentials_for
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.scorers import ScorerSection
 from llm_detox.runs.artifacts import DeploymentFolder, SmokeFolder
 from llm_detox.runs.folders import step_folder
-from llm_detox.serve.deployment import read_state
+from llm_detox.serve.deployment import PROTOCOLS, read_state
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: "rest" or "grpc", "unary" or "stream", its text, the number of its tokens, and the seconds."""
+    """One answer: its protocol, "unary" or "stream", its text, the number of its tokens, and the seconds."""
 
     protocol: str
     mode: str
@@ -61,7 +62,7 @@ class SmokeResult:
 
 
 def smoke(recipe: Recipe, *, deployment: Path, output: Path) -> SmokeResult:
-    """Ask a deployed model over REST and gRPC, whole and streamed, and score what comes back.
+    """Ask a deployed model over all protocols that it speaks, whole and streamed, and score what comes back.
 
     Args:
         recipe: `deploy.prompt`, `deploy.max_new_tokens` and the judging scorer count.
@@ -76,7 +77,7 @@ def smoke(recipe: Recipe, *, deployment: Path, output: Path) -> SmokeResult:
     prompt, count, scorer = recipe.deploy.prompt, recipe.deploy.max_new_tokens, recipe.scoring.judging
     with step_folder(output, "smoke", settings=recipe.settings("deploy", "scoring"), inputs={"state": note}) as folder:
         answers = [_ask(state.urls[protocol], state.name, prompt, count, protocol=protocol, mode=mode)
-                   for protocol in ("rest", "grpc") for mode in ("unary", "stream")]
+                   for protocol in PROTOCOLS if protocol in state.urls for mode in ("unary", "stream")]
         text = _same_text(answers, state.name)
         figures = tuple(AnswerFigures(one.protocol, one.mode, one.seconds, one.tokens) for one in answers)
         result = SmokeResult(prompt, text, _toxicity(scorer, text), scorer.kind, state.address, state.name, figures)
@@ -88,7 +89,7 @@ def smoke(recipe: Recipe, *, deployment: Path, output: Path) -> SmokeResult:
 
 def _ask(url: str, name: str, prompt: str, count: int, *, protocol: str, mode: str) -> Answer:
     started = time.monotonic()
-    with TextGenerationClient(url, name, timeout=120) as client:
+    with TextGenerationClient(url, name, timeout=120, **credentials_for(url).options()) as client:
         if mode == "unary":
             answer = client.generate(prompt, max_new_tokens=count)
             text, tokens = answer.text, answer.generated_tokens

@@ -7,30 +7,38 @@ taken back where one that worked was there before.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_detox.cluster.api import Cluster, Conflict
-from llm_detox.cluster.objects import InferenceService, Manifest
-from llm_detox.errors import DetoxError
+from llm_detox.cluster.api import Cluster, Conflict, NoRight
+from llm_detox.cluster.objects import InferenceService
+from llm_detox.errors import DetoxError, UsageError
+from llm_detox.processes import interrupted_by_sigterm
 from llm_detox.progress import say
 from llm_detox.recipe.cluster import ConnectionSection
-from llm_detox.recipe.deploy import DeploySection
+from llm_detox.recipe.deploy import DeploySection, KserveSection
 from llm_detox.runs.artifacts import DeploymentFolder
 from llm_detox.runs.folders import step_folder
 from llm_detox.serve.deployment import KserveDeployment
-from llm_detox.serve.kserve.patch import last_applied, merge_patch, with_last_applied, without_last_applied
-from llm_detox.serve.kserve.render import ADDRESS, CANARY, RUN, VERSION, PublishedAddress, inference_service
-from llm_detox.serve.kserve.status import Patience, noted_warnings, urls, wait_until_ready
+from llm_detox.serve.kserve.apply import apply, put_back, wait_while_leaving
+from llm_detox.serve.kserve.probe import addresses, require_answers
+from llm_detox.serve.kserve.render import (
+    ADDRESS,
+    CANARY,
+    RUN,
+    SPEC,
+    STACKS,
+    PublishedAddress,
+    Wanted,
+    inference_service,
+)
+from llm_detox.serve.kserve.status import Patience, noted_warnings, wait_until_ready
 
 _OURS = ("app.kubernetes.io/part-of", "llm-detox")
 _CONFLICTS = 8
-_ANSWER_SECONDS = 180.0
-_GONE_SECONDS = 120.0
-Probe = Callable[[dict[str, str], str, DeploySection], None]
+Probe = Callable[[Mapping[str, str], str, DeploySection], None]
 
 
 def deploy_kserve(
@@ -56,7 +64,9 @@ def deploy_kserve(
     patience = patience or Patience(ready=settings.kserve.ready_seconds, pending=settings.kserve.pending_seconds)
     plain = {"deploy": settings.model_dump(mode="json"), "cluster": connection.model_dump(mode="json")}
     with step_folder(output, "deployment", settings=plain, inputs={}) as folder:
-        deployed = _RollOut(settings, connection, address, cluster, patience, probe or answers, run).deploy()
+        roll_out = _RollOut(settings, connection, address, cluster, patience, probe or require_answers, run)
+        with interrupted_by_sigterm():  # a pod that is told to end puts back what it has not verified
+            deployed = roll_out.deploy()
         (folder / DeploymentFolder.deployment).write_text(deployed.text(), "utf-8")
         folder.finish(deployed)
     return deployed
@@ -77,8 +87,8 @@ def remove_leftover(settings: DeploySection, run: str, cluster: Cluster) -> str 
     return None
 
 
-def plan(settings: DeploySection, connection: ConnectionSection, address: str, *, namespace: str) -> list[Manifest]:
-    """What `deploy_kserve` would send, without a cluster: the canary first, where the recipe wants one."""
+def plan(settings: DeploySection, connection: ConnectionSection, address: str, *, namespace: str) -> list[Wanted]:
+    """What `deploy_kserve` would want, without a cluster: the canary first, where the recipe wants one."""
     both = (True, False) if settings.kserve.rollout == "canary" else (False,)
     return [inference_service(settings, connection, address, namespace=namespace, canary=canary) for canary in both]
 
@@ -89,36 +99,10 @@ def dry_run(settings: DeploySection, connection: ConnectionSection, *, address: 
     import yaml
 
     cluster = cluster or Cluster.connect(settings.namespace)
-    services = plan(settings, connection, address, namespace=cluster.namespace)
-    for service in services:
-        _apply(cluster, service, dry=True)
-    return yaml.safe_dump_all(services, sort_keys=False)
-
-
-def answers(places: dict[str, str], name: str, settings: DeploySection) -> None:
-    """Ask the model over REST and gRPC.
-
-    Raises:
-        DetoxError: no answer, or an empty one.
-    """
-    from llm_detox.client import TextGenerationClient
-
-    until = time.monotonic() + _ANSWER_SECONDS
-    for protocol in ("rest", "grpc"):
-        while True:
-            try:
-                with TextGenerationClient(places[protocol], name, timeout=60) as client:
-                    text = client.generate(settings.prompt, max_new_tokens=settings.max_new_tokens).text
-                break
-            except DetoxError as error:
-                if time.monotonic() >= until:
-                    raise DetoxError(f"ready, but it does not answer: {error.message}", place=places[protocol],
-                                     remedy="read the logs of both containers; from outside the cluster set "
-                                            "deploy.kserve.rest_url and grpc_url") from None
-            time.sleep(2)
-        if not text.strip():
-            raise DetoxError("the model's answer is empty", place=places[protocol],
-                             remedy="choose another deploy.prompt; if all stay empty, look at the training")
+    wishes = plan(settings, connection, address, namespace=cluster.namespace)
+    for wanted in wishes:
+        apply(cluster, wanted, dry_run=True)
+    return yaml.safe_dump_all((wanted.first() for wanted in wishes), sort_keys=False)
 
 
 @dataclass(frozen=True)
@@ -143,36 +127,43 @@ class _RollOut:
 
     def deploy(self) -> KserveDeployment:
         """Bring the version up, and take back what does not get there."""
-        self._require_runtime()
-        before = self.cluster.service(self.name)
+        with suppress(NoRight):  # KServe will say
+            require_runtime(self.cluster, self.settings.kserve)
+        before = wait_while_leaving(self.cluster, self.name)
         _require_ours(before, self.name)
         previous = before.annotations.get(ADDRESS) if before else None
         rollout = "replaced" if before else "created"
         if before and previous != self.address and self.settings.kserve.rollout == "canary":
             with self._taking_back_the_pointer(previous), self._canary():
-                self._bring_up(canary=True)
+                self._bring_up(self._wanted(before, canary=True))
             rollout = "promoted"
-        with self._taking_back_the_pointer(previous), self._taking_back(before):
-            live, sent = self._bring_up(canary=False)
-        places = urls(live, self.settings.kserve.rest_url, self.settings.kserve.grpc_url)
-        say(f"{self.name} answers at {places['rest']} (REST) and {places['grpc']} (gRPC)")
-        return KserveDeployment(self.name, places["rest"], places["grpc"], self.address, self.version,
-                                self.cluster.namespace, rollout if sent else "unchanged", previous)
+        wanted = self._wanted(before)
+        with self._taking_back_the_pointer(previous), self._taking_back(before, wanted):
+            live, changed = self._bring_up(wanted)
+        urls = addresses(live, self.settings.kserve)
+        say(f"{self.name} answers at {', '.join(urls.values())}")
+        rest = (urls.get("rest") or urls["openai"]).removeprefix("openai+")
+        return KserveDeployment(self.name, rest, urls.get("grpc"), urls, self.address, self.version,
+                                self.cluster.namespace, rollout if changed else "unchanged", previous)
 
-    def _bring_up(self, *, canary: bool) -> tuple[InferenceService, bool]:
-        """The service when the version has answered, and whether anything was sent for it."""
-        wanted = inference_service(self.settings, self.connection, self.address, namespace=self.cluster.namespace,
-                                   canary=canary)
-        name = wanted["metadata"]["name"]
+    def _wanted(self, before: InferenceService | None, *, canary: bool = False) -> Wanted:
+        wanted = inference_service(
+            self.settings, self.connection, self.address, namespace=self.cluster.namespace, canary=canary,
+            protected=before is not None and before.is_protected)
         if canary and self.run:
-            wanted["metadata"]["annotations"][RUN] = self.run
+            wanted.meant["metadata"]["annotations"][RUN] = self.run
+        return wanted
+
+    def _bring_up(self, wanted: Wanted) -> tuple[InferenceService, bool]:
+        """The service when the version has answered, and whether anything changed for it."""
+        name, kserve = wanted.name, self.settings.kserve
         known = noted_warnings(self.cluster, name)
-        sent = _apply(self.cluster, wanted)
-        live = wait_until_ready(self.cluster, name, self.version, self.patience, known)
-        kserve = self.settings.kserve
-        places = urls(live) if canary else urls(live, kserve.rest_url, kserve.grpc_url)
-        self.probe(places, name, self.settings)
-        return live, sent
+        changed = apply(self.cluster, wanted)
+        live = wait_until_ready(self.cluster, name, wanted.digest, self.patience, known)
+        if name != self.name:  # the recipe's addresses are those of the model, not of its canary
+            kserve = kserve.model_copy(update={"rest_url": None, "grpc_url": None})
+        self.probe(addresses(live, kserve), name, self.settings)
+        return live, changed
 
     @contextmanager
     def _canary(self) -> Iterator[None]:
@@ -189,28 +180,29 @@ class _RollOut:
             self.cluster.delete(name)
 
     @contextmanager
-    def _taking_back(self, before: InferenceService | None) -> Iterator[None]:
-        """Put back what was served, if it worked."""
+    def _taking_back(self, before: InferenceService | None, wanted: Wanted) -> Iterator[None]:
+        """Put back what was served, if it worked, and what was stopped."""
         try:
             yield
         except (DetoxError, KeyboardInterrupt) as error:
-            if before is None or not before.ready:
+            if before is None or not (before.ready or before.is_stopped):
                 raise
             say(f"{self.name}: restoring the version served before")
-            outcome = self._put_back(before, wait=isinstance(error, DetoxError))
+            outcome = self._put_back(before, wanted, wait=isinstance(error, DetoxError))
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise DetoxError(f"{error.message}\n  {self.name} {outcome}", place=error.place,
                              remedy=error.remedy) from error
 
-    def _put_back(self, before: InferenceService, *, wait: bool) -> str:
+    def _put_back(self, before: InferenceService, wanted: Wanted, *, wait: bool) -> str:
         """What came of it, in words: the failure that led here is the one to report."""
         try:
             known = noted_warnings(self.cluster, self.name)
-            _apply(self.cluster, _as_it_was(before))
-            version = before.pod_annotations.get(VERSION)
-            if wait and version is not None:
-                wait_until_ready(self.cluster, self.name, version, self.patience, known)
+            put_back(self.cluster, before, wanted)
+            if before.is_stopped:
+                return "is stopped again"
+            if wait:
+                wait_until_ready(self.cluster, self.name, before.pod_annotations.get(SPEC), self.patience, known)
         except DetoxError as error:
             return f"was put back to what it served before, but that is not ready: {error.message}"
         return "serves again what it served before"
@@ -220,60 +212,39 @@ class _RollOut:
         """In the store, too, the version that failed is not the current one any more."""
         try:
             yield
-        except DetoxError:
+        except (DetoxError, KeyboardInterrupt):
             if previous and previous != self.address and os.environ.get("AWS_ACCESS_KEY_ID"):
                 _restore_pointer(self.address, previous)
             raise
 
-    def _require_runtime(self) -> None:
-        runtime = self.settings.kserve.runtime
-        if not self.cluster.has_runtime(runtime):
-            raise DetoxError(f"the ServingRuntime {runtime} does not exist",
-                             place=f"namespace {self.cluster.namespace}",
-                             remedy="an administrator runs: kubectl apply -k manifests/overlays/"
-                                    f"{self.settings.kserve.platform}")
+
+def require_runtime(cluster: Cluster, kserve: KserveSection) -> str:
+    """Before anything is made: is the runtime there, and does it take the model's format?
+
+    Returns:
+        Its name.
+
+    Raises:
+        DetoxError: it is not there, or takes other formats.
+        NoRight: it is not in the project, and this account may not look whether the cluster has one.
+    """
+    stack, place = STACKS[kserve.serving], f"namespace {cluster.namespace}"
+    name = kserve.runtime or stack.runtime
+    runtime = cluster.runtime(name)
+    if runtime is None:
+        raise DetoxError(f"there is no ServingRuntime {name}", place=place, remedy=_remedy(kserve))
+    if stack.model_format not in runtime.formats:
+        raise UsageError(f"the runtime {name} does not take the format {stack.model_format}, but "
+                         f"{', '.join(runtime.formats) or 'none'}", place=place,
+                         remedy="set deploy.kserve.serving to the stack of this runtime, or take another one")
+    return name
 
 
-def _apply(cluster: Cluster, wanted: Manifest, *, dry: bool = False) -> bool:
-    """Create or patch, again when somebody else was faster; whether anything was sent."""
-    name, wanted = wanted["metadata"]["name"], with_last_applied(wanted)
-    for _ in range(_CONFLICTS):
-        live = _live(cluster, name)
-        try:
-            if live is None:
-                cluster.create(wanted, dry_run=dry)
-                return True
-            patch = merge_patch(last_applied(live.manifest), live.manifest, wanted)
-            if not patch:
-                return False
-            patch.setdefault("metadata", {})["resourceVersion"] = live.resource_version
-            cluster.patch(name, patch, dry_run=dry)
-            return True
-        except Conflict:
-            say(f"{name}: somebody else changed it at the same time; reading it again")
-    raise DetoxError("others keep changing the InferenceService", place=name,
-                     remedy="see who does: oc get inferenceservice --show-managed-fields -o yaml")
-
-
-def _live(cluster: Cluster, name: str) -> InferenceService | None:
-    """The live object; one that is being removed is waited for, because a change to it would go with it."""
-    until = time.monotonic() + _GONE_SECONDS
-    while True:
-        live = cluster.service(name)
-        if live is None or not live.leaving:
-            return live
-        if time.monotonic() >= until:
-            raise DetoxError("the InferenceService is still not removed", place=name,
-                             remedy="see its finalizers: oc get inferenceservice -o yaml")
-        time.sleep(0.5)
-
-
-def _as_it_was(before: InferenceService) -> Manifest:
-    """The parts of a live object that can be sent again."""
-    manifest = without_last_applied(before.manifest)
-    metadata = manifest["metadata"]
-    kept = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if key in metadata}
-    return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": kept, "spec": manifest["spec"]}
+def _remedy(kserve: KserveSection) -> str:
+    if kserve.runtime:
+        return "set deploy.kserve.runtime to one of: oc get servingruntimes,clusterservingruntimes"
+    component = " with the component vllm" if kserve.serving == "vllm" else ""
+    return f"an administrator runs: kubectl apply -k manifests/overlays/{kserve.platform}{component}"
 
 
 def _require_ours(live: InferenceService | None, name: str) -> None:

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from llm_detox.cluster.objects import Manifest
+from llm_detox.cluster.objects import AUTH, Manifest
 from llm_detox.errors import UsageError
 from llm_detox.recipe.cluster import GPU_RESOURCE, LABEL_PATTERN, ConnectionSection, toleration
 from llm_detox.recipe.deploy import DeploySection, KserveSection
@@ -19,11 +23,33 @@ from llm_detox.recipe.deploy import DeploySection, KserveSection
 VERSION = "llm-detox/version"
 ADDRESS = "llm-detox/address"
 RUN = "llm-detox/run"
+# On the model's pods: the digest of all that a deployment wants of them. By it a pod tells whose wish it follows.
+SPEC = "llm-detox/spec"
+# On the pods of a model that asks for tokens: its network policy then shuts the ports that ask for none.
+PROTECTED = "llm-detox/protected"
+VISIBILITY = "networking.kserve.io/visibility"
 CANARY = "-canary"
+_DISPLAY_NAME = "openshift.io/display-name"
 _LONGEST_NAME = 53
 _LONGEST_LABEL = 63
 _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<path>(?:[\w!.*'()-]+/)*"
                       r"(?P<version>[\w.-]{1,128}))")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What serves a model: the format's name in KServe, our runtime for it, and the part of the published folder."""
+
+    model_format: str
+    runtime: str
+    folder: str
+
+
+STACKS = {
+    "caikit-tgis": Stack("caikit", "llm-detox-caikit-tgis", ""),
+    # vLLM reads a plain Hugging Face folder at /mnt/models, as the platform's own runtimes are told to.
+    "vllm": Stack("vLLM", "llm-detox-vllm", "/artifacts"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +77,36 @@ class PublishedAddress:
         return f"s3://{self.bucket}/{self.path}"
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a deployment wants of an InferenceService.
+
+    Args:
+        meant: the fields that every deployment sets; it owns them.
+        initial: the fields that are set when the model is made, and then belong to whoever changes them.
+        switches: a merge patch that protects and exposes the model, or the reverse, where the recipe says so.
+    """
+
+    meant: Manifest
+    initial: Manifest
+    switches: Manifest
+
+    @property
+    def name(self) -> str:
+        return str(self.meant["metadata"]["name"])
+
+    @property
+    def digest(self) -> str:
+        """What the pods of this wish carry as the annotation `SPEC`."""
+        return str(self.meant["spec"]["predictor"]["annotations"][SPEC])
+
+    def first(self) -> Manifest:
+        """The whole object, as it is made."""
+        return merged(merged(self.meant, self.initial), self.switches)
+
+
 def inference_service(settings: DeploySection, connection: ConnectionSection, address: str, *, namespace: str,
-                      canary: bool = False) -> Manifest:
+                      canary: bool = False, protected: bool = False) -> Wanted:
     """The InferenceService that serves a published model.
 
     Args:
@@ -61,28 +115,36 @@ def inference_service(settings: DeploySection, connection: ConnectionSection, ad
         address: `s3://bucket/prefix/version`, as `publish` returned it.
         namespace: the project.
         canary: the one that is tried first, beside the model of that name.
+        protected: whether the live model asks for tokens, which counts where the recipe says `auth: keep`.
 
     Raises:
-        UsageError: a name or the address cannot work in a cluster.
+        UsageError: a name or the address cannot work in a cluster, or the recipe would expose a model to everybody.
     """
-    name = settings.name + (CANARY if canary else "")
-    check_names(name, namespace)
-    published = PublishedAddress.parse(address)
-    thing = copy.deepcopy(_rendered(settings.kserve.platform))
+    kserve, name = settings.kserve, settings.name + (CANARY if canary else "")
+    check_names(name, namespace, kserve.platform)
+    protected = kserve.auth == "on" or (kserve.auth == "keep" and protected)
+    _check_switches(kserve, protected)
+    published, stack = PublishedAddress.parse(address), STACKS[kserve.serving]
+    thing = copy.deepcopy(_rendered(kserve.platform))
     metadata, predictor = thing["metadata"], thing["spec"]["predictor"]
     metadata["name"], metadata["namespace"] = name, namespace
     metadata["annotations"][ADDRESS] = address
-    # KServe copies these to the pods: that is how a ready pod says which version it holds.
-    predictor.setdefault("annotations", {})[VERSION] = published.version
-    _set_model(metadata, predictor["model"], connection, published)
-    predictor["serviceAccountName"] = settings.kserve.account
-    predictor["model"]["runtime"] = settings.kserve.runtime
-    _set_sizes(predictor, settings.kserve)
-    return thing
+    if _DISPLAY_NAME in metadata["annotations"]:
+        metadata["annotations"][_DISPLAY_NAME] = name
+    predictor["serviceAccountName"] = kserve.account
+    predictor["model"].update(modelFormat={"name": stack.model_format}, runtime=kserve.runtime or stack.runtime)
+    _set_source(metadata, predictor["model"], connection, published, stack)
+    _set_sizes(predictor, kserve)
+    if protected:
+        predictor.setdefault("labels", {})[PROTECTED] = "true"
+    initial = _take_out(thing, _initial_paths(kserve))
+    switches = _switches(kserve)
+    predictor["annotations"] = {VERSION: published.version, SPEC: _digest(thing, switches)}
+    return Wanted(thing, initial, switches)
 
 
-def check_names(name: str, namespace: str) -> None:
-    """Refuse names that Kubernetes or a router would refuse later, or cut.
+def check_names(name: str, namespace: str, platform: str = "openshift-ai") -> None:
+    """Refuse names that Kubernetes, KServe or a router would refuse later, or cut.
 
     Raises:
         UsageError: with the name and the limit.
@@ -95,10 +157,127 @@ def check_names(name: str, namespace: str) -> None:
                          remedy="begin with a letter; small letters, digits and hyphens")
     if not re.fullmatch(LABEL_PATTERN, namespace):
         raise UsageError("not a name of a namespace", place=namespace, remedy="--set deploy.namespace=<project>")
-    host = f"{name}-{namespace}"  # what KServe and OpenShift make the first label of the host name of
+    # What OpenShift's router makes the first label of the host name of, and what KServe does.
+    host = f"{name}-{namespace}" if platform == "openshift-ai" else f"{name}-predictor-{namespace}"
     if len(host) > _LONGEST_LABEL:
-        raise UsageError(f"name and namespace have {len(host)} characters together, a host name takes {_LONGEST_LABEL}",
+        raise UsageError(f"name and namespace make a host name of {len(host)} characters, of {_LONGEST_LABEL}",
                          place=host, remedy="--set deploy.name=<a shorter one>")
+
+
+def merged(first: Manifest, second: Manifest) -> Manifest:
+    """The first with the fields of the second in it; None there removes a field (RFC 7386, JSON merge patch)."""
+    result = dict(first)
+    for key, value in second.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            below = result.get(key)
+            result[key] = merged(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
+    return result
+
+
+def _check_switches(kserve: KserveSection, protected: bool) -> None:
+    if kserve.platform == "kserve" and kserve.auth == "on":
+        raise UsageError("plain KServe asks nobody for a token", place="deploy.kserve.auth",
+                         remedy="put a gateway that does in front of the model, or use OpenShift AI")
+    if kserve.platform == "openshift-ai" and kserve.expose == "on" and not protected:
+        raise UsageError("an exposed model would answer everybody", place="deploy.kserve.expose",
+                         remedy="--set deploy.kserve.auth=on")
+
+
+def _set_source(metadata: Manifest, model: Manifest, connection: ConnectionSection, published: PublishedAddress,
+                stack: Stack) -> None:
+    """The address, in the form that the platform's YAML uses: a connection of the dashboard, or a URI.
+
+    Behind a URI the account says which Secret is used, see `manifests/base/serviceaccount.yaml`. A connection names the
+    bucket itself; a bucket beside the path is dropped by the platform.
+    """
+    if "storage" not in model:
+        model["storageUri"] = f"{published}{stack.folder}"
+        return
+    bucket = os.environ.get("AWS_S3_BUCKET", published.bucket)
+    if bucket != published.bucket:
+        raise UsageError(f"the connection is to the bucket {bucket}, the model was published to {published.bucket}",
+                         place=connection.s3_secret, remedy="publish to the connection's bucket: --set "
+                                                            f"publish.url=s3://{bucket}/<prefix>")
+    path = f"{published.path}{stack.folder}"
+    model["storage"] = {"key": connection.s3_secret, "path": path}
+    metadata["annotations"].update({"opendatahub.io/connections": connection.s3_secret,
+                                    "opendatahub.io/connection-path": path})
+
+
+def _set_sizes(predictor: Manifest, kserve: KserveSection) -> None:
+    if kserve.replicas is not None:
+        predictor["minReplicas"] = predictor["maxReplicas"] = kserve.replicas
+        if kserve.replicas > 1:
+            predictor["deploymentStrategy"] = {"type": "RollingUpdate"}
+    for amounts in predictor["model"]["resources"].values():
+        amounts.update({name: value for name, value in (("cpu", kserve.cpu), ("memory", kserve.memory)) if value})
+        if kserve.gpus is not None:
+            amounts.pop(GPU_RESOURCE, None)
+            if kserve.gpus:
+                amounts[kserve.gpu_resource] = str(kserve.gpus)
+    if kserve.tolerations is not None:
+        predictor["tolerations"] = [toleration(one) for one in kserve.tolerations]
+    if not predictor["tolerations"] or (kserve.tolerations is None and kserve.gpus == 0):
+        del predictor["tolerations"]
+    if kserve.node_selector:
+        predictor["nodeSelector"] = dict(kserve.node_selector)
+
+
+def _initial_paths(kserve: KserveSection) -> list[tuple[str, ...]]:
+    """The fields that the recipe leaves to others once the model is made."""
+    predictor = ("spec", "predictor")
+    paths: list[tuple[str, ...]] = [("metadata", "annotations", _DISPLAY_NAME), ("metadata", "labels", VISIBILITY)]
+    if kserve.replicas is None:
+        paths += [(*predictor, key) for key in ("minReplicas", "maxReplicas", "deploymentStrategy")]
+    left = [name for name, value in (("cpu", kserve.cpu), ("memory", kserve.memory), (GPU_RESOURCE, kserve.gpus))
+            if value is None]
+    paths += [(*predictor, "model", "resources", bound, name) for bound in ("requests", "limits") for name in left]
+    if kserve.tolerations is None:
+        paths.append((*predictor, "tolerations"))
+    return paths
+
+
+def _take_out(thing: Manifest, paths: Sequence[tuple[str, ...]]) -> Manifest:
+    """Move fields out of an object, into one that has nothing else."""
+    result: Manifest = {}
+    for *parents, name in paths:
+        source, target = thing, result
+        for key in parents:
+            source = source.get(key, {})
+        if name in source:
+            for key in parents:
+                target = target.setdefault(key, {})
+            target[name] = source.pop(name)
+    _drop_empty(thing["spec"]["predictor"]["model"]["resources"])
+    if not thing["spec"]["predictor"]["model"]["resources"]:
+        del thing["spec"]["predictor"]["model"]["resources"]
+    return result
+
+
+def _drop_empty(mapping: Manifest) -> None:
+    """Naming an empty mapping would say that nothing shall be in it."""
+    for key in [key for key, value in mapping.items() if value == {}]:
+        del mapping[key]
+
+
+def _switches(kserve: KserveSection) -> Manifest:
+    """The label and the annotation that the dashboard's two check boxes set."""
+    metadata: Manifest = {}
+    if kserve.auth != "keep":
+        metadata["annotations"] = {AUTH: "true" if kserve.auth == "on" else "false"}
+    if kserve.expose != "keep":
+        openshift = kserve.platform == "openshift-ai"
+        # Plain KServe publishes every model that is not said to be local; OpenShift AI only those that are exposed.
+        value = {"on": "exposed", "off": None} if openshift else {"on": None, "off": "cluster-local"}
+        metadata["labels"] = {VISIBILITY: value[kserve.expose]}
+    return {"metadata": metadata} if metadata else {}
+
+
+def _digest(meant: Manifest, switches: Manifest) -> str:
+    text = json.dumps([meant, switches], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @lru_cache
@@ -108,36 +287,3 @@ def _rendered(platform: str) -> Manifest:
     text = resources.files("llm_detox.serve.kserve").joinpath("rendered", f"{platform}.yaml").read_text("utf-8")
     thing: Manifest = yaml.safe_load(text)
     return thing
-
-
-def _set_model(metadata: Manifest, model: Manifest, connection: ConnectionSection,
-               published: PublishedAddress) -> None:
-    """The address, in the form that the platform's YAML uses: a connection of the dashboard, or a URI.
-
-    Behind a URI the account says which Secret is used, see `manifests/base/serviceaccount.yaml`.
-    """
-    if "storage" in model:
-        model["storage"]["key"] = connection.s3_secret
-        metadata["annotations"]["opendatahub.io/connections"] = connection.s3_secret
-        model["storage"]["path"] = published.path
-        model["storage"]["parameters"] = {"bucket": published.bucket}
-        metadata["annotations"]["opendatahub.io/connection-path"] = published.path
-    else:
-        model["storageUri"] = str(published)
-
-
-def _set_sizes(predictor: Manifest, kserve: KserveSection) -> None:
-    predictor["minReplicas"] = predictor["maxReplicas"] = kserve.replicas
-    if kserve.replicas > 1:
-        predictor["deploymentStrategy"] = {"type": "RollingUpdate"}
-    for amounts in predictor["model"]["resources"].values():
-        amounts.pop(GPU_RESOURCE, None)
-        amounts.update({name: value for name, value in (("cpu", kserve.cpu), ("memory", kserve.memory)) if value})
-        if kserve.gpus:
-            amounts[kserve.gpu_resource] = str(kserve.gpus)
-    if kserve.tolerations is not None:
-        predictor["tolerations"] = [toleration(one) for one in kserve.tolerations]
-    if not kserve.tolerations and (kserve.tolerations is not None or not kserve.gpus):
-        predictor.pop("tolerations", None)
-    if kserve.node_selector:
-        predictor["nodeSelector"] = dict(kserve.node_selector)

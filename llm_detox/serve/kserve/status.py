@@ -1,23 +1,32 @@
-"""Is an InferenceService ready, and if not, why, and can it still heal? And waiting for it, with the reasons shown."""
+"""Is an InferenceService ready, and if not, why, and can it still heal? And waiting for it, with the reasons shown.
+
+Ready means that the pods of exactly the wanted spec serve, and no others. KServe's own words do not say so: its
+condition `Ready` stays true for the old pods until the controller acts, and in the middle of a rolling update, and its
+`observedGeneration` is the Deployment's. So the wanted spec has a digest, which the Deployment's template and the pods
+carry, and the Deployment says whether its roll-out is over.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit
 
 from llm_detox.cluster.api import Cluster
-from llm_detox.cluster.objects import Container, Event, InferenceService, Pod
+from llm_detox.cluster.objects import STOP, Container, Deployment, Event, InferenceService, Pod
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, say
-from llm_detox.serve.kserve.render import VERSION
+from llm_detox.serve.kserve.render import SPEC
 
-_BLOCKED = {
-    "BlockedByFailedLoad": "read the logs: oc logs <pod> -c storage-initializer, then -c kserve-container",
-    "InvalidSpec": "compare the InferenceService with the ServingRuntime that it names",
+Limit = Literal["settle", "failing", "pending", "start", "none"]
+_BLOCKED: dict[str, tuple[Limit, str]] = {
+    "BlockedByFailedLoad": (
+        "failing", "read the logs: oc logs <pod> -c storage-initializer, then -c kserve-container"),
+    "InvalidSpec": ("settle", "compare the InferenceService with the ServingRuntime that it names: "
+                              "deploy.kserve.serving and runtime"),
 }
+_CONTROLLER = "check that the controller runs: oc get pods -A -l control-plane=kserve-controller-manager"
 _PULL = {"ErrImagePull", "ImagePullBackOff"}
 _MANY_RESTARTS = 3
 _SECONDS_BETWEEN_LINES = 30.0
@@ -25,14 +34,19 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: for all, for the controllers to begin, for pods that nobody admits, for a failure to turn out stale, and
-    between two looks."""
+    """Seconds: for all, for the controllers to begin, for pods that nobody admits, for a model that fails to load and
+    may do better at the next start, for a failure to turn out stale, and between two looks."""
 
     ready: float = 1800.0
     start: float = 300.0
     pending: float = 600.0
+    failing: float = 300.0
     settle: float = 20.0
     poll: float = 2.0
+
+    def limit(self, of: Limit) -> float:
+        return {"start": self.start, "pending": self.pending, "failing": self.failing, "settle": self.settle,
+                "none": self.ready}[of]
 
 
 @dataclass(frozen=True)
@@ -42,44 +56,75 @@ class Reason:
     Args:
         key: what stays the same while the reason stays.
         text: for people.
-        patience: how long it may last: "settle" (it does not heal; a moment for stale news), "pending" (others may
-            make room), "start" (the controllers have to begin), "none" (it is part of coming up).
+        patience: how long it may last: "settle" (it does not heal; a moment for stale news), "failing" (the next start
+            may heal it), "pending" (others may make room), "start" (the controllers have to begin), "none" (it is part
+            of coming up).
         remedy: what helps.
     """
 
     key: str
     text: str
-    patience: Literal["settle", "pending", "start", "none"] = "none"
+    patience: Limit = "none"
     remedy: str = "see the events: oc get events --sort-by=.lastTimestamp"
 
 
-def is_ready(service: InferenceService, pods: Sequence[Pod], version: str) -> bool:
-    """Whether the version wanted, and no other, takes the requests.
+@dataclass(frozen=True)
+class View:
+    """What stands in the cluster at one moment.
 
-    The condition `Ready` alone is not enough: it stays true for the old pods while the new ones come up, and it may
-    be older than the last change.
+    Args:
+        service, deployment, pods: the InferenceService, and what was made of it.
+        warnings: events that have come since the change.
+        digest: of the wanted spec; None for what an earlier release deployed, which has none.
     """
-    ready = [pod for pod in pods if pod.ready]
-    return (is_seen(service) and service.ready and service.transition in ("", "UpToDate")
-            and bool(ready) and all(_version(pod) == version for pod in ready))
 
+    service: InferenceService
+    deployment: Deployment | None
+    pods: Sequence[Pod]
+    digest: str | None
+    warnings: Sequence[Event] = ()
 
-def is_seen(service: InferenceService) -> bool:
-    """Whether the controller has looked at the last change."""
-    return service.observed_generation >= service.generation
+    @property
+    def is_arrived(self) -> bool:
+        """Whether the controllers have acted on the wanted spec."""
+        return self.deployment is not None and self.is_wanted(self.deployment.pod_annotations)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether pods of the wanted spec, and no others, take the requests."""
+        ready = [pod for pod in self.pods if pod.ready]
+        return (self.deployment is not None and self.is_arrived and self.deployment.is_rolled_out
+                and self.service.ready and self.service.transition in ("", "UpToDate")
+                and bool(ready) and all(self.is_wanted(pod.annotations) for pod in ready))
 
-def reasons(service: InferenceService, pods: Sequence[Pod], warnings: Sequence[Event], version: str) -> list[Reason]:
-    """All that stands between the service and being ready, the most telling first."""
-    if not is_seen(service):
-        return [Reason("unseen", "the KServe controller has not seen the change yet", "start",
-                       "check that the controller runs: oc get pods -A -l control-plane=kserve-controller-manager")]
-    known = [*_of_model(service)]
-    for pod in pods:
-        if _version(pod) == version and not pod.leaving:
-            known += _of_pod(pod)
-    known += [reason for event in warnings for reason in _of_event(event)]
-    return known or [_of_coming_up(service, pods, version)]
+    def is_wanted(self, annotations: Mapping[str, str]) -> bool:
+        """Whether a template or pod with these annotations follows the wanted spec."""
+        return self.digest is None or annotations.get(SPEC) == self.digest
+
+    def reasons(self) -> list[Reason]:
+        """All that stands between the service and being ready, the most telling first."""
+        if self.service.is_stopped:
+            return [Reason("stopped", "Stopped: somebody stopped the model", "settle",
+                           f"start it in the dashboard, or deploy again; the annotation is {STOP}")]
+        known = [*_of_model(self.service)]
+        for pod in self.pods:
+            if self.is_wanted(pod.annotations) and not pod.leaving:
+                known += _of_pod(pod)
+        known += [reason for event in self.warnings for reason in _of_event(event)]
+        return known or [self._coming_up()]
+
+    def _coming_up(self) -> Reason:
+        deployment = self.deployment
+        if deployment is None or not self.is_arrived:
+            return Reason("unseen", "the KServe controller has not acted on the change yet", "start", _CONTROLLER)
+        if not any(self.is_wanted(pod.annotations) for pod in self.pods):
+            return Reason("no pod", "no pod of this version yet", "start")
+        if any(pod.ready and not self.is_wanted(pod.annotations) for pod in self.pods):
+            return Reason("old pod", f"a pod of the version before still takes requests ({deployment.updated} of "
+                                     f"{deployment.wanted} are replaced)")
+        ready = self.service.conditions.get("Ready")
+        return Reason("coming up", (ready.message or ready.reason if ready else "")
+                      or "the model is being fetched and loaded")
 
 
 def noted_warnings(cluster: Cluster, name: str) -> set[tuple[str, int]]:
@@ -87,14 +132,14 @@ def noted_warnings(cluster: Cluster, name: str) -> set[tuple[str, int]]:
     return {(event.uid, event.count) for event in cluster.warnings(name)}
 
 
-def wait_until_ready(cluster: Cluster, name: str, version: str, patience: Patience,
+def wait_until_ready(cluster: Cluster, name: str, digest: str | None, patience: Patience,
                      known: set[tuple[str, int]]) -> InferenceService:
-    """Wait until pods of this version, and only they, take requests.
+    """Wait until pods of the wanted spec, and only they, take requests.
 
     Args:
         cluster: where.
         name: the InferenceService.
-        version: what its pods must hold.
+        digest: of the spec that its pods must follow; see `View`.
         patience: how long.
         known: what `noted_warnings` gave before the change.
 
@@ -109,28 +154,15 @@ def wait_until_ready(cluster: Cluster, name: str, version: str, patience: Patien
         service = cluster.service(name)
         if service is None:
             raise DetoxError("the InferenceService was removed in the meantime", place=name, remedy="deploy again")
-        pods = cluster.pods(name)
-        if is_ready(service, pods, version):
+        view = View(service, cluster.deployment(name), cluster.pods(name), digest,
+                    [event for event in cluster.warnings(name) if (event.uid, event.count) not in known])
+        if view.is_ready:
             say(f"{name}: ready after {human_seconds(time.monotonic() - started)}")
             return service
-        warnings = [event for event in cluster.warnings(name) if (event.uid, event.count) not in known]
-        current = reasons(service, pods, warnings, version)
+        current = view.reasons()
         shown.update(name, current, started)
         _give_up_where_it_cannot_heal(name, current, shown.since, patience, started)
         time.sleep(patience.poll)
-
-
-def urls(service: InferenceService, rest_url: str | None = None, grpc_url: str | None = None) -> dict[str, str]:
-    """Where the model answers: what the recipe says, else the status, else KServe's naming rule.
-
-    Returns:
-        `rest` and `grpc`.
-    """
-    rest = rest_url or service.url or f"http://{service.name}-predictor.{service.namespace}.svc.cluster.local:8080"
-    parts = urlsplit(rest)
-    scheme = "grpcs" if parts.scheme == "https" else "grpc"
-    host = service.grpc_url.partition("://")[2] or service.grpc_url or f"{parts.hostname}:8085"
-    return {"rest": rest.rstrip("/"), "grpc": grpc_url or f"{scheme}://{host}"}
 
 
 @dataclass
@@ -157,9 +189,8 @@ def _give_up_where_it_cannot_heal(
     name: str, current: list[Reason], since: dict[str, float], patience: Patience, started: float
 ) -> None:
     now = time.monotonic()
-    limits = {"settle": patience.settle, "pending": patience.pending, "start": patience.start}
     for reason in current:
-        if reason.patience in limits and now - since[reason.key] >= limits[reason.patience]:
+        if reason.patience != "none" and now - since[reason.key] >= patience.limit(reason.patience):
             raise DetoxError(reason.text, place=f"InferenceService {name}", remedy=reason.remedy)
     if now - started >= patience.ready:
         raise DetoxError(f"not ready after {human_seconds(patience.ready)}: {current[0].text}",
@@ -167,13 +198,18 @@ def _give_up_where_it_cannot_heal(
 
 
 def _of_model(service: InferenceService) -> Iterator[Reason]:
-    if service.transition not in _BLOCKED:
-        return
-    failure = service.failure
-    cause = ": ".join(part for part in (failure.reason, failure.message) if part) if failure else ""
-    code = f" (exit code {failure.exit_code})" if failure and failure.exit_code else ""
-    yield Reason(f"model {service.transition}", f"{service.transition}: {cause or 'no details'}{code}", "settle",
-                 _BLOCKED[service.transition])
+    """What KServe says of the model, and of its own work. An old failure stays in the status after it has healed: only
+    with the transition does it mean anything."""
+    if service.transition in _BLOCKED:
+        failure = service.failure
+        cause = ": ".join(part for part in (failure.reason, failure.message) if part) if failure else ""
+        code = f" (exit code {failure.exit_code})" if failure and failure.exit_code else ""
+        patience, remedy = _BLOCKED[service.transition]
+        yield Reason(f"model {service.transition}", f"{service.transition}: {cause or 'no details'}{code}", patience,
+                     remedy)
+    ready = service.conditions.get("Ready")
+    if ready and ready.reason == "ReconcileFailed":
+        yield Reason("reconcile", f"ReconcileFailed: {ready.message}", "pending")
 
 
 def _of_pod(pod: Pod) -> Iterator[Reason]:
@@ -214,17 +250,3 @@ def _of_event(event: Event) -> Iterator[Reason]:
         yield Reason(key, f"{event.reason}: {event.message}", "pending")
     elif event.reason in ("FailedScheduling", "Unhealthy", "BackOff", "Failed", "Evicted"):
         yield Reason(key, f"{event.reason}: {event.message}")
-
-
-def _of_coming_up(service: InferenceService, pods: Sequence[Pod], version: str) -> Reason:
-    if not any(_version(pod) == version for pod in pods):
-        return Reason("no pod", "no pod of this version yet", "start")
-    if any(pod.ready and _version(pod) != version for pod in pods):
-        return Reason("old pod", "a pod of the version before still takes requests")
-    ready = service.conditions.get("Ready")
-    return Reason("coming up", (ready.message or ready.reason if ready else "")
-                  or "the model is being fetched and loaded")
-
-
-def _version(pod: Pod) -> str | None:
-    return pod.annotations.get(VERSION)

@@ -1,9 +1,8 @@
-"""The InferenceService that is sent: kustomize's own YAML with the recipe's choices; and the patch that sets it."""
+"""The InferenceService that is sent: kustomize's own YAML with the recipe's choices."""
 
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import pytest
@@ -15,16 +14,21 @@ from llm_detox.errors import UsageError
 from llm_detox.recipe.cluster import ConnectionSection, toleration
 from llm_detox.recipe.deploy import DeploySection, KserveSection
 from llm_detox.serve.kserve.deploy import plan
-from llm_detox.serve.kserve.patch import last_applied, merge_patch, with_last_applied
-from llm_detox.serve.kserve.render import PublishedAddress, inference_service
+from llm_detox.serve.kserve.render import PublishedAddress, Wanted, check_names, inference_service, merged
 
 DIGEST = "ab" * 32
 ADDRESS = f"s3://models/teams/detox/{DIGEST}"
 
 
-def rendered(platform: str = "kserve", *, address: str = ADDRESS, name: str = "llm-detox", **settings: Any) -> Any:
+def wanted(platform: str = "kserve", *, address: str = ADDRESS, name: str = "llm-detox", protected: bool = False,
+           **settings: Any) -> Wanted:
     section = DeploySection(target="kserve", name=name, kserve=KserveSection(platform=platform, **settings))
-    return inference_service(section, ConnectionSection(), address, namespace="project")
+    return inference_service(section, ConnectionSection(), address, namespace="project", protected=protected)
+
+
+def rendered(platform: str = "kserve", **given: Any) -> Any:
+    """The whole object, as it is made."""
+    return wanted(platform, **given).first()
 
 
 @pytest.mark.parametrize("platform", ["kserve", "openshift-ai"])
@@ -35,7 +39,6 @@ def test_the_defaults_of_the_recipe_are_those_of_the_manifests(platform: str) ->
     applied = copy.deepcopy(pick(overlay(f"overlays/{platform}/model"), "InferenceService"))
     sent = rendered(platform, address="s3://llm-detox/models/VERSION")
     del sent["spec"]["predictor"]["annotations"], sent["metadata"]["annotations"]["llm-detox/address"]
-    sent["spec"]["predictor"]["model"].get("storage", {}).pop("parameters", None)
     applied["metadata"]["namespace"] = "project"
     assert sent == applied
 
@@ -52,7 +55,7 @@ def test_the_yaml_in_the_package_is_what_kustomize_makes_of_the_manifests(platfo
 
 def test_the_connection_and_the_account_are_the_recipes() -> None:
     section = DeploySection(target="kserve", kserve=KserveSection(platform="openshift-ai", account="own-account"))
-    thing = inference_service(section, ConnectionSection(s3_secret="own-s3"), ADDRESS, namespace="project")
+    thing = inference_service(section, ConnectionSection(s3_secret="own-s3"), ADDRESS, namespace="project").meant
     assert thing["spec"]["predictor"]["model"]["storage"]["key"] == "own-s3"
     assert thing["metadata"]["annotations"]["opendatahub.io/connections"] == "own-s3"
     assert thing["spec"]["predictor"]["serviceAccountName"] == "own-account"
@@ -61,14 +64,14 @@ def test_the_connection_and_the_account_are_the_recipes() -> None:
 def test_the_version_is_in_the_address_and_on_the_pods() -> None:
     thing = rendered()
     assert thing["spec"]["predictor"]["model"]["storageUri"] == ADDRESS
-    assert thing["spec"]["predictor"]["annotations"] == {"llm-detox/version": DIGEST}
+    assert thing["spec"]["predictor"]["annotations"]["llm-detox/version"] == DIGEST
 
 
 def test_on_openshift_ai_the_model_comes_over_its_connection() -> None:
     thing = rendered("openshift-ai")
     assert "storageUri" not in thing["spec"]["predictor"]["model"]
     assert thing["spec"]["predictor"]["model"]["storage"] == {
-        "key": "llm-detox-s3", "path": f"teams/detox/{DIGEST}", "parameters": {"bucket": "models"}}
+        "key": "llm-detox-s3", "path": f"teams/detox/{DIGEST}"}
     assert thing["metadata"]["annotations"]["opendatahub.io/connection-path"] == f"teams/detox/{DIGEST}"
 
 
@@ -102,8 +105,94 @@ def test_tolerations_are_written_as_kubectl_writes_taints(text: str, meant: dict
 def test_a_canary_stands_beside_under_a_name_of_its_own() -> None:
     section = DeploySection(target="kserve", kserve=KserveSection(platform="kserve", rollout="canary"))
     canary, model = plan(section, ConnectionSection(), ADDRESS, namespace="project")
-    assert (canary["metadata"]["name"], model["metadata"]["name"]) == ("llm-detox-canary", "llm-detox")
-    assert canary["spec"] == model["spec"]
+    assert (canary.name, model.name) == ("llm-detox-canary", "llm-detox")
+    assert canary.first()["spec"]["predictor"]["model"] == model.first()["spec"]["predictor"]["model"]
+
+
+PREDICTOR = ("minReplicas", "maxReplicas", "deploymentStrategy", "tolerations")
+
+
+def test_what_the_recipe_leaves_open_is_set_once_and_then_belongs_to_others() -> None:
+    wish = wanted("openshift-ai", gpus=None)
+    assert not set(PREDICTOR) & wish.meant["spec"]["predictor"].keys()
+    assert set(PREDICTOR) < wish.initial["spec"]["predictor"].keys()
+    assert "resources" not in wish.meant["spec"]["predictor"]["model"]
+    assert wish.initial["spec"]["predictor"]["model"]["resources"]["limits"] == {
+        "cpu": "8", "memory": "24Gi", "nvidia.com/gpu": "1"}
+    assert "openshift.io/display-name" in wish.initial["metadata"]["annotations"]
+
+
+def test_what_the_recipe_says_is_meant_every_time() -> None:
+    wish = wanted(replicas=2, cpu="4", memory="9Gi", gpus=2, tolerations=["gpu"])
+    assert wish.meant["spec"]["predictor"]["minReplicas"] == 2
+    assert wish.meant["spec"]["predictor"]["model"]["resources"]["limits"] == {
+        "cpu": "4", "memory": "9Gi", "nvidia.com/gpu": "2"}
+    assert "tolerations" in wish.meant["spec"]["predictor"]
+
+
+@pytest.mark.parametrize("platform", ["kserve", "openshift-ai"])
+def test_protection_and_exposure_are_not_named_unless_the_recipe_says_so(platform: str) -> None:
+    wish = wanted(platform)
+    assert wish.switches == {}
+    assert "security.opendatahub.io/enable-auth" not in wish.first()["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize(("platform", "settings", "annotations", "labels"), [
+    ("openshift-ai", {"auth": "on"}, {"security.opendatahub.io/enable-auth": "true"}, None),
+    ("openshift-ai", {"auth": "off"}, {"security.opendatahub.io/enable-auth": "false"}, None),
+    ("openshift-ai", {"auth": "on", "expose": "on"}, {"security.opendatahub.io/enable-auth": "true"},
+     {"networking.kserve.io/visibility": "exposed"}),
+    ("openshift-ai", {"expose": "off"}, None, {"networking.kserve.io/visibility": None}),
+    ("kserve", {"expose": "on"}, None, {"networking.kserve.io/visibility": None}),
+    ("kserve", {"expose": "off"}, None, {"networking.kserve.io/visibility": "cluster-local"}),
+])
+def test_switches_say_what_the_dashboards_check_boxes_say(platform: str, settings: Any, annotations: Any,
+                                                          labels: Any) -> None:
+    metadata = wanted(platform, **settings).switches["metadata"]
+    assert (metadata.get("annotations"), metadata.get("labels")) == (annotations, labels)
+
+
+@pytest.mark.parametrize(("platform", "settings", "words"), [
+    ("openshift-ai", {"expose": "on"}, "an exposed model would answer everybody"),
+    ("openshift-ai", {"expose": "on", "auth": "off"}, "an exposed model would answer everybody"),
+    ("kserve", {"auth": "on"}, "plain KServe asks nobody for a token"),
+])
+def test_what_would_open_a_model_to_everybody_is_refused(platform: str, settings: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        wanted(platform, **settings)
+
+
+def test_a_model_that_is_protected_already_may_be_exposed() -> None:
+    assert wanted("openshift-ai", expose="on", protected=True).switches
+
+
+@pytest.mark.parametrize(("settings", "protected", "marked"), [
+    ({}, True, True), ({}, False, False), ({"auth": "on"}, False, True), ({"auth": "off"}, True, False)])
+def test_pods_of_a_protected_model_say_so_to_the_network_policy(settings: Any, protected: bool, marked: bool) -> None:
+    labels = wanted("openshift-ai", protected=protected, **settings).meant["spec"]["predictor"].get("labels", {})
+    assert (labels.get("llm-detox/protected") == "true") == marked
+
+
+def test_vllm_reads_the_plain_model_in_the_same_published_folder() -> None:
+    model = rendered("openshift-ai", serving="vllm")["spec"]["predictor"]["model"]
+    assert (model["modelFormat"], model["runtime"]) == ({"name": "vLLM"}, "llm-detox-vllm")
+    assert model["storage"]["path"] == f"teams/detox/{DIGEST}/artifacts"
+    plain = rendered("kserve", serving="vllm", runtime="vllm-cuda-runtime")["spec"]["predictor"]["model"]
+    assert (plain["runtime"], plain["storageUri"]) == ("vllm-cuda-runtime", f"{ADDRESS}/artifacts")
+
+
+def test_a_connection_to_another_bucket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The platform takes the bucket from the connection, and drops one beside the path."""
+    monkeypatch.setenv("AWS_S3_BUCKET", "another")
+    with pytest.raises(UsageError, match="the connection is to the bucket another"):
+        wanted("openshift-ai")
+
+
+@pytest.mark.parametrize("settings", [{"memory": "9Gi"}, {"serving": "vllm"}, {"replicas": 3}, {"auth": "on"},
+                                      {"address": ADDRESS[:-1] + "0"}])
+def test_the_digest_follows_all_that_is_meant(settings: Any) -> None:
+    assert wanted("openshift-ai").digest == wanted("openshift-ai").digest
+    assert wanted("openshift-ai", **settings).digest != wanted("openshift-ai").digest
 
 
 @pytest.mark.parametrize("address", ["models/x", "s3://bucket", "s3://bucket/", "s3://BUCKET/x", "https://host/x", "",
@@ -111,6 +200,17 @@ def test_a_canary_stands_beside_under_a_name_of_its_own() -> None:
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="not the address of a published model"):
         PublishedAddress.parse(address)
+
+
+@pytest.mark.parametrize(("platform", "namespace", "fits"), [
+    ("kserve", "n" * 43, True), ("kserve", "n" * 44, False), ("openshift-ai", "n" * 53, True)])
+def test_host_names_of_both_platforms_have_at_most_63_characters(platform: str, namespace: str, fits: bool) -> None:
+    """KServe refuses `name-predictor-namespace` over it with `invalid domain name`."""
+    if fits:
+        check_names("llm-detox", namespace, platform)
+    else:
+        with pytest.raises(UsageError, match="host name of 64 characters"):
+            check_names("llm-detox", namespace, platform)
 
 
 @pytest.mark.parametrize(("name", "told"), [("m" * 47, "54 characters")])
@@ -125,40 +225,9 @@ VALUES = st.recursive(st.integers() | st.booleans() | st.text("ab", max_size=3),
 OBJECTS = st.dictionaries(st.sampled_from("abcd"), VALUES)
 
 
-def applied(live: Any, patch: Any) -> Any:
-    """RFC 7386, by which an API server merges."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(live) if isinstance(live, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = applied(merged.get(key), value)
-    return merged
-
-
-@given(live=OBJECTS, wanted=OBJECTS)
-def test_after_the_patch_all_that_is_wanted_is_there_and_nothing_is_left_to_do(live: Any, wanted: Any) -> None:
-    after = applied(live, merge_patch({}, live, wanted))
-    assert not merge_patch(wanted, after, wanted)
-
-
-@given(last=OBJECTS, others=OBJECTS, wanted=OBJECTS)
-def test_fields_that_nobody_here_ever_wanted_stay(last: Any, others: Any, wanted: Any) -> None:
-    foreign = {f"x{key}": value for key, value in others.items()}
-    after = applied({**last, **foreign}, merge_patch(last, {**last, **foreign}, wanted))
-    assert {key: after[key] for key in foreign} == foreign
-
-
-@given(last=OBJECTS, wanted=OBJECTS)
-def test_fields_that_are_wanted_no_more_go(last: Any, wanted: Any) -> None:
-    assert set(applied(last, merge_patch(last, last, wanted))) == set(wanted)
-
-
-def test_the_note_of_what_was_wanted_is_the_one_that_kubectl_keeps() -> None:
-    noted = with_last_applied(rendered())
-    text = noted["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"]
-    assert json.loads(text) == rendered()
-    assert last_applied(noted) == rendered()
-    assert with_last_applied(noted) == noted
+@given(first=OBJECTS, second=OBJECTS)
+def test_merging_sets_all_of_the_second_and_keeps_the_rest_of_the_first(first: Any, second: Any) -> None:
+    both = merged(first, second)
+    assert merged(both, second) == both
+    assert {key: both[key] for key in first.keys() - second.keys()} == {
+        key: first[key] for key in first.keys() - second.keys()}
