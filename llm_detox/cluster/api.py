@@ -25,6 +25,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 
 GROUP = "serving.kserve.io"
+JOB_SET_LABEL = "jobset.sigs.k8s.io/jobset-name"  # of the pods of a TrainJob
 FIELD_MANAGER = "llm-detox"  # whose fields those are that a deployment sets
 _SERVICES, _RUNTIMES = (GROUP, "v1beta1", "inferenceservices"), (GROUP, "v1alpha1", "servingruntimes")
 _CLUSTER_RUNTIMES = (GROUP, "v1alpha1", "clusterservingruntimes")
@@ -206,6 +207,10 @@ class Cluster:
     def pods(self, name: str) -> list[Pod]:
         """The pods of an InferenceService."""
         return self._pods(f"{GROUP}/inferenceservice={name}")
+
+    def pods_of_train_job(self, name: str) -> list[Pod]:
+        """The pods of a TrainJob's nodes, those that have failed too."""
+        return self._pods(f"{JOB_SET_LABEL}={name}")
 
     def pods_of_run(self, run: str) -> list[Pod]:
         """The pods of a pipeline run, those that have ended too."""

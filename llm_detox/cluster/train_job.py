@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from llm_detox.cluster.api import Cluster, Conflict
+from llm_detox.cluster.api import JOB_SET_LABEL, Cluster, Conflict
 from llm_detox.cluster.objects import Manifest
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, say
@@ -38,6 +38,7 @@ _LONGEST_NAME = 48  # the names of its pods are 15 letters longer, and end at 63
 _GONE_SECONDS = 120.0
 RUN_VARIABLE = "LLM_DETOX_RUN"  # the pipeline's placement tells its training steps which run they belong to
 RUN_LABEL = "llm-detox/run"
+_INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 def train_job(job: TrainJobSection, connection: ConnectionSection, step: str, files: Mapping[str, str], *, name: str,
@@ -149,7 +150,7 @@ def train_on_nodes(recipe: Recipe, step: str, inputs: Mapping[str, Path], *, out
     say(job_yaml)
     cluster = cluster or Cluster.connect()
     _create(cluster, job, poll_seconds)
-    _wait(cluster, name, recipe.training.job.deadline_seconds, poll_seconds)
+    _wait(cluster, name, recipe.training.job, poll_seconds)
     fetch_model(f"{place}/outcome", output)
     (output / JOB_FILE).write_text(job_yaml, "utf-8")
     result: dict[str, Any] = read_manifest(output)["result"]
@@ -200,9 +201,13 @@ def _create(cluster: Cluster, job: Manifest, poll: float) -> None:
         time.sleep(poll)
 
 
-def _wait(cluster: Cluster, name: str, deadline: float, poll: float) -> None:
-    """Until the job is complete; what its nodes do is said when it changes."""
-    started, said = time.monotonic(), ""
+def _wait(cluster: Cluster, name: str, settings: TrainJobSection, poll: float) -> None:
+    """Until the job is complete; what its nodes do is said when it changes.
+
+    Trainer lets nobody set how often Kubernetes starts a node again, and six times is its habit: a training that fails
+    for a reason of its own would hold its GPUs for nothing. So the nodes are counted here.
+    """
+    started, said, deadline = time.monotonic(), "", settings.deadline_seconds
     while True:
         job = cluster.train_job(name)
         if job is None:
@@ -213,12 +218,32 @@ def _wait(cluster: Cluster, name: str, deadline: float, poll: float) -> None:
             say(f"{name}: nodes {said} ({human_seconds(time.monotonic() - started)})")
         if job.complete:
             return
+        if not job.failed:
+            _end_where_it_fails_again(cluster, name, settings.restarts)
         late = time.monotonic() - started > deadline
         if late and not job.failed:
             cluster.delete_train_job(name)
         if job.failed or late:
-            cause = job.message or f"not complete after {human_seconds(deadline)}"
-            raise DetoxError(f"the training on {name}'s nodes failed: {cause}", place=f"namespace {cluster.namespace}",
-                             remedy=f"read its log: oc logs -l jobset.sigs.k8s.io/jobset-name={name}; a repeated step "
-                                    "creates the job again")
+            raise _failure(cluster, name, job.message or f"not complete after {human_seconds(deadline)}")
         time.sleep(poll)
+
+
+def _end_where_it_fails_again(cluster: Cluster, name: str, restarts: int) -> None:
+    """Remove the job once a node has failed more often than it may be started again."""
+    failures: dict[str, int] = {}
+    causes: dict[str, str] = {}
+    for pod in cluster.pods_of_train_job(name):
+        node = pod.annotations.get(_INDEX, "0")
+        failures[node] = failures.get(node, 0) + (pod.phase == "Failed") + sum(one.restarts for one in pod.containers)
+        for one in pod.containers:
+            if end := one.termination or one.last_termination:
+                causes[node] = (end.message or end.reason).strip() + f" (exit code {end.exit_code})"
+    node = max(failures, key=lambda key: failures[key], default="")
+    if node and failures[node] > restarts:
+        cluster.delete_train_job(name)
+        raise _failure(cluster, name, f"node {node} ended {failures[node]} times: {causes.get(node, 'no message')}")
+
+
+def _failure(cluster: Cluster, name: str, cause: str) -> DetoxError:
+    return DetoxError(f"the training on {name}'s nodes failed: {cause}", place=f"namespace {cluster.namespace}",
+                      remedy=f"read its log: oc logs -l {JOB_SET_LABEL}={name}; a repeated step creates the job again")

@@ -22,7 +22,8 @@ RIGHTS = (
 _KINDS = {f"{GROUP}/v1beta1": "inferenceservices", f"{GROUP}/v1alpha1": "servingruntimes"}
 _PIPELINES = {"datasciencepipelinesapplications.opendatahub.io/v1": "datasciencepipelinesapplications"}
 _TRAIN_JOBS = "trainer.kubeflow.org"
-_TRAIN_RIGHTS = tuple((_TRAIN_JOBS, "trainjobs", verb) for verb in ("get", "list", "create", "delete"))
+_TRAIN_RIGHTS = (*((_TRAIN_JOBS, "trainjobs", verb) for verb in ("get", "list", "create", "delete")),
+                 ("", "pods", "list"))
 _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001"), **{
     f"{letter}{binary}": Decimal(1024 if binary else 1000) ** power
     for power, letter in enumerate("KMGTPE", 1) for binary in ("", "i")}, "k": Decimal(1000)}
@@ -80,9 +81,10 @@ def _trainer(cluster: Cluster) -> Finding:
         return Finding("trainer", "missing", "the cluster does not know trainjobs",
                        "install Kubeflow Trainer (OpenShift AI: DataScienceCluster with trainer Managed), or set "
                        "training.job.nodes=1")
-    missing = [verb for group, resource, verb in _TRAIN_RIGHTS if not cluster.may(verb, group, resource)]
+    missing = [f"{verb} {resource}" for group, resource, verb in _TRAIN_RIGHTS
+               if not cluster.may(verb, group, resource)]
     if missing:
-        return Finding("trainer", "missing", f"this login may not {', '.join(missing)} trainjobs",
+        return Finding("trainer", "missing", f"this login may not {', '.join(missing)}",
                        "an administrator of the project applies an overlay with the component trainjob-rights, and "
                        "binds the Role llm-detox-train to this account")
     return Finding("trainer", "ok", f"trainjobs, and all {len(_TRAIN_RIGHTS)} rights")

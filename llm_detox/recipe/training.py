@@ -30,6 +30,8 @@ class TrainJobSection(PodSection):
     tolerations: list[Toleration] = Field(
         [GPU_TAINT],
         description="Taints that the pods tolerate, written as in kubectl: `key`, `key=value` or `key:Effect`.")
+    restarts: int = Field(
+        1, ge=0, description="How often a node that fails is started again before the job is given up.")
     deadline_seconds: Positive = Field(172800, description="A job that takes longer is ended.")
 
 

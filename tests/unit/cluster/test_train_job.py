@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 
 from llm_detox import storage
 from llm_detox.cluster.api import Conflict
-from llm_detox.cluster.objects import TrainJob
+from llm_detox.cluster.objects import Pod, TrainJob
 from llm_detox.cluster.train_job import remove_running, train_job, train_on_nodes
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
@@ -129,8 +130,8 @@ class Trainer:
 
     namespace = "project"
 
-    def __init__(self, *states: dict[str, Any] | None, there: bool = False) -> None:
-        self.states, self.there = list(states), there
+    def __init__(self, *states: dict[str, Any] | None, there: bool = False, pods: Sequence[Pod] = ()) -> None:
+        self.states, self.there, self.pods = list(states), there, list(pods)
         self.made: list[dict[str, Any]] = []
         self.removed: list[str] = []
 
@@ -143,6 +144,9 @@ class Trainer:
     def train_job(self, name: str) -> TrainJob | None:
         status = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         return None if status is None else TrainJob.of({"metadata": {"name": name}, "status": status})
+
+    def pods_of_train_job(self, name: str) -> list[Pod]:
+        return self.pods
 
     def train_jobs(self, selector: str) -> list[TrainJob]:
         return [TrainJob.of({"metadata": {"name": f"{selector}-{number}"}, "status": status})
@@ -254,6 +258,36 @@ def test_a_job_that_fails_says_why_and_where_to_look(
     assert "oc logs" in (caught.value.remedy or "")
     assert not (tmp_path / "out").exists()
     assert "kind: TrainJob" in capsys.readouterr().err, "the log shows the job"
+
+
+def node(number: int, *, failed: bool = False, restarts: int = 0, message: str = "") -> Pod:
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}
+    return Pod.of({
+        "metadata": {"name": f"job-node-0-{number}-x",
+                     "annotations": {"batch.kubernetes.io/job-completion-index": str(number)}},
+        "status": {"phase": "Failed" if failed else "Running", "containerStatuses": [
+            {"name": "node", "restartCount": restarts, "state": ended if failed else {},
+             "lastState": ended if restarts else {}}]}})
+
+
+@pytest.mark.parametrize("pods", [
+    [node(1, failed=True, message="a bad line 7"), node(1, failed=True, message="a bad line 7"), node(0)],
+    [node(1, restarts=2, message="a bad line 7"), node(0)],
+])
+def test_a_training_that_fails_again_is_not_started_six_times(
+        tmp_path: Path, store: dict[str, dict[str, str]], pods: list[Pod]) -> None:
+    """While it runs, Trainer gives the job no condition at all, and Kubernetes starts a node six times again."""
+    cluster = Trainer(RUNNING, pods=pods)
+    with pytest.raises(DetoxError, match=r"node 1 ended 2 times: a bad line 7 \(exit code 1\)"):
+        run(tmp_path, cluster)
+    assert len(cluster.removed) == 1
+
+
+def test_nodes_that_fail_once_may_try_again(tmp_path: Path, store: dict[str, dict[str, str]]) -> None:
+    cluster = Trainer(RUNNING, RUNNING, COMPLETE, pods=[node(0, restarts=1), node(1, failed=True), node(1)])
+    assert run(tmp_path, cluster)["steps"] == 3
+    with pytest.raises(DetoxError, match="ended 1 times"):
+        run(tmp_path / "strict", Trainer(RUNNING, pods=[node(0, restarts=1)]), restarts=0)
 
 
 def test_the_same_inputs_give_the_same_name_and_others_another(

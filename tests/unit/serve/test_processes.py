@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 import sys
 import time
@@ -82,3 +83,16 @@ def test_a_taken_port_is_refused_and_free_ones_differ() -> None:
     ports = processes.free_ports(20)
     assert len(set(ports)) == 20
     assert all(processes.check_port(port, "it") == port for port in ports)
+
+
+def test_sigterm_ends_a_block_as_ctrl_c_does_and_nothing_after_it() -> None:
+    outside: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: outside.append(number))
+    first: list[str] = []
+    try:
+        with pytest.raises(KeyboardInterrupt), processes.interrupted_by_sigterm(lambda: first.append("told")):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (first, outside) == (["told"], [signal.SIGTERM])
