@@ -15,9 +15,7 @@ from llm_detox.cluster.objects import (
     Event,
     InferenceService,
     Manifest,
-    Node,
     Pod,
-    Quota,
     Runtime,
     TrainJob,
 )
@@ -53,6 +51,10 @@ class FieldOwner:
 
 class NoRight(DetoxError):
     """This login may not do it."""
+
+
+class UnknownKind(DetoxError):
+    """The cluster does not know this kind of object."""
 
 
 class FieldConflict(Conflict):
@@ -224,53 +226,27 @@ class Cluster:
         events = [Event.of(one) for one in self._items(answer)]
         return [event for event in events if event.about == name or event.about.startswith(owned)]
 
-    def version(self) -> str:
-        """The version of the API server: whether it answers, and knows this login."""
-        from kubernetes import client
+    def read(self, path: str, plural: str) -> Manifest | None:
+        """Any object of the API, by its path; None where it is not there.
 
-        return str(self._call("get", "version", lambda **options: client.VersionApi(self._api).get_code(
-            **options)).git_version)
+        Args:
+            path: as `/api/v1/namespaces/project/secrets/name`.
+            plural: what it is, for messages.
 
-    def kinds(self, version: str) -> set[str]:
-        """The plural names of the kinds of a group's version; empty where the cluster does not know it."""
-        answer = self._call("get", "kinds", lambda **options: self._api.call_api(
-            f"/apis/{version}", "GET", response_type="object", auth_settings=["BearerToken"],
-            _return_http_data_only=True, **options), missing=None)
-        return {str(one["name"]) for one in (answer or {}).get("resources", ())}
+        Raises:
+            NoRight: this login may not look.
+        """
+        read: Manifest | None = self._call("get", plural, lambda **options: self._api.call_api(
+            path, "GET", response_type="object", auth_settings=["BearerToken"], _return_http_data_only=True,
+            **options), missing=None)
+        return read
 
-    def may(self, verb: str, group: str, resource: str) -> bool:
-        """Whether this login has a right in the namespace."""
-        from kubernetes import client
-
-        asked = {"spec": {"resourceAttributes": {
-            "namespace": self.namespace, "verb": verb, "group": group, "resource": resource}}}
-        review = self._call("create", "selfsubjectaccessreviews", lambda **options: client.AuthorizationV1Api(
-            self._api).create_self_subject_access_review(asked, **options))
-        return bool(review.status.allowed)
-
-    def is_there(self, plural: str, name: str) -> bool | None:
-        """Whether a Secret or ServiceAccount is there (nothing of it is kept); None where this login may not look."""
-        single = plural.removesuffix("s")
-        singles = {"secret": self._core.read_namespaced_secret, "serviceaccount":
-                   self._core.read_namespaced_service_account}
-        if not self.may("get", "", plural):
-            return None
-        return self._call("get", plural, lambda **options: singles[single](
-            name, self.namespace, **options), missing=None) is not None
-
-    def nodes(self) -> list[Node] | None:
-        """All nodes; None where this login may not list them."""
-        if not self.may("list", "", "nodes"):
-            return None
-        return [Node.of(one) for one in self._items(self._call("list", "nodes", self._core.list_node))]
-
-    def quotas(self) -> list[Quota] | None:
-        """The resource quotas of the namespace; None where this login may not list them."""
-        if not self.may("list", "", "resourcequotas"):
-            return None
-        answer = self._call("list", "resourcequotas", lambda **options: self._core.list_namespaced_resource_quota(
-            self.namespace, **options))
-        return [Quota.of(one) for one in self._items(answer)]
+    def send(self, path: str, plural: str, body: Manifest) -> Manifest:
+        """Post to the API, for reviews, which keep nothing."""
+        answer: Manifest = self._call("create", plural, lambda **options: self._api.call_api(
+            path, "POST", body=body, response_type="object", auth_settings=["BearerToken"],
+            _return_http_data_only=True, **options))
+        return answer
 
     def _pods(self, selector: str) -> list[Pod]:
         answer = self._call("list", "pods", lambda **options: self._core.list_namespaced_pod(
@@ -303,8 +279,6 @@ class Cluster:
             try:
                 return call(**options)
             except self._errors as error:
-                if error.status == 404 and missing is not Ellipsis and (verb, plural) == ("get", "kinds"):
-                    return missing
                 if error.status == 404 and missing is not Ellipsis and not _is_unknown_kind(error):
                     return missing
                 if error.status == 409:
@@ -342,14 +316,20 @@ class Cluster:
             return NoRight(f"no right to {verb} {plural}", place=place,
                               remedy=f"an administrator of the project runs: kubectl apply -k {overlay}, and binds the "
                                      f"Role {role} to this account. The cluster said: {message}")
-        if error.status == 404 and plural in ("inferenceservices", "servingruntimes", "clusterservingruntimes"):
-            return DetoxError("KServe is not installed in this cluster", place=self._api.configuration.host,
-                              remedy="install it, or enable it in OpenShift AI (DataScienceCluster, kserve: Managed)")
-        if error.status == 404 and plural == "trainjobs":
-            return DetoxError("Kubeflow Trainer is not installed in this cluster", place=self._api.configuration.host,
-                              remedy="install it (DataScienceCluster, trainer: Managed), or --set training.job.nodes=1")
+        if error.status == 404 and _is_unknown_kind(error):
+            return _unknown_kind(plural, self._api.configuration.host)
         return DetoxError(f"the cluster refuses to {verb} {plural}: {message}", place=place,
                           remedy="correct what it names" if error.status < 500 else "try again later")
+
+
+def _unknown_kind(plural: str, host: str) -> UnknownKind:
+    if plural == "trainjobs":
+        return UnknownKind("Kubeflow Trainer is not installed in this cluster", place=host,
+                           remedy="install it (DataScienceCluster, trainer: Managed), or --set training.job.nodes=1")
+    if plural in ("inferenceservices", "servingruntimes", "clusterservingruntimes"):
+        return UnknownKind("KServe is not installed in this cluster", place=host,
+                           remedy="install it, or enable it in OpenShift AI (DataScienceCluster, kserve: Managed)")
+    return UnknownKind(f"the cluster does not know {plural}", place=host)
 
 
 def _conflict(error: Any) -> Conflict:

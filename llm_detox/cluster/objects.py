@@ -232,33 +232,6 @@ class TrainJob:
                    conditions["Failed"].message if failed else "", nodes)
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node: resource -> amount that pods may take."""
-
-    allocatable: Mapping[str, str]
-    unschedulable: bool
-
-    @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> Node:
-        return cls((manifest.get("status") or {}).get("allocatable") or {},
-                   bool((manifest.get("spec") or {}).get("unschedulable")))
-
-
-@dataclass(frozen=True)
-class Quota:
-    """A resource quota: resource -> amount."""
-
-    name: str
-    hard: Mapping[str, str]
-    used: Mapping[str, str]
-
-    @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> Quota:
-        status = manifest.get("status") or {}
-        return cls(manifest["metadata"]["name"], status.get("hard") or {}, status.get("used") or {})
-
-
 def conditions_of(status: Mapping[str, Any]) -> dict[str, Condition]:
     """The conditions of a status, by kind."""
     return {one["type"]: Condition(one["type"], one.get("status") or "Unknown", one.get("reason") or "",

@@ -29,7 +29,7 @@ def test_the_rights_that_the_doctor_asks_for_are_those_of_the_shipped_role() -> 
 def test_a_prepared_project_is_found_ready_but_for_what_is_not_there(project: Project) -> None:
     found = look(project, gpus=0)
     assert {name for name, one in found.items() if one.state == "ok"} == {
-        "cluster", "kinds", "rights", "runtime", "serviceaccounts", "GPUs", "quota"}
+        "cluster", "kinds", "rights", "runtime", "serviceaccounts", "pod security", "images", "GPUs", "quota"}
     assert found["secrets"].state == "missing"
     assert found["secrets"].remedy == "kubectl apply -k manifests/connection"
 
@@ -38,7 +38,7 @@ def test_the_pipelines_account_has_all_rights_and_says_what_it_may_not_see(proje
     found = look(project, project.cluster)
     assert found["rights"].state == "ok"
     assert {name for name, one in found.items() if one.state == "unknown"} == {
-        "serviceaccounts", "secrets", "GPUs", "quota"}
+        "KServe", "serviceaccounts", "secrets", "pod security", "GPUs", "quota"}
 
 
 def test_a_missing_right_is_named(project: Project) -> None:
@@ -50,9 +50,10 @@ def test_a_missing_right_is_named(project: Project) -> None:
 
 
 def test_gpus_are_counted_on_the_nodes(project: Project) -> None:
-    assert "no node has 1 nvidia.com/gpu" in look(project)["GPUs"].text
+    assert "no node has 1 nvidia.com/gpu that is ready" in look(project)["GPUs"].text
     core = project.controller.core
     core.create_node({"metadata": {"name": f"gpu-{project.namespace}"}})
+    core.patch_node(f"gpu-{project.namespace}", {"spec": {"taints": []}})  # a kubelet says that it is ready
     core.patch_node_status(f"gpu-{project.namespace}", {"status": {"allocatable": {"nvidia.com/gpu": "2"}}})
     try:
         assert look(project)["GPUs"].state == "ok"
@@ -96,7 +97,7 @@ def trainer(project: Project) -> Finding:
 
 def test_training_on_several_nodes_needs_rights_of_its_own(project: Project) -> None:
     missing = trainer(project)
-    assert "may not get, list, create, delete trainjobs" in missing.text
+    assert "may not get trainjobs, list trainjobs, create trainjobs, delete trainjobs" in missing.text
     assert "trainjob-rights" in str(missing.remedy)
     project.bind_training()
     assert trainer(project).state == "ok"
