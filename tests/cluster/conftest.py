@@ -18,9 +18,13 @@ from llm_detox.serve.deployment import KserveDeployment
 from llm_detox.serve.kserve.deploy import deploy_kserve
 from llm_detox.serve.kserve.status import Patience
 from tests.cluster.controller import Controller
+from tests.cluster.place import Cloud
 from tests.cluster.server import ENVTEST, ApiServer, Object, moved
 from tests.conftest import REPOSITORY
 from tests.manifests.kustomize import load, overlay, pick
+from tests.standins.cluster.admission import Webhooks
+from tests.standins.cluster.api import Api
+from tests.standins.cluster.certificates import Authority
 
 QUICK = Patience(ready=120, start=60, pending=1.0, settle=0.5, poll=0.05)
 _numbers = itertools.count(1)
@@ -39,6 +43,15 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     server = ApiServer(tmp_path_factory.mktemp("envtest"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def cloud(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """The API server with KServe's webhooks, for both platforms."""
+    api = Api.of(api_server.kubeconfig)
+    authority = Authority(tmp_path_factory.mktemp("authority"), "service CA")
+    with Webhooks(api, authority):
+        yield Cloud(api_server, api, authority)
 
 
 @dataclass

@@ -20,11 +20,11 @@ Object = dict[str, Any]
 
 
 class ApiServer:
-    """kube-apiserver and etcd of `../shared/envtest`, with the CRDs of KServe and of the pipelines."""
+    """kube-apiserver and etcd of `../shared/envtest`, with Kubernetes' own controllers and the CRDs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.kubeconfig = folder, folder / "kubeconfig"
-        for command in ("start", "crds"):
+        for command in ("start", "crds", "controllers"):
             done = subprocess.run([sys.executable, str(ENVTEST), command, str(folder)], capture_output=True, text=True,
                                   timeout=180)
             if done.returncode:
@@ -72,7 +72,7 @@ class ApiServer:
 
     def restart(self, away_seconds: float) -> None:
         """End the API server, and start it again with the same arguments; etcd keeps the data."""
-        api, etcd = (int(pid) for pid in (self.folder / "pids").read_text().split())
+        controllers, api, etcd = (int(pid) for pid in (self.folder / "pids").read_text().split())
         arguments = Path(f"/proc/{api}/cmdline").read_bytes().decode().split("\0")[:-1]
         os.kill(api, signal.SIGKILL)
         while _runs(api):
@@ -80,7 +80,7 @@ class ApiServer:
         time.sleep(away_seconds)
         with (self.folder / "apiserver.log").open("a") as log:
             again = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        (self.folder / "pids").write_text(f"{again.pid} {etcd}\n")
+        (self.folder / "pids").write_text(f"{controllers} {again.pid} {etcd}\n")
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
         """Run kubectl as the administrator."""

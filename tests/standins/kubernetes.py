@@ -35,14 +35,19 @@ def admit_pod(pod: Object) -> Object:
     result = deepcopy(pod)
     result["metadata"]["generation"] = 1
     spec = result["spec"]
-    if spec.get("automountServiceAccountToken", True):
-        spec.setdefault("volumes", []).append(_token_volume())
-        mount_token(result)
+    add_token(result)
     spec.setdefault("tolerations", []).extend(
         {"effect": "NoExecute", "key": f"node.kubernetes.io/{trouble}", "operator": "Exists", "tolerationSeconds": 300}
         for trouble in ("not-ready", "unreachable"))
     spec.update(enableServiceLinks=True, preemptionPolicy="PreemptLowerPriority", priority=0)
     return result
+
+
+def add_token(pod: Object) -> None:
+    """Give the pod its account's token, unless it wants none, in place: the admission plugin ServiceAccount."""
+    if pod["spec"].get("automountServiceAccountToken", True):
+        pod["spec"].setdefault("volumes", []).append(_token_volume())
+        mount_token(pod)
 
 
 def mount_token(pod: Object) -> None:

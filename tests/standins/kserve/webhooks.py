@@ -12,7 +12,7 @@ from typing import Any
 from tests.standins.kserve.platform import DEPLOYMENT_MODE, Refused
 
 Object = dict[str, Any]
-_VALIDATOR = 'admission webhook "inferenceservice.kserve-webhook-server.validator" denied the request: '
+VALIDATOR = "inferenceservice.kserve-webhook-server.validator"
 _PROTOCOLS = {"vLLM": "v2"}  # of the formats that were recorded, only this one gets a protocol
 
 
@@ -48,4 +48,5 @@ def admit_graph(given: Object) -> Object:
 def _refuse(service: Object) -> None:
     for index, canary in enumerate(service["spec"].get("canary", ())):
         if not canary.get("predictor", {}).get("name"):
-            raise Refused(f"{_VALIDATOR}canary[{index}] predictor.name is required")
+            raise Refused(f'admission webhook "{VALIDATOR}" denied the request: '
+                          f"canary[{index}] predictor.name is required")

@@ -1,0 +1,58 @@
+"""A thread that looks at the cluster again and again, as controllers do."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+
+from tests.standins.cluster.api import CONFLICT, MISSING, Api, ApiAway, ApiError
+
+_AWAY_SECONDS = 0.2
+_PASSING = (401, 403, MISSING, CONFLICT, 422, 429, 500, 503, 504)
+
+
+class Worker:
+    """Runs `look` until the block ends. What a look breaks on is told when the block ends, as an AssertionError.
+
+    Args:
+        api: the administrator's.
+        namespace: where.
+        pause_seconds: between two looks.
+    """
+
+    def __init__(self, api: Api, namespace: str, pause_seconds: float = 0.1) -> None:
+        self.api, self.namespace, self._pause = api, namespace, pause_seconds
+        self.failures: list[str] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
+
+    def look(self) -> None:
+        """Compare what is wanted with what is there, and act."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Called once, when the thread has ended."""
+
+    def __enter__(self) -> Worker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(30)
+        self.end()
+        assert not self.failures, "\n".join(self.failures)
+
+    def _run(self) -> None:
+        while not self._end.wait(self._pause):
+            try:
+                self.look()
+            except ApiAway:
+                self._end.wait(_AWAY_SECONDS)
+            except ApiError as error:
+                # Somebody was faster, or the server has just started: the next look sees it.
+                if error.status not in _PASSING and str(error) not in self.failures:
+                    self.failures.append(f"{type(self).__name__}: {error}")
+            except Exception:
+                self.failures.append(f"{type(self).__name__}: {traceback.format_exc()}")
+                return
