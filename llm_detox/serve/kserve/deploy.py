@@ -35,6 +35,7 @@ from llm_detox.serve.kserve.render import (
     inference_service,
 )
 from llm_detox.serve.kserve.status import Patience, noted_warnings, wait_until_ready
+from llm_detox.serve.kserve.typed import require_known_fields
 
 _OURS = ("app.kubernetes.io/part-of", "llm-detox")
 _CONFLICTS = 8
@@ -138,6 +139,7 @@ class _RollOut:
                 self._bring_up(self._wanted(before, canary=True))
             rollout = "promoted"
         wanted = self._wanted(before)
+        require_known_fields(wanted.first())
         with self._taking_back_the_pointer(previous), self._taking_back(before, wanted):
             live, changed = self._bring_up(wanted)
         urls = addresses(live, self.settings.kserve)
