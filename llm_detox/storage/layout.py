@@ -16,6 +16,7 @@ from llm_detox.runs.folders import MANIFEST, digest_of
 from llm_detox.storage.s3 import Place, error_code, is_missing
 
 INDEX, POINTER = "checksums.json", "latest.json"
+INNER_INDEX = f"artifacts/{INDEX}"  # the same list, for servers that are given the Hugging Face folder alone
 MEBIBYTE = 1024 * 1024
 _SCHEMA = 1
 _READ = 4 * MEBIBYTE
@@ -164,7 +165,7 @@ def sum_folder(folder: Path, part: int) -> dict[str, FileSum]:
     if not folder.is_dir():
         raise DetoxError("no such folder", place=str(folder), remedy="pass the folder that `convert` wrote")
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    paths = {name: path for name, path in paths.items() if name not in (MANIFEST, INDEX)}
+    paths = {name: path for name, path in paths.items() if name not in (MANIFEST, INDEX, INNER_INDEX)}
     if not paths:
         raise DetoxError("the folder is empty", place=str(folder), remedy="pass the folder that `convert` wrote")
     with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock

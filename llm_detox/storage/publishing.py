@@ -17,6 +17,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.storage.layout import (
     INDEX,
+    INNER_INDEX,
     MEBIBYTE,
     FileSum,
     Index,
@@ -34,6 +35,7 @@ from llm_detox.storage.transfer import transfers
 _LOOK_BACK = 3
 _ROUNDS = 3
 _COPY_FROM = MEBIBYTE  # smaller files are sent sooner than they are looked up
+_INNER = INNER_INDEX.removesuffix(INDEX)
 _UNFINISHED = timedelta(days=1)
 
 
@@ -89,8 +91,7 @@ def publish(folder: Path, url: str) -> Publication:
     version = place / index.digest
     with clear_errors(version):
         sent, copied = _fill(client, folder, version, place, sums, part)
-        client.put_object(Bucket=version.bucket, Key=(version / INDEX).key, Body=index.text().encode(),
-                          ContentType="application/json")
+        _put_index(client, version, index)
         now = datetime.now(UTC).isoformat("T", "seconds")
         newest = Version(index.digest, str(version), now, index.bytes, len(sums))
         move_pointer(client, place, lambda old: _with_version(old, newest))
@@ -180,6 +181,14 @@ def _fill(client: Any, folder: Path, version: Place, place: Place, sums: Mapping
             break
     _verify(client, version, sums)
     return len(sent), len(copied)
+
+
+def _put_index(client: Any, version: Place, index: Index) -> None:
+    """The list of checksums, and a copy in the Hugging Face folder of a Caikit model; it says that all is there."""
+    inner = (INNER_INDEX,) if any(name.startswith(_INNER) for name in index.files) else ()
+    for name in (*inner, INDEX):
+        client.put_object(Bucket=version.bucket, Key=(version / name).key, Body=index.text().encode(),
+                          ContentType="application/json")
 
 
 def _transfer(client: Any, folder: Path, version: Place, missing: Mapping[str, FileSum],

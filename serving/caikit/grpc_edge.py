@@ -123,10 +123,33 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 yield answer
 
 
-def guard_grpc(host: str, client_seconds: float) -> None:
-    """Have Caikit make servers that listen on `host` only, behind a `Gate`, with threads of their own."""
+@dataclass(frozen=True)
+class MutualTls:
+    """A second port, for clients that show a certificate of an authority; the files' contents, PEM."""
+
+    host: str
+    port: int
+    certificate: bytes
+    key: bytes
+    client_authority: bytes
+
+    def add_to(self, server: Any) -> None:
+        """Have a server that is not yet started listen there, too."""
+        credentials = grpc.ssl_server_credentials([(self.key, self.certificate)], self.client_authority,
+                                                  require_client_auth=True)
+        server.add_secure_port(f"{_bracketed(self.host)}:{self.port}", credentials)
+
+
+def guard_grpc(host: str, client_seconds: float, mutual_tls: MutualTls | None = None) -> None:
+    """Have Caikit make servers that listen on `host` only, behind a `Gate`, with threads of their own.
+
+    Args:
+        host: the address for Caikit's own port.
+        client_seconds: see `Patience`.
+        mutual_tls: a second port beside it.
+    """
     plain_server = grpc.server
-    address = f"[{host}]" if ":" in host else host
+    address = _bracketed(host)
 
     def server(*args: Any, interceptors: Any = (), **options: Any) -> Any:
         gate = Gate(Patience(client_seconds))
@@ -135,10 +158,16 @@ def guard_grpc(host: str, client_seconds: float) -> None:
         for name in ("add_insecure_port", "add_secure_port"):
             plain = getattr(made, name)
             setattr(made, name, lambda where, *rest, plain=plain: plain(where.replace("[::]", address), *rest))
+        if mutual_tls is not None:
+            mutual_tls.add_to(made)
         _note_refused(made)
         return made
 
     grpc.server = server
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _note_refused(server: Any) -> None:

@@ -9,6 +9,9 @@ variable in upper case with `CAIKIT_` before it (CAIKIT_MODEL_ID). What it adds 
 - the header `x-route-info`, with which a caller could send a model's requests to any host, has no effect;
 - it listens on the address given (Caikit itself always takes all addresses), and offers the calls and paths on two
   lists; so models cannot be put in or removed over the network (`grpc_edge.py`, `http_edge.py`);
+- where it is told that the model is protected, REST and gRPC are on loopback, behind the pod's proxy that asks for
+  tokens; gRPC for others is on a port of its own, where clients show a certificate;
+- it can compare the model with its published checksums before it listens (`checksums.py`);
 - clients that are slow to send or to read lose their connection, and keep nobody else waiting (the same files);
 - what a client asked for ends with the client (`engine_calls.py`);
 - requests that Caikit stumbles over are refused, and long lines are cut in the log (`request_rules.py`).
@@ -24,20 +27,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from serving.caikit import checksums
     from serving.caikit.engine_calls import end_with_the_client
-    from serving.caikit.grpc_edge import guard_grpc
+    from serving.caikit.grpc_edge import MutualTls, guard_grpc
     from serving.caikit.http_edge import PatientProtocol, RestEdge
     from serving.caikit.lifeline import end_with_stdin
     from serving.caikit.request_rules import check_requests, cut_long_lines, describe_and_refuse
 else:  # in a pod these files lie alone in a folder
+    import checksums
     from engine_calls import end_with_the_client
-    from grpc_edge import guard_grpc
+    from grpc_edge import MutualTls, guard_grpc
     from http_edge import PatientProtocol, RestEdge
     from lifeline import end_with_stdin
     from request_rules import check_requests, cut_long_lines, describe_and_refuse
 
 _CONFIG = Path(__file__).with_name("caikit.yml")
 _MIB = 2**20
+_LOOPBACK = "127.0.0.1"
 
 
 def main() -> None:
@@ -45,6 +51,8 @@ def main() -> None:
     options = _parser().parse_args()
     if options.end_with_stdin == "true":
         end_with_stdin()
+    if options.checksums != "off":
+        checksums.require(Path(options.model_dir), options.version or "")
     work = Path(options.work_dir or tempfile.mkdtemp(prefix="caikit-")).resolve()
     work.mkdir(parents=True, exist_ok=True)
     config = work / "caikit-local.yaml"  # JSON is YAML
@@ -54,13 +62,32 @@ def main() -> None:
     import caikit.runtime.__main__ as runtime  # reads CONFIG_FILES when imported
 
     guard(options.model_id)
-    guard_rest(options.host, options.max_message_mib * _MIB, options.client_seconds)
-    guard_grpc(options.host, options.client_seconds)
+    host = host_of(options)
+    guard_rest(host, options.max_message_mib * _MIB, options.client_seconds)
+    guard_grpc(host, options.client_seconds, mutual_tls(options))
     end_with_the_client()
     check_requests()
     describe_and_refuse()
     cut_long_lines()
     runtime.main()
+
+
+def host_of(options: argparse.Namespace) -> str:
+    """The address for REST and gRPC: loopback where the model is protected, by our word or by the platform's.
+
+    A token is asked for by the proxy beside this process, which comes over loopback, as the probes do.
+    """
+    return _LOOPBACK if "true" in (options.protected, options.enable_auth) else str(options.host)
+
+
+def mutual_tls(options: argparse.Namespace) -> MutualTls | None:
+    """The port for gRPC clients that show a certificate; None where none is wanted."""
+    if not options.mtls_port:
+        return None
+    files = (options.mtls_cert, options.mtls_key, options.mtls_client_ca)
+    if None in files:
+        raise SystemExit("mtls-port needs mtls-cert, mtls-key and mtls-client-ca")
+    return MutualTls(options.host, options.mtls_port, *(Path(one).read_bytes() for one in files))
 
 
 def overlay(options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -161,6 +188,14 @@ def _parser() -> argparse.ArgumentParser:
     option("tls-cert", None, "server certificate")
     option("tls-key", None, "its key")
     option("tls-client-ca", None, "clients must show a certificate of this CA")
+    option("protected", "false", "true: REST and gRPC on loopback only, for the pod's proxy that asks for tokens")
+    option("enable-auth", "false", "the same, from OpenShift AI's annotation")
+    option("mtls-port", 0, "gRPC for clients that show a certificate, also where the model is protected; 0 for none")
+    option("mtls-cert", None, "server certificate of that port")
+    option("mtls-key", None, "its key")
+    option("mtls-client-ca", None, "the authority of the clients' certificates")
+    option("checksums", "off", "required: compare the model with its published checksums before listening")
+    option("version", None, "the version that was asked for, whose checksums they must be")
     option("max-message-mib", 16, "largest request in MiB")
     option("client-seconds", 30, "how long a client may take to send a request, or to take a piece of an answer")
     option("end-with-stdin", "false", "true: end with standard input, which the process that started this one holds")

@@ -34,7 +34,8 @@ class Command:
 # matches nothing here is run.
 NOT_RUN = {
     # What the machine of a test has not.
-    r"^(kubectl (port-forward|apply -n)|oc |HOST=|\(umask)": "needs a cluster; tests/cluster apply the same objects",
+    r"^(kubectl (port-forward|apply -[nf]|create|wait)|oc |HOST=|\(umask)": (
+        "needs a cluster; tests/cluster/test_apply.py runs the page's kubectl commands in their order"),
     r"^aws ": "needs the AWS client and a store; tests/unit/storage talk to a real one",
     r"^python -m pipelines submit ": "needs a pipeline server; tests/pipeline/test_submit.py plays one",
     r"deploy\.target=kserve": "needs a cluster; tests/cluster run doctor and deploy against a real API server",

@@ -24,7 +24,7 @@ FILE = re.compile(rf"(?<![\w./-])(?:\.\./)?(?:{'|'.join(FOLDERS)})/[\w./*-]+")
 CODE = re.compile(r"`([^`\n]+)`")
 NAME_IN_FILE = re.compile(r"`(\w+)` \(`([\w/.]+\.py)`\)")
 ELSEWHERE = {"--no-deps"}  # pip's
-MADE_BY_THE_READER = {"manifests/connection/connection.env"}
+MADE_BY_THE_READER = {"manifests/connection/connection.env", "manifests/components/custom-ca/ca-bundle.crt"}
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)

@@ -63,38 +63,58 @@ def overlay(name: str) -> tuple[Object, ...]:
     return tuple(build(MANIFESTS / name))
 
 
+@lru_cache
+def documented() -> dict[str, tuple[str, ...]]:
+    """Overlay -> the components that may go into it, as the table in manifests/README.md says."""
+    goes_into: dict[str, list[str]] = {}
+    for row in re.findall(r"^\| `([a-z-]+)` \| (`.*?`) \|", (MANIFESTS / "README.md").read_text("utf-8"), re.M):
+        for place in re.findall(r"`([a-z/-]+)`", row[1]):
+            goes_into.setdefault(place if place == "connection" else f"overlays/{place}", []).append(row[0])
+    return {base: tuple(names) for base, names in goes_into.items()}
+
+
 def with_components(folder: Path, base: str, components: Iterable[str]) -> list[Object]:
     """An overlay of a user, with components added as the documentation says."""
-    _write_overlay(folder, base, components)
+    write_overlay(folder, base, components)
     return build(folder)
 
 
-def _write_overlay(folder: Path, base: str, components: Iterable[str], **more: str) -> None:
+def refusal(folder: Path, base: str, components: Iterable[str], manifests: Path = MANIFESTS) -> str:
+    """What kustomize says about an overlay that it does not build."""
+    write_overlay(folder, base, components, manifests)
+    done = subprocess.run([kubectl(), "kustomize", str(folder)], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0, "it builds"
+    return done.stderr
+
+
+def write_overlay(folder: Path, base: str, components: Iterable[str], manifests: Path = MANIFESTS,
+                  **more: str) -> None:
+    """A kustomization of a user; `canary` comes last, as the documentation says."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    relative = os.path.relpath(MANIFESTS, folder)
+    relative = os.path.relpath(manifests, folder)
     (folder / "kustomization.yaml").write_text(json.dumps({
         "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
         "resources": [f"{relative}/{base}"],
-        "components": [*(f"{relative}/components/{name}" for name in components), f"{relative}/settings"],
+        "components": [f"{relative}/components/{name}" for name in sorted(components, key="canary".__eq__)],
         **more}), "utf-8")
 
 
-def every_combination(folder: Path, base: str) -> dict[str, tuple[str, ...]]:
-    """Each different object that an overlay gives with any set of components, as YAML -> the first set that gives it.
+def every_combination(folder: Path, base: str, at_most: int | None = None) -> dict[str, tuple[str, ...]]:
+    """Each different object that an overlay gives with any documented set of components, as YAML -> the first such set.
 
     kubectl takes longer to start than to build, so that one call builds many sets: a suffix at the names, which is cut
-    off again, keeps them apart.
+    off again, keeps them apart. With `at_most`, sets of so many components, and the set of all.
     """
-    own = overlay_brings(base)
-    free = [name for name in COMPONENTS if name not in own]
-    sets = [names for size in range(len(free) + 1) for names in combinations(free, size)]
+    free = documented().get(base, ())
+    sizes = [size for size in range(len(free) + 1) if at_most is None or size <= at_most or size == len(free)]
+    sets = [names for size in sizes for names in combinations(free, size)]
     found: dict[str, tuple[str, ...]] = {}
     for first in range(0, len(sets), _BATCH):
         batch = {f"-x{number}x": names for number, names in enumerate(sets[first:first + _BATCH])}
         work = folder / f"batch-{first}"
         for suffix, names in batch.items():
-            _write_overlay(work / suffix[1:], base, names, nameSuffix=suffix)
+            write_overlay(work / suffix[1:], base, names, nameSuffix=suffix)
         (work / "kustomization.yaml").write_text(json.dumps({
             "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
             "resources": [suffix[1:] for suffix in batch]}), "utf-8")
@@ -109,23 +129,24 @@ def every_combination(folder: Path, base: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def overlay_brings(base: str) -> set[str]:
-    """The components that an overlay has already."""
-    listed = load(MANIFESTS / base / "kustomization.yaml").get("components", ())
-    return {Path(one).name for one in listed} & set(COMPONENTS)
+def copied(folder: Path, **connection: str) -> Path:
+    """A copy of the manifests with the files that a user adds, which stay out of git; values for connection.env."""
+    manifests = folder.resolve() / "manifests"
+    shutil.copytree(MANIFESTS, manifests)
+    shutil.copytree(MANIFESTS.parent / "serving" / "caikit", manifests.parent / "serving" / "caikit")
+    text = (manifests / "connection" / "connection.env.example").read_text("utf-8")
+    for name, value in connection.items():
+        text = re.sub(rf"^{name}=.*", f"{name}={value}", text, flags=re.M)
+    (manifests / "connection" / "connection.env").write_text(text, "utf-8")
+    (manifests / "components" / "custom-ca" / "ca-bundle.crt").write_text("PEM", "utf-8")
+    return manifests
 
 
-def connection(folder: Path, components: Iterable[str] = ()) -> list[Object]:
-    """manifests/connection with its example values, in a copy: the real file stays out of git."""
-    copy = folder.resolve() / "manifests"
-    for part in ("connection", "settings", "components"):
-        shutil.copytree(MANIFESTS / part, copy / part)
-    (copy / "connection" / "connection.env.example").rename(copy / "connection" / "connection.env")
-    (copy / "mine").mkdir()
-    (copy / "mine" / "kustomization.yaml").write_text(json.dumps({
-        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": ["../connection"],
-        "components": [*(f"../components/{name}" for name in components), "../settings"]}), "utf-8")
-    return build(copy / "mine")
+def connection(folder: Path, components: Iterable[str] = (), **values: str) -> list[Object]:
+    """manifests/connection with its example values, or others."""
+    manifests = copied(folder, **values)
+    write_overlay(folder / "mine", "connection", components, manifests=manifests)
+    return build(folder / "mine")
 
 
 def pick(objects: Iterable[Object], kind: str) -> Object:

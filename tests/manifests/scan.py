@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.manifests.kustomize import COMPONENTS, Object, overlay, pick, with_components
+from tests.manifests.kustomize import Object, documented, overlay, pick, with_components
 
 PLATFORMS = ("overlays/kserve", "overlays/openshift-ai")
 
@@ -22,8 +22,7 @@ def scanned(folder: Path) -> list[Object]:
     found: dict[str, Object] = {}
     for platform in PLATFORMS:
         model = pick(overlay(f"{platform}/model"), "InferenceService")
-        components = [name for name in COMPONENTS if name != "networkpolicy"]
-        for thing in with_components(folder / Path(platform).name, platform, components):
+        for thing in with_components(folder / Path(platform).name, platform, documented()[platform]):
             if thing["kind"] == "ServingRuntime":
                 thing = deployment(thing, model)
             found[f"{thing['kind']}/{thing['metadata']['name']}"] = thing

@@ -10,11 +10,10 @@ import pytest
 
 from tests.manifests import kustomize, strict
 from tests.manifests.kustomize import (
-    COMPONENTS,
     MANIFESTS,
     OVERLAYS,
+    documented,
     overlay,
-    overlay_brings,
     pick,
     with_components,
 )
@@ -32,9 +31,9 @@ def test_every_overlay_passes_strict_schemas(name: str) -> None:
 
 @needs_crds
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_every_component_passes_on_every_overlay_alone_and_with_all_others(name: str, tmp_path: Path) -> None:
-    free = [one for one in COMPONENTS if one not in overlay_brings(name)]
-    for components in [*((one,) for one in free), tuple(free)]:
+def test_every_component_passes_where_it_goes_alone_and_with_all_others(name: str, tmp_path: Path) -> None:
+    free = documented().get(name, ())
+    for components in [*((one,) for one in free), free]:
         for thing in with_components(tmp_path / "-".join(components), name, components):
             strict.check(thing)
 
@@ -43,7 +42,7 @@ def test_every_component_passes_on_every_overlay_alone_and_with_all_others(name:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_set_of_components_passes_on_every_overlay(name: str, tmp_path: Path) -> None:
-    """All of them, 2 to the power of the components; an object that several sets give is checked once."""
+    """All that are documented; an object that several sets give is checked once."""
     for text, components in kustomize.every_combination(tmp_path, name).items():
         thing = kustomize.load(text)
         try:
@@ -54,35 +53,16 @@ def test_every_set_of_components_passes_on_every_overlay(name: str, tmp_path: Pa
 
 @needs_crds
 def test_a_mistake_in_one_set_of_components_is_found_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kustomize, "COMPONENTS", ("canary", "expose", "vllm"))
-    found = kustomize.every_combination(tmp_path, "overlays/kserve/model")
+    base = "overlays/openshift-ai/model"
+    monkeypatch.setattr(kustomize, "documented", lambda: {base: ("canary", "expose", "vllm-model")})
+    found = kustomize.every_combination(tmp_path, base)
     services = {components: kustomize.load(text) for text, components in found.items()
                 if "kind: InferenceService" in text}
-    assert set(services) == {(), ("canary",), ("expose",), ("vllm",), ("canary", "expose"), ("canary", "vllm"),
-                             ("expose", "vllm"), ("canary", "expose", "vllm")}
+    assert set(services) == {(), ("canary",), ("expose",), ("vllm-model",), ("canary", "expose"),
+                             ("canary", "vllm-model"), ("expose", "vllm-model"), ("canary", "expose", "vllm-model")}
     for components, service in services.items():
-        alone = with_components(tmp_path / "alone", "overlays/kserve/model", components)
+        alone = with_components(tmp_path / "alone", base, components)
         assert service == pick(alone, "InferenceService"), components
-
-
-@needs_crds
-def test_the_connection_passes_and_takes_its_annotations_from_one_file(tmp_path: Path) -> None:
-    secret = pick(kustomize.connection(tmp_path), "Secret")
-    strict.check(secret)
-    notes = secret["metadata"]["annotations"]
-    assert notes["serving.kserve.io/s3-endpoint"] == "seaweedfs.llm-detox.svc.cluster.local:8333"
-    assert notes["serving.kserve.io/s3-usehttps"] == "0"
-    assert notes["serving.kserve.io/s3-verifyssl"] == "1"
-    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_S3_BUCKET"} <= set(secret["data"])
-
-
-@needs_crds
-def test_an_own_authority_is_told_to_the_storage_initializer(tmp_path: Path) -> None:
-    objects = kustomize.connection(tmp_path, ["custom-ca"])
-    for thing in objects:
-        strict.check(thing)
-    notes = pick(objects, "Secret")["metadata"]["annotations"]
-    assert notes["serving.kserve.io/s3-cabundle-configmap"] == pick(objects, "ConfigMap")["metadata"]["name"]
 
 
 @needs_crds
@@ -98,10 +78,9 @@ def test_the_strict_schema_refuses_a_field_that_the_server_would_drop_silently(p
         strict.check(thing)
 
 
-@pytest.mark.parametrize("name", [*OVERLAYS, *(f"components/{name}" for name in COMPONENTS)])
+@pytest.mark.parametrize("name", OVERLAYS)
 def test_every_container_runs_restricted_with_limits_and_probes(name: str, tmp_path: Path) -> None:
-    objects = (list(overlay(name)) if name in OVERLAYS
-               else with_components(tmp_path, "overlays/kserve/model", [Path(name).name]))
+    objects = [*overlay(name), *with_components(tmp_path, name, documented().get(name, ()))]
     for thing in objects:
         for container in containers(thing):
             where = f"{thing['kind']} {thing['metadata']['name']}, {container['name']}"
@@ -188,15 +167,6 @@ def test_the_deploy_role_may_neither_update_nor_touch_secrets(name: str) -> None
     assert not any("*" in (resource, verb) for resource, verb in rights)
     assert ("inferenceservices", "update") not in rights
     assert not any(resource in ("secrets", "pods/exec") for resource, _ in rights)
-
-
-def test_grpc_from_outside_is_passed_through_never_ended_at_the_edge(tmp_path: Path) -> None:
-    objects = with_components(tmp_path, "overlays/openshift-ai", ["grpc"])
-    routes = [one for one in objects if one["kind"] == "Route"]
-    assert {one["spec"]["tls"]["termination"] for one in routes} == {"passthrough"}
-    runtime = pick(objects, "ServingRuntime")
-    environment = {one["name"]: one.get("value") for one in runtime["spec"]["containers"][1]["env"]}
-    assert environment["CAIKIT_TLS_CERT"] == "/etc/caikit-tls/tls.crt"
 
 
 def test_the_template_wraps_the_very_runtime_of_the_overlay() -> None:

@@ -19,6 +19,7 @@ from llm_detox.storage import fetch_model, fetch_source, layout, publish
 from llm_detox.storage.publishing import prune, rollback, versions
 from llm_detox.storage.s3 import Place, connect
 from llm_detox.storage.seaweed import Seaweed, _has_volumes
+from serving.caikit import checksums
 from tests.helpers.answering import reply
 
 MIB = 1024 * 1024
@@ -51,6 +52,22 @@ def test_what_is_fetched_is_what_was_published(tmp_path: Path, url: str) -> None
         for path in model.rglob("*"):
             if path.is_file() and path.name != "manifest.json":
                 assert (tmp_path / name / path.relative_to(model)).read_bytes() == path.read_bytes()
+
+
+def test_the_folder_inside_holds_the_list_of_checksums_too(tmp_path: Path, url: str, env: Seaweed) -> None:
+    """vLLM is given `artifacts` alone, and compares it before it serves."""
+    model = make_model(tmp_path / "model")
+    published = publish(model, url)
+    prefix = f"{Place.parse(published.address).key}/"
+    stored = {key.removeprefix(prefix): data for key, data in objects(env, published.address).items()}
+    assert stored["artifacts/checksums.json"] == stored["checksums.json"]
+    fetch_model(published.address, tmp_path / "back")
+    assert publish(tmp_path / "back", url).address == published.address
+    for name, data in stored.items():
+        (tmp_path / "pod" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pod" / name).write_bytes(data)
+    assert checksums.compare(tmp_path / "pod", published.digest)[0] == published.files
+    assert checksums.compare(tmp_path / "pod" / "artifacts", published.digest)[0] == published.files - 1
 
 
 def test_the_same_model_gets_the_same_address_and_nothing_is_sent_twice(tmp_path: Path, url: str) -> None:
