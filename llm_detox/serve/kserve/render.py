@@ -138,7 +138,7 @@ def inference_service(settings: DeploySection, connection: ConnectionSection, ad
     if protected:
         predictor.setdefault("labels", {})[PROTECTED] = "true"
     initial = _take_out(thing, _initial_paths(kserve))
-    switches = _switches(kserve)
+    switches = _switches_of_canary(protected) if canary else _switches(kserve)
     predictor["annotations"] = {VERSION: published.version, SPEC: _digest(thing, switches)}
     return Wanted(thing, initial, switches)
 
@@ -273,6 +273,11 @@ def _switches(kserve: KserveSection) -> Manifest:
         value = {"on": "exposed", "off": None} if openshift else {"on": None, "off": "cluster-local"}
         metadata["labels"] = {VISIBILITY: value[kserve.expose]}
     return {"metadata": metadata} if metadata else {}
+
+
+def _switches_of_canary(protected: bool) -> Manifest:
+    """As protected as the model that it is to become, and never exposed."""
+    return {"metadata": {"annotations": {AUTH: "true"}}} if protected else {}
 
 
 def _digest(meant: Manifest, switches: Manifest) -> str:

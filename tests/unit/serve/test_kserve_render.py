@@ -109,6 +109,18 @@ def test_a_canary_stands_beside_under_a_name_of_its_own() -> None:
     assert canary.first()["spec"]["predictor"]["model"] == model.first()["spec"]["predictor"]["model"]
 
 
+@pytest.mark.parametrize(("auth", "live", "protected"), [
+    ("keep", True, True), ("on", False, True), ("keep", False, False), ("off", True, False)])
+def test_a_canary_is_as_protected_as_the_model_and_never_exposed(auth: str, live: bool, protected: bool) -> None:
+    section = DeploySection.model_validate({"target": "kserve", "kserve": {
+        "auth": auth, "expose": "on" if protected else "keep", "rollout": "canary"}})
+    canary = inference_service(section, ConnectionSection(), ADDRESS, namespace="project", canary=True,
+                               protected=live).first()
+    assert (canary["metadata"]["annotations"].get("security.opendatahub.io/enable-auth") == "true") == protected
+    assert "networking.kserve.io/visibility" not in canary["metadata"]["labels"]
+    assert ("llm-detox/protected" in canary["spec"]["predictor"].get("labels", {})) == protected
+
+
 PREDICTOR = ("minReplicas", "maxReplicas", "deploymentStrategy", "tolerations")
 
 

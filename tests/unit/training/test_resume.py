@@ -145,7 +145,11 @@ def test_a_killed_run_continues_to_the_same_losses_and_weights_as_an_unbroken_on
         path.name for path in (folder / "unbroken").iterdir()}
 
 
-@pytest.mark.parametrize("kind", ["paraphraser", "experts"])
+# Each kind of model and of training once; the other pairs take the same ways and run in `make test-slow`.
+@pytest.mark.parametrize(("rewriters", "kind"), [
+    ("causal", "paraphraser"), ("bart", "experts"),
+    pytest.param("causal", "experts", marks=pytest.mark.slow),
+    pytest.param("bart", "paraphraser", marks=pytest.mark.slow)], indirect=["rewriters"])
 def test_a_killed_training_of_a_rewriter_ends_with_the_bytes_of_an_unbroken_one(
         kind: str, rewriters: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The experts are killed in the second one: the first is finished then, and is not trained again."""
