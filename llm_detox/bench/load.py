@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
 
-from llm_detox.client.async_client import AsyncTextGenerationClient
+from llm_detox.client.client import AsyncTextGenerationClient
 from llm_detox.client.types import Chunk, Generation, GenerationError
 from llm_detox.guard.filter import WITHHELD, AsyncGuardedClient, Guard, Guarded
 from llm_detox.progress import task

@@ -137,11 +137,10 @@ def compare_ui(
     names = _two_names(name)
     specs, settings = _reading(recipe, scorer)
     from llm_detox.compare_ui.reading import open_reader
-    from llm_detox.compare_ui.sides import open_side
+    from llm_detox.compare_ui.session import open_side
 
     try:
-        from llm_detox.compare_ui.page import Comparison
-        from llm_detox.compare_ui.server import serve
+        from llm_detox.compare_ui.page import Comparison, serve
     except ModuleNotFoundError as error:
         from llm_detox.errors import DetoxError
 

@@ -7,8 +7,7 @@ OpenAI-compatible servers such as vLLM's. `AsyncTextGenerationClient` is the sam
             print(chunk.text, end="", flush=True)
 """
 
-from llm_detox.client.async_client import AsyncTextGenerationClient
-from llm_detox.client.client import TextGenerationClient
+from llm_detox.client.client import AsyncTextGenerationClient, TextGenerationClient
 from llm_detox.client.types import Chunk, Generation, GenerationError, Prompt, Token
 
 __all__ = [

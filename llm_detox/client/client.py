@@ -1,18 +1,32 @@
-"""The blocking client, and what it shares with the awaited one: addresses, deadlines, retries."""
+"""The client that blocks and the one that is awaited; addresses, deadlines and retries are the same code for both.
+
+The awaited one stands on `grpc.aio` and `httpx.AsyncClient`, not on worker threads around the blocking one: a thread
+that waits for an answer cannot be interrupted, so that a cancelled task would leave its request running and its place
+in the server's batch taken; and hundreds of streams at once would need hundreds of threads.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llm_detox.client.protocols import check_address, open_transport
-from llm_detox.client.transport import Deadline, Server
-from llm_detox.client.types import Chunk, Generation, GenerationError, Parameters, Prompt
+from llm_detox.client.protocols import check_address, open_async_transport, open_transport
+from llm_detox.client.types import (
+    AsyncTransport,
+    Chunk,
+    Deadline,
+    Generation,
+    GenerationError,
+    Parameters,
+    Prompt,
+    Server,
+)
 from llm_detox.errors import UsageError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
@@ -119,6 +133,64 @@ class TextGenerationClient(Client):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+class AsyncTextGenerationClient(Client):
+    """Text generation by one model of one server, for one event loop; see `Client` for the arguments.
+
+        async with AsyncTextGenerationClient("grpc://127.0.0.1:8085", "llm-detox") as client:
+            print((await client.generate("The best thing about", max_new_tokens=24)).text)
+
+    A cancelled task cancels its request.
+    """
+
+    _opened: AsyncTransport | None = None
+
+    async def generate(self, prompt: Prompt, **parameters: Any) -> Generation:
+        """As `TextGenerationClient.generate`."""
+        asked, attempts = self._prepare(prompt, parameters)
+        while True:
+            try:
+                return await self._transport.generate(self.model_id, prompt, asked, attempts.deadline)
+            except GenerationError as error:
+                await asyncio.sleep(attempts.pause(error))
+
+    def stream(self, prompt: Prompt, **parameters: Any) -> AsyncGenerator[Chunk]:
+        """As `TextGenerationClient.stream`. Who may leave the loop early wraps it in `contextlib.aclosing`."""
+        return self._stream(prompt, *self._prepare(prompt, parameters))
+
+    async def _stream(self, prompt: Prompt, asked: Parameters, attempts: Attempts) -> AsyncGenerator[Chunk]:
+        begun = False
+        while True:
+            try:
+                chunks = self._transport.stream(self.model_id, prompt, asked, attempts.deadline)
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        begun = True
+                        yield chunk
+                return
+            except GenerationError as error:
+                if begun:  # the caller has seen a part of this answer; another one would not fit
+                    raise
+                await asyncio.sleep(attempts.pause(error))
+
+    @property
+    def _transport(self) -> AsyncTransport:
+        if self._opened is None:  # a channel belongs to the loop in which it is made
+            self._opened = open_async_transport(self.server)
+        return self._opened
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._opened is not None:
+            await self._opened.close()
+
+    async def __aenter__(self) -> AsyncTextGenerationClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        await self.close()
 
 
 class Attempts:

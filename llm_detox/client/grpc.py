@@ -13,8 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from llm_detox.client.transport import Deadline, Server
-from llm_detox.client.types import Chunk, Generation, GenerationError, Parameters, Prompt
+from llm_detox.client.types import Chunk, Deadline, Generation, GenerationError, Parameters, Prompt, Server
 
 _MAX_MESSAGE = 64 * 2**20
 Question = dict[str, str]

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from llm_detox.client.transport import Deadline, Server
-from llm_detox.client.types import Chunk, Generation, GenerationError, Parameters, Prompt
+from llm_detox.client.types import Chunk, Deadline, Generation, GenerationError, Parameters, Prompt, Server
 
 _CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
           408: "DEADLINE_EXCEEDED", 413: "INVALID_ARGUMENT", 422: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED",

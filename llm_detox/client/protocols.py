@@ -6,7 +6,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from llm_detox.client.transport import AsyncTransport, Server, Transport
+from llm_detox.client.types import AsyncTransport, Server, Transport
 from llm_detox.errors import UsageError
 
 _SCHEMES = ("http:// or https:// (Caikit REST), grpc:// or grpcs:// (Caikit gRPC), fmaas:// or fmaass:// (TGIS gRPC), "

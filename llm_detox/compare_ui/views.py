@@ -7,9 +7,8 @@ from typing import NotRequired, TypedDict
 
 from nicegui import ui
 
-from llm_detox.compare_ui.answering import Answer
 from llm_detox.compare_ui.reading import AnswerScorer, Reading
-from llm_detox.compare_ui.session import Exchange
+from llm_detox.compare_ui.session import Answer, Exchange
 
 _WORDS = {"waiting": "waiting for the first token", "streaming": "answering", "done": "done", "stopped": "stopped",
           "failed": "failed"}

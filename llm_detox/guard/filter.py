@@ -19,8 +19,7 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llm_detox.client.async_client import AsyncTextGenerationClient
-from llm_detox.client.client import TextGenerationClient
+from llm_detox.client.client import AsyncTextGenerationClient, TextGenerationClient
 from llm_detox.client.types import Chunk, Generation, Prompt
 
 WITHHELD = "WITHHELD"

@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 
 from llm_detox.cli import main
 from llm_detox.client import Chunk, GenerationError
-from llm_detox.compare_ui.answering import Answer, follow
+from llm_detox.compare_ui.page import LOOPBACK, OwnOrigin
 from llm_detox.compare_ui.reading import AnswerScorer, scorer_of
-from llm_detox.compare_ui.server import LOOPBACK, OwnOrigin
-from llm_detox.compare_ui.session import KEPT, Exchange, Session, Settings, as_json_lines
-from llm_detox.compare_ui.sides import open_side
+from llm_detox.compare_ui.session import KEPT, Answer, Exchange, Session, Settings, as_json_lines, follow, open_side
 from llm_detox.compare_ui.views import answer_view, difference, history_view
 from llm_detox.errors import UsageError
 from llm_detox.scoring.base import ToxicityScorer
