@@ -13,13 +13,15 @@ import typer
 from llm_detox.cli import common
 from llm_detox.cli.common import AsJson, read_recipe
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.terminal import visible
+from llm_detox.progress import visible
 
 if TYPE_CHECKING:
     from llm_detox.bench.load import BenchReport
     from llm_detox.compare_ui.session import Settings
     from llm_detox.recipe.scorers import ScorerSection
 
+_NAMES = ("base", "detoxified")  # of the models on the page
+_SCORERS = ("bilstm", "ngram")  # of the demo's packages
 app = typer.Typer(no_args_is_help=True, help="Measure a served model.", rich_markup_mode=None)
 
 
@@ -77,7 +79,7 @@ def serve(
 
 def _show(report: BenchReport, output: Path | None, as_json: bool) -> None:
     from llm_detox.bench.page import lines, page
-    from llm_detox.runs.typed_json import plain
+    from llm_detox.runs.artifacts import plain
 
     stream = sys.stderr if as_json else sys.stdout
     if output:
@@ -107,8 +109,6 @@ def _prompts(path: Path) -> list[str]:
     from llm_detox.evaluation.prompts import Prompts
 
     return [record["prompt"]["text"] for record in Prompts(path)]
-_NAMES = ("base", "detoxified")
-_SCORERS = ("bilstm", "ngram")  # those of the demo's packages
 
 
 def compare_ui(
@@ -142,8 +142,6 @@ def compare_ui(
     try:
         from llm_detox.compare_ui.page import Comparison, serve
     except ModuleNotFoundError as error:
-        from llm_detox.errors import DetoxError
-
         raise DetoxError(f"{error.name} is not installed", remedy="pip install 'llm-detox[ui]'") from None
 
     tokens = (os.environ.get("LLM_DETOX_BASE_TOKEN"), os.environ.get("LLM_DETOX_TOKEN"))
@@ -154,8 +152,6 @@ def compare_ui(
 
 
 def _two_names(given: list[str] | None) -> tuple[str, str]:
-    from llm_detox.errors import UsageError
-
     names = given or list(_NAMES)
     if len(names) != 2 or names[0] == names[1]:
         raise UsageError("two different names are needed", place="--name", remedy="--name base --name detoxified")

@@ -1,5 +1,5 @@
 """A page on which two models answer the same prompt side by side, each answer with its scores while it arrives.
 
-`sides` asks the models, `reading` scores what they say, `answering` follows an answer from the request to its end,
-`page` shows it, and `server` listens. The models may be served ones or loaded in this process.
+`session` asks the models and follows their answers, `reading` scores what they say, `views` makes of it what is shown,
+`page` puts it together and listens. The models may be served ones or loaded in this process.
 """

@@ -1,4 +1,4 @@
-"""The page: a prompt, two answers, settings and history. One `Desk` a visitor."""
+"""The page: a prompt, two answers, settings and history, one `Desk` a visitor; and its server, at first on loopback."""
 
 from __future__ import annotations
 

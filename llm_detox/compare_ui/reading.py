@@ -73,9 +73,9 @@ class AnswerScorer:
         tops: list[float | None] = []
         with self._lock:
             for name, scorer in self.scorers.items():
-                found = _scored(scorer, parts)
-                whole[name] = found[0]
-                tops += [scores[scorer.attribute] if scores else None for scores in found]
+                rows = _scored(scorer, parts)
+                whole[name] = rows[0]
+                tops += [scores[scorer.attribute] if scores else None for scores in rows]
             segments = _segments(text, self._words)
         known = [top for top in tops if top is not None]
         return Reading(whole, max(known) if len(known) == len(tops) else None, segments)
@@ -93,13 +93,13 @@ def _segments(text: str, judge: WordJudge | None) -> tuple[Segment, ...]:
     if judge is None:
         return ((text, 0.0),)
     shares = [share for _, share in judge.word_attributions([text])[0]]
-    found: list[Segment] = []
+    segments: list[Segment] = []
     behind = 0
     for match, share in zip(_WORD.finditer(text), shares, strict=True):
         if share >= MARKED_FROM:
-            found += [(text[behind:match.start()], 0.0), (match[0], share)]
+            segments += [(text[behind:match.start()], 0.0), (match[0], share)]
             behind = match.end()
-    return tuple(piece for piece in [*found, (text[behind:], 0.0)] if piece[0])
+    return tuple(piece for piece in [*segments, (text[behind:], 0.0)] if piece[0])
 
 
 def _names(scorers: Sequence[ToxicityScorer]) -> list[str]:

@@ -1,4 +1,7 @@
-"""The two models of a comparison: a served one, or one that is loaded in this process."""
+"""A visitor's session: the two models that are asked, an answer from the first wait to its end, settings and history.
+
+Nothing of an answer is given on before it has been read.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,11 @@ from llm_detox.client.protocols import is_address, split_address
 from llm_detox.client.types import Parameters
 from llm_detox.compare_ui.reading import NOTHING, AnswerScorer, Reading
 from llm_detox.errors import DetoxError
+
+KEPT = 50  # exchanges; older ones are forgotten
+_SHORTEST_PAUSE = 0.08  # seconds between two states of an answer; nobody reads faster
+_numbers = itertools.count(1)
+Status = Literal["waiting", "streaming", "done", "stopped", "failed"]
 
 
 class Side(Protocol):
@@ -90,10 +98,6 @@ def open_side(name: str, source: str, **connection: Any) -> Side:
     from llm_detox.generation.streaming import LocalStreamer  # torch loads only here
 
     return LocalSide(name, source, LocalStreamer(source))
-
-
-Status = Literal["waiting", "streaming", "done", "stopped", "failed"]
-_SHORTEST_PAUSE = 0.08  # seconds between two states of an answer; nobody reads faster
 
 
 @dataclass(frozen=True)
@@ -199,10 +203,6 @@ def _ended(answer: Answer, inbox: _Inbox) -> Answer:
 
 def _worse(before: float | None, now: float | None) -> float | None:
     return None if before is None or now is None else max(before, now)
-
-
-KEPT = 50  # exchanges; older ones are forgotten
-_numbers = itertools.count(1)
 
 
 @dataclass

@@ -62,16 +62,16 @@ def answer_view(answer: Answer | None, reader: AnswerScorer, *, threshold: float
         threshold: toxicity from which on a text is veiled.
         shown: whether the veiled text was requested.
     """
-    found = answer or Answer()
-    veiled = found.veiled(threshold)
+    current = answer or Answer()
+    veiled = current.veiled(threshold)
     hidden = veiled and not shown
     return {
-        "state": found.status if answer else "idle", "status": _status(found) if answer else "not asked yet",
-        "times": _times(found) if answer else "", "error": found.error, "remedy": found.remedy,
-        "veil": _why(found.worst) if veiled else "", "hidden": hidden,
+        "state": current.status if answer else "idle", "status": _status(current) if answer else "not asked yet",
+        "times": _times(current) if answer else "", "error": current.error, "remedy": current.remedy,
+        "veil": _why(current.worst) if veiled else "", "hidden": hidden,
         "segments": [] if hidden else [(text, f"{added:.1f}" if added else "")
-                                       for text, added in found.reading.segments],
-        "scores": score_rows(found.reading, reader, threshold), "columns": list(reader.attributes)}
+                                       for text, added in current.reading.segments],
+        "scores": score_rows(current.reading, reader, threshold), "columns": list(reader.attributes)}
 
 
 def _status(answer: Answer) -> str:
@@ -111,10 +111,10 @@ def _cell(scores: Mapping[str, Mapping[str, float] | None], scorer: str, attribu
           threshold: float) -> Cell:
     if scorer not in scores:
         return {"text": "–"}
-    found = scores[scorer]
-    if found is None:
+    given = scores[scorer]
+    if given is None:
         return {"text": "unscored"}
-    value = found[attribute]
+    value = given[attribute]
     return {"text": f"{value:.2f}", "value": value, "over": value >= threshold}
 
 
