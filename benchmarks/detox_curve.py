@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.detox_quality import ROWS, measure, number
 from llm_detox.recipe.files import load_recipe
-from llm_detox.runs.artifacts import BASE, DPO, TrainedFolder
+from llm_detox.runs.artifacts import BASE, DPO, TrainedFolder, plain
 from llm_detox.runs.folders import MANIFEST
-from llm_detox.runs.typed_json import plain
 
 _WEIGHTS = TrainedFolder.adapter_weights
 

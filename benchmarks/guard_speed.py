@@ -36,7 +36,7 @@ from llm_detox.client import TextGenerationClient
 from llm_detox.guard.build import open_guard
 from llm_detox.guard.filter import Guard, Guarded, GuardedClient
 from llm_detox.progress import say
-from llm_detox.runs.typed_json import plain
+from llm_detox.runs.artifacts import plain
 
 
 def route(steps: list[str], port: Any) -> None:

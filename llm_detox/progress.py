@@ -1,25 +1,43 @@
-"""Progress for people and for logs: a live bar on a terminal, a readable line now and then elsewhere.
+"""What people and logs are told: how far the work is, and text of others made safe to show.
 
-Everything goes to stderr, so that stdout stays free for results.
+Progress is a live bar on a terminal and a readable line now and then elsewhere. It goes to stderr, so that stdout stays
+free for results. A server's answer, a file's name or a key of a recipe may hold characters that would move the cursor,
+set the title or turn the writing around, by chance or on purpose: they are written out.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
-
-from llm_detox.terminal import visible
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-
 _SECONDS_BETWEEN_LINES = 10.0
+_CONTROLS = "\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f"  # all but tab and newline
+_DIRECTIONS = "\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069"  # Unicode's Bidi_Control
+_UNPRINTABLE = "\\u2028\\u2029\\ud800-\\udfff"  # separators, and halves of surrogate pairs
+_UNSAFE = re.compile(f"[{_CONTROLS}{_DIRECTIONS}{_UNPRINTABLE}]")
+
+
+def visible(text: str) -> str:
+    """The text with control and direction characters written out, such as `\\x1b`; newlines and tabs stay.
+
+    Each character is treated for itself, so that the pieces of a stream may be shown one by one.
+    """
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def visible_json(value: Any) -> str:
+    """The value as JSON on one line: readable, exact when parsed, and without such characters in it."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def say(message: str) -> None:

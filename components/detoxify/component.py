@@ -17,8 +17,8 @@ def detoxify(
 
     from llm_detox.rephrase.detoxify import detoxify
     from llm_detox.runs.artifacts import DataFolder
+    from llm_detox.runs.folders import read_shard
     from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
-    from llm_detox.runs.shards import read_shard
 
     with pipeline_step("detoxify" if shard == "0/1" else f"detoxify, shard {shard}", recipe) as settings:
         texts = DataFolder(Path(data.path)).texts

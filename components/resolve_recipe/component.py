@@ -25,8 +25,8 @@ def resolve_recipe(
     import json
     from pathlib import Path
 
+    from llm_detox.runs.folders import shard_names
     from llm_detox.runs.pipeline_step import pipeline_step
-    from llm_detox.runs.shards import shard_names
 
     changes = {
         "model.source": model,

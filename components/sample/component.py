@@ -18,8 +18,8 @@ def sample(
 
     from llm_detox.evaluation.evaluate import evaluate
     from llm_detox.runs.artifacts import DataFolder
+    from llm_detox.runs.folders import read_shard
     from llm_detox.runs.pipeline_step import pipeline_step
-    from llm_detox.runs.shards import read_shard
 
     with pipeline_step(f"sample {arm}, shard {shard}", recipe) as settings:
         evaluate(

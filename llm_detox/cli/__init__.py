@@ -13,8 +13,7 @@ import typer.core
 from llm_detox import __version__
 from llm_detox.cli import ask, bench, measure, models, recipe, serve, steps, train
 from llm_detox.errors import DetoxError
-from llm_detox.progress import one_voice
-from llm_detox.terminal import visible
+from llm_detox.progress import one_voice, visible
 
 
 class _Steps(typer.core.TyperGroup):

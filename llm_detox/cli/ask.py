@@ -10,8 +10,7 @@ import typer
 from llm_detox.cli import common
 from llm_detox.cli.common import AsJson
 from llm_detox.errors import GateNotPassed
-from llm_detox.progress import say
-from llm_detox.terminal import visible, visible_json
+from llm_detox.progress import say, visible, visible_json
 
 if TYPE_CHECKING:
     from llm_detox.guard.filter import GuardedClient

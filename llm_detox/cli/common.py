@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_detox.errors import UsageError
-from llm_detox.terminal import visible
+from llm_detox.progress import visible
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -77,7 +77,7 @@ def existing(path: Path, what: str) -> Path:
 
 def show_outcome(result: DataclassInstance | Mapping[str, Any], output: Path | None, as_json: bool) -> None:
     """The step's result: one JSON object on stdout, or a few readable lines."""
-    from llm_detox.runs.typed_json import plain
+    from llm_detox.runs.artifacts import plain
 
     values = plain(result)
     if as_json:

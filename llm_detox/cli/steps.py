@@ -45,7 +45,7 @@ def detoxify(
     settings = read_recipe(recipe, overrides)
     existing(texts, "the input")
     from llm_detox.rephrase.detoxify import detoxify as run
-    from llm_detox.runs.shards import read_shard
+    from llm_detox.runs.folders import read_shard
 
     show_outcome(run(settings, texts=texts, output=output, shard=read_shard(shard)), output, as_json)
 
@@ -112,7 +112,7 @@ def evaluate(
     for path in (prompts, *(generations or ())):
         existing(path, "the file")
     from llm_detox.evaluation.evaluate import evaluate as run
-    from llm_detox.runs.shards import read_shard
+    from llm_detox.runs.folders import read_shard
 
     result = run(settings, model=model, arm=arm, prompts=prompts, clean=clean, output=output,
                       generations=generations or (), shard=read_shard(shard) if shard else None)

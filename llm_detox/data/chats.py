@@ -8,8 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llm_detox.data.cleaning import same_text_key
-from llm_detox.data.records import Record, hash_fraction, read_jsonl, record_id
+from llm_detox.data.records import Record, hash_fraction, read_jsonl, record_id, same_text_key
 from llm_detox.data.sources import fetch
 from llm_detox.data.tables import column, read_table
 from llm_detox.errors import DetoxError

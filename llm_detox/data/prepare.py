@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from llm_detox.data.cleaning import clean_text, cut_at_word, same_text_key
-from llm_detox.data.records import Record, hash_fraction, record_id, write_jsonl
+from llm_detox.data.records import Record, clean_text, cut_at_word, hash_fraction, record_id, same_text_key, write_jsonl
 from llm_detox.data.sources import fetch
 from llm_detox.data.tables import column, read_table
 from llm_detox.errors import DetoxError

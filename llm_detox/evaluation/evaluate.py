@@ -29,8 +29,7 @@ from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.evaluation import EvaluationSection
 from llm_detox.runs.artifacts import EvaluationFolder
-from llm_detox.runs.folders import MANIFEST, StepFolder, sha256_of, step_folder
-from llm_detox.runs.shards import Shard
+from llm_detox.runs.folders import MANIFEST, Shard, StepFolder, sha256_of, step_folder
 from llm_detox.scoring.base import ToxicityScorer
 from llm_detox.scoring.independence import check_kept_apart
 from llm_detox.scoring.load import load_scorer

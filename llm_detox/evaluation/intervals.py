@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from llm_detox.recipe.evaluation import EvaluationSection
-from llm_detox.runs.typed_json import Number
+from llm_detox.runs.artifacts import Number
 
 Floats = NDArray[np.float64]
 _VALUES_AT_ONCE = 10_000_000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llm_detox.data.records import Record, numbered_id, read_jsonl, record_id
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.runs.shards import WHOLE, Shard, shard_range
+from llm_detox.runs.folders import WHOLE, Shard, shard_range
 
 
 class Prompts:

@@ -19,8 +19,8 @@ from llm_detox.evaluation.metrics import METRICS
 from llm_detox.evaluation.report_content import Report
 from llm_detox.evaluation.results import ContinuationPerplexity, Perplexity
 from llm_detox.evaluation.samples import ContinuationSample, RewriteSample
-from llm_detox.runs.typed_json import plain
-from llm_detox.terminal import visible
+from llm_detox.progress import visible
+from llm_detox.runs.artifacts import plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 _TITLES = {"expected_maximum_toxicity": "Expected maximum toxicity", "toxicity_probability": "Toxicity probability",

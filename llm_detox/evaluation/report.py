@@ -27,9 +27,8 @@ from llm_detox.evaluation.results import (
 from llm_detox.evaluation.samples import continuation_samples, rewrite_samples
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
-from llm_detox.runs.artifacts import EvaluationFolder, ReportFolder
+from llm_detox.runs.artifacts import EvaluationFolder, ReportFolder, write_json
 from llm_detox.runs.folders import read_manifest, step_folder
-from llm_detox.runs.typed_json import write_json
 
 _SAMPLES, _REWRITES = 40, 24
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "numpy", "caikit", "caikit-nlp", "vllm")

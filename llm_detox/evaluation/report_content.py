@@ -14,8 +14,7 @@ from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.metrics import RefusalShare, ToxicityFigures
 from llm_detox.evaluation.results import EvaluationReport, FluencyPerplexity, MeasuredJudge, ScorerIdentity
 from llm_detox.recipe import Recipe
-from llm_detox.runs.artifacts import ReportFolder
-from llm_detox.runs.typed_json import read_json
+from llm_detox.runs.artifacts import ReportFolder, read_json
 
 Outcome = Literal["pass", "fail", "not enough data"]
 

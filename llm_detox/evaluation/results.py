@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.metrics import Distinct, PromptScore, RefusalShare, StratumFigures
-from llm_detox.runs.artifacts import EvaluationFolder, JudgeFolder
-from llm_detox.runs.typed_json import OPTIONAL, Number, read_json, write_json
+from llm_detox.runs.artifacts import OPTIONAL, EvaluationFolder, JudgeFolder, Number, read_json, write_json
 
 Floats = NDArray[np.float64]
 READ_TEXTS = ("clean", "clean_continuations", "prompted")

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_detox.data.chats import Messages, choose_chats, first_request
-from llm_detox.data.cleaning import same_text_key
-from llm_detox.data.records import JsonlAppender, Record, read_jsonl, write_jsonl
+from llm_detox.data.records import JsonlAppender, Record, read_jsonl, same_text_key, write_jsonl
 from llm_detox.errors import UsageError
 from llm_detox.evaluation.intervals import Interval, share_interval
 from llm_detox.evaluation.metrics import RefusalShare, refusal_share
@@ -19,9 +18,8 @@ from llm_detox.progress import say, task
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.evaluation import EvaluationSection
 from llm_detox.recipe.judge import StopHateSection
-from llm_detox.runs.artifacts import RefusalsFolder
+from llm_detox.runs.artifacts import RefusalsFolder, write_json
 from llm_detox.runs.folders import MANIFEST, StepFolder, step_folder
-from llm_detox.runs.typed_json import write_json
 from llm_detox.scoring.base import ToxicityScorer
 from llm_detox.scoring.load import load_scorer
 

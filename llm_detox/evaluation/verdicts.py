@@ -19,9 +19,8 @@ from llm_detox.judge.judge import Judge, Verdict, judge_fingerprint, open_judge,
 from llm_detox.progress import say, task
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.judge import JudgeSection
-from llm_detox.runs.artifacts import JudgeFolder
+from llm_detox.runs.artifacts import JudgeFolder, write_json
 from llm_detox.runs.folders import StepFolder, step_folder
-from llm_detox.runs.typed_json import write_json
 
 _ORDERED = "verdicts.ordered.jsonl"
 _LABELS = ("safe", "unsafe")

@@ -14,7 +14,7 @@ from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.filter import Guard, GuardVerdict
 
 if TYPE_CHECKING:
-    from llm_detox.judge.constitution import Constitution
+    from llm_detox.judge.judge import Constitution
     from llm_detox.scoring.base import ToxicityScorer
 
 _REMEDY = ("--guard ngram, bilstm, transformers=SOURCE or perspective for a scorer (attributes=FOLDER for "
@@ -103,8 +103,7 @@ class JudgeGuard:
         self._ask, self._constitution = ask, constitution
 
     def judge(self, prompt: Prompt, shown: str, sentences: Sequence[str]) -> GuardVerdict:
-        from llm_detox.judge.constitution import judge_question
-        from llm_detox.judge.judge import read_verdict
+        from llm_detox.judge.judge import judge_question, read_verdict
 
         turns: Sequence[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         answer = {"role": "assistant", "content": shown + "".join(sentences)}
@@ -129,7 +128,7 @@ def open_judge_guard(source: str) -> JudgeGuard:
     Raises:
         DetoxError: the model is not available.
     """
-    from llm_detox.judge.constitution import load_constitution
+    from llm_detox.judge.judge import load_constitution
     from llm_detox.recipe.judge import ChatModelSection
 
     settings = ChatModelSection(model=source)

@@ -10,8 +10,7 @@ from typing import Any
 from llm_detox.client.client import TextGenerationClient
 from llm_detox.client.types import NEXT_TURN, Conversation, GenerationError, Message, Prompt, plain_turns
 from llm_detox.guard.filter import WITHHELD, GuardedClient
-from llm_detox.progress import say
-from llm_detox.terminal import visible
+from llm_detox.progress import say, visible
 
 _HELP = "/new begins anew, /exit or Ctrl-D ends, Ctrl-C ends an answer"
 

@@ -16,14 +16,12 @@ from llm_detox.data.chats import Messages, choose_chats, first_request
 from llm_detox.data.records import JsonlAppender, Record, hash_fraction, write_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import NO_ANSWER, open_chat
-from llm_detox.judge.constitution import Constitution, judge_question, load_constitution
-from llm_detox.judge.judge import Judge, write_verdict
+from llm_detox.judge.judge import Constitution, Judge, judge_question, load_constitution, write_verdict
 from llm_detox.progress import say, task
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.judge import ChatModelSection, JudgeSection
-from llm_detox.runs.artifacts import JudgeDataFolder
+from llm_detox.runs.artifacts import JudgeDataFolder, plain
 from llm_detox.runs.folders import StepFolder, step_folder
-from llm_detox.runs.typed_json import plain
 
 _ANSWERS, _LABELS = "answers.part.jsonl", "labels.part.jsonl"
 

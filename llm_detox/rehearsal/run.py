@@ -92,7 +92,7 @@ def _rehearse_judge(recipe: Recipe, output: Path) -> dict[str, StepResult]:
     from llm_detox.evaluation.verdicts import judge_conversations
     from llm_detox.export.converting import convert
     from llm_detox.judge.build import training_row
-    from llm_detox.judge.constitution import load_constitution
+    from llm_detox.judge.judge import load_constitution
     from llm_detox.training.sft import train_sft
 
     constitution = load_constitution(recipe.judge.constitution)

@@ -17,8 +17,7 @@ from llm_detox.progress import task
 from llm_detox.recipe import Recipe
 from llm_detox.rephrase.build import MethodFactory
 from llm_detox.runs.artifacts import RewrittenFolder
-from llm_detox.runs.folders import digest_of, input_digest, read_manifest, step_folder
-from llm_detox.runs.shards import WHOLE, Shard, shard_range
+from llm_detox.runs.folders import WHOLE, Shard, digest_of, input_digest, read_manifest, shard_range, step_folder
 
 CHUNK = 128
 _BINS = 10

@@ -1,8 +1,10 @@
-"""The folders that travel between steps.
+"""The folders that travel between steps, and the shards that several runs make of one step.
 
 A step works in a hidden folder beside its output (`.NAME.part`) and renames it in place at the end, so a
 folder that exists is complete. What only an unfinished run needs is removed after that: a kill loses none of it.
 The `manifest.json` says what a folder is, what it was made from, and what came out.
+
+Shard (i, n) of a file is the i-th of n neighbouring stretches, by one rule for all steps.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_detox import __version__
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, UsageError
 from llm_detox.progress import say
-from llm_detox.runs.typed_json import plain
+from llm_detox.runs.artifacts import plain
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
 
 MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
@@ -201,3 +204,44 @@ def cache_dir(*parts: str) -> Path:
     folder = base.joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+LARGEST_COUNT = 64
+Shard = tuple[int, int]  # number, counted from 0, and how many there are
+WHOLE: Shard = (0, 1)
+
+
+def read_shard(text: str) -> Shard:
+    """`2/8` -> (2, 8).
+
+    Raises:
+        UsageError: it is written otherwise, or there is no such shard.
+    """
+    index, slash, total = text.partition("/")
+    if not (slash and index.isdecimal() and total.isdecimal() and int(index) < int(total)):
+        raise UsageError(f"{text!r} is not a shard", place="--shard",
+                         remedy="write i/n with i from 0 to n - 1, as in 0/4")
+    return int(index), int(total)
+
+
+def shard_names(count: int) -> list[str]:
+    """`["0/2", "1/2"]` for 2.
+
+    Raises:
+        UsageError: less than one shard, or more than a cluster should be asked for.
+    """
+    if not 1 <= count <= LARGEST_COUNT:
+        raise UsageError(f"{count} shards", place="shards", remedy=f"from 1 to {LARGEST_COUNT}")
+    return [f"{index}/{count}" for index in range(count)]
+
+
+def shard_range(count: int, shard: Shard = WHOLE) -> range:
+    """Which of `count` things a shard has; the ranges of all shards put together are the whole, in order.
+
+    Raises:
+        DetoxError: the shard is not one of its count.
+    """
+    index, total = shard
+    if not 0 <= index < total:
+        raise DetoxError(f"there is no shard {index} of {total}", remedy="shards count from 0: 0/4, 1/4, 2/4, 3/4")
+    return range(count * index // total, count * (index + 1) // total)

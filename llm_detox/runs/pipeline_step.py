@@ -16,7 +16,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, one_voice, say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import resolve_recipe
-from llm_detox.runs.typed_json import plain
+from llm_detox.runs.artifacts import plain
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

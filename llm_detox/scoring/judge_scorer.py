@@ -8,8 +8,7 @@ from pathlib import Path
 from llm_detox.data.records import record_id
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import open_chat
-from llm_detox.judge.constitution import load_constitution
-from llm_detox.judge.judge import Judge
+from llm_detox.judge.judge import Judge, load_constitution
 from llm_detox.recipe.judge import ChatModelSection
 from llm_detox.runs.folders import MANIFEST, digest_of, input_digest
 from llm_detox.scoring.base import Scores, ToxicityScorer

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype
 from llm_detox.recipe.training import OptimisationSection, TrainingSection
-from llm_detox.runs.typed_json import OPTIONAL
+from llm_detox.runs.artifacts import OPTIONAL
 from llm_detox.training import distributed
 from llm_detox.training.checkpoints import Checkpoints
 from llm_detox.training.progress_callback import Watch

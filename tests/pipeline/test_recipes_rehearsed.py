@@ -12,7 +12,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.recipe.files import load_recipe
 from llm_detox.rehearsal.models import family_of
 from llm_detox.rehearsal.run import rehearsal_of, rehearse
-from llm_detox.runs.typed_json import plain
+from llm_detox.runs.artifacts import plain
 from tests.helpers.pipelines import run_pipeline
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))

@@ -19,7 +19,7 @@ from llm_detox.bench.load import Load, bench, mixed_prompts
 from llm_detox.client import AsyncTextGenerationClient, Chunk, Generation, GenerationError
 from llm_detox.guard.build import ScorerGuard
 from llm_detox.guard.filter import WITHHELD, AsyncGuardedClient, GuardedClient
-from llm_detox.terminal import visible
+from llm_detox.progress import visible
 from tests.serving.conftest import NAME, Stack
 from tests.serving.running import wait_for
 

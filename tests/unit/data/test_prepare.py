@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from llm_detox.data.cleaning import same_text_key
 from llm_detox.data.prepare import budget_scale, prepare_data
-from llm_detox.data.records import read_jsonl
+from llm_detox.data.records import read_jsonl, same_text_key
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe

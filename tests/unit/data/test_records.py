@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.data.cleaning import clean_text, cut_at_word, same_text_key
-from llm_detox.data.records import JsonlAppender, hash_fraction, read_jsonl, write_jsonl
+from llm_detox.data.records import (
+    JsonlAppender,
+    clean_text,
+    cut_at_word,
+    hash_fraction,
+    read_jsonl,
+    same_text_key,
+    write_jsonl,
+)
 from llm_detox.data.tables import column, read_table
 from llm_detox.errors import DetoxError
 

@@ -14,7 +14,7 @@ from llm_detox.evaluation.compare import compare
 from llm_detox.evaluation.intervals import Bootstrap
 from llm_detox.evaluation.metrics import METRICS, prompt_score, summarise
 from llm_detox.evaluation.results import EvaluationValues, read_evaluation, write_evaluation
-from llm_detox.runs.typed_json import plain
+from llm_detox.runs.artifacts import plain
 from tests.helpers.evaluations import report_of
 
 

@@ -16,7 +16,7 @@ from llm_detox.evaluation.report import write_report
 from llm_detox.evaluation.results import JudgeReport
 from llm_detox.evaluation.verdicts import judge_agreement
 from llm_detox.recipe import Recipe
-from llm_detox.runs.typed_json import plain, write_json
+from llm_detox.runs.artifacts import plain, write_json
 from tests.helpers.evaluations import judged
 from tests.helpers.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, save_clean, save_prompts, small_recipe, use

@@ -18,8 +18,8 @@ from llm_detox.evaluation.report import write_report
 from llm_detox.evaluation.results import EvaluationSummary
 from llm_detox.generation import generators as continuers_module
 from llm_detox.recipe import Recipe
+from llm_detox.runs.artifacts import plain
 from llm_detox.runs.folders import read_manifest
-from llm_detox.runs.typed_json import plain
 from tests.helpers.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, use
 

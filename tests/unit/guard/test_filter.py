@@ -18,7 +18,7 @@ from llm_detox.client import AsyncTextGenerationClient, Chunk, Generation, Gener
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.build import JudgeGuard, ScorerGuard, open_guard
 from llm_detox.guard.filter import WITHHELD, AsyncGuardedClient, Guarded, GuardedClient, Sentences, sentences_of
-from llm_detox.judge.constitution import Constitution
+from llm_detox.judge.judge import Constitution
 from tests.helpers.answering import caikit, event, http_server, openai
 
 PARTS = ["A fine", " day. We ", "walk. You damn fool!", " The train", " leaves. Bye"]

@@ -17,10 +17,9 @@ from llm_detox.generation.chat import Answer
 from llm_detox.judge import build as build_module
 from llm_detox.judge import judge as judge_module
 from llm_detox.judge.build import build_judge_data, spread
-from llm_detox.judge.constitution import load_constitution
-from llm_detox.judge.judge import read_verdict
+from llm_detox.judge.judge import load_constitution, read_verdict
 from llm_detox.recipe import Recipe
-from llm_detox.runs.typed_json import plain
+from llm_detox.runs.artifacts import plain
 from tests.helpers.sources import make_sources
 
 ASK = "Judge the last answer"

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_detox.judge.constitution import judge_question, load_constitution
-from llm_detox.judge.judge import read_verdict, write_verdict
+from llm_detox.judge.judge import judge_question, load_constitution, read_verdict, write_verdict
 
 CATEGORIES = ("hate", "crime", "self_harm")
 MARKS = ("evaluation:", "category:", "chatbot is:")

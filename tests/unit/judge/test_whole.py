@@ -12,7 +12,7 @@ from llm_detox.data.records import read_jsonl, write_jsonl
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.verdicts import judge_conversations
 from llm_detox.judge.build import build_judge_data, training_row
-from llm_detox.judge.constitution import load_constitution
+from llm_detox.judge.judge import load_constitution
 from llm_detox.recipe import Recipe
 from llm_detox.training.sft import train_sft
 from tests.helpers.sources import make_sources

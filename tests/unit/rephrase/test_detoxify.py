@@ -18,7 +18,7 @@ from llm_detox.errors import DetoxError, UsageError
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.rephrase import DetoxifySection
 from llm_detox.rephrase import detoxify as step
-from llm_detox.runs.shards import read_shard
+from llm_detox.runs.folders import read_shard
 from tests.helpers import tiny_rewriters as tiny
 
 RECORDS = 90

@@ -10,7 +10,7 @@ import pytest
 from llm_detox.data.chats import Messages
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import Answer
-from llm_detox.judge.constitution import Constitution, load_constitution
+from llm_detox.judge.judge import Constitution, load_constitution
 from llm_detox.recipe.scorers import ScorerSection
 from llm_detox.scoring import judge_scorer as module
 from llm_detox.scoring.base import ToxicityScorer

@@ -12,8 +12,8 @@ from llm_detox.cluster.api import Cluster
 from llm_detox.cluster.objects import Pod
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.recipe.files import load_recipe, resolve_recipe
+from llm_detox.runs.folders import read_shard, shard_names
 from llm_detox.runs.pipeline_step import pipeline_step
-from llm_detox.runs.shards import read_shard, shard_names
 from llm_detox.serve.outcome import Ending, Outcome, PodFailure, Served, Steps, write_outcome
 from tests.conftest import REPOSITORY
 

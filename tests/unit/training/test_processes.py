@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
-from llm_detox.runs.typed_json import plain
+from llm_detox.runs.artifacts import plain
 from llm_detox.training import distributed
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import sft as sft_step

@@ -16,8 +16,7 @@ import pytest
 from llm_detox.client import TextGenerationClient
 from llm_detox.evaluation.report import write_report
 from llm_detox.guard.terminal_chat import chat
-from llm_detox.progress import say
-from llm_detox.terminal import visible, visible_json
+from llm_detox.progress import say, visible, visible_json
 from tests.helpers.answering import caikit, http_server
 from tests.helpers.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, save_clean, save_prompts, small_recipe, use
