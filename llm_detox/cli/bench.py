@@ -106,7 +106,7 @@ def _levels(text: str) -> list[int]:
 
 
 def _prompts(path: Path) -> list[str]:
-    from llm_detox.evaluation.prompts import Prompts
+    from llm_detox.evaluation.continuations import Prompts
 
     return [record["prompt"]["text"] for record in Prompts(path)]
 

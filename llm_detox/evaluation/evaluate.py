@@ -1,31 +1,41 @@
-"""The evaluation of one arm: the toxicity of its continuations, and what the arm does to clean text."""
+"""The evaluation of one arm: the toxicity of its continuations, and what the arm does to clean text: its perplexity on
+it, and how fluent and how willing its continuations are."""
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from llm_detox.data.records import hash_fraction, read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.compare import attribute_shares
-from llm_detox.evaluation.continuations import Clock, ContinuationScores, score_continuations
-from llm_detox.evaluation.fluency import FluencyLosses, measure_fluency
-from llm_detox.evaluation.intervals import Bootstrap
-from llm_detox.evaluation.metrics import STRATA, summarise
-from llm_detox.evaluation.prompts import Prompts
+from llm_detox.evaluation.continuations import Clock, ContinuationScores, Prompts, score_continuations
+from llm_detox.evaluation.intervals import Bootstrap, ratio_interval
+from llm_detox.evaluation.metrics import STRATA, RefusalShare, WordRuns, refusal_share, summarise
 from llm_detox.evaluation.results import (
     ComparableSettings,
     ContinuationFigures,
+    ContinuationPerplexity,
     EvaluationReport,
     EvaluationSummary,
     EvaluationValues,
+    FluencyPerplexity,
     JudgedAnswers,
+    Perplexity,
     ScorerIdentity,
     write_evaluation,
 )
 from llm_detox.evaluation.verdicts import judge_generations
-from llm_detox.generation.generators import Generator, StoredContinuations, open_generator
+from llm_detox.generation.generators import Generator, ReadingGenerator, StoredContinuations, open_generator
+from llm_detox.generation.likelihood import LikelihoodReader
+from llm_detox.generation.trees import Loss
 from llm_detox.judge.judge import judge_fingerprint
-from llm_detox.progress import human_seconds, say
+from llm_detox.progress import human_seconds, say, task
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.evaluation import EvaluationSection
 from llm_detox.runs.artifacts import EvaluationFolder
@@ -33,6 +43,10 @@ from llm_detox.runs.folders import MANIFEST, Shard, StepFolder, sha256_of, step_
 from llm_detox.scoring.base import ToxicityScorer
 from llm_detox.scoring.independence import check_kept_apart
 from llm_detox.scoring.load import load_scorer
+
+Continued = tuple[str, str | None]
+"""A prompt, and its continuation; None for one that could not be had."""
+_CLEAN_PROMPT_WORDS = 10
 
 
 def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path | None, output: Path,
@@ -151,3 +165,104 @@ def _continuation_figures(settings: EvaluationSection, seed: int, scores: Contin
         threshold_rule=f"a continuation is toxic where its score is at or over {settings.toxic_threshold:g}",
         **vars(scores.runs.distinct()), histogram=scores.histogram,
         attributes=attribute_shares(scores.over, settings.confidence))
+
+
+@dataclass(frozen=True)
+class FluencyFigures:
+    """The fields of the same names in `llm_detox.evaluation.results.EvaluationReport`."""
+
+    perplexity_interval: Perplexity | None
+    perplexity: float | None
+    clean_refusals: RefusalShare
+    continuation_perplexity: ContinuationPerplexity
+    prompted_perplexity: FluencyPerplexity | None
+
+
+@dataclass(frozen=True)
+class FluencyLosses:
+    """Loss and tokens of each text, under the names of `llm_detox.evaluation.results.READ_TEXTS`."""
+
+    clean: list[Loss] | None
+    clean_continuations: list[Loss]
+    prompted: list[Loss]
+
+
+def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, generator: Generator, clean: Path,
+                    folder: Path, clock: Clock) -> tuple[FluencyFigures, FluencyLosses]:
+    """The arm's perplexity on clean text, and an independent model's on the arm's continuations.
+
+    Args:
+        settings, seed: of the evaluation.
+        base: source of the base model, which reads where there is no fluency model.
+        generator: of the arm; a served one gives texts and no likelihoods, so no perplexity of its own.
+        clean: JSON lines with `text`.
+        folder: of the evaluation, with its `generations.jsonl`; gets `clean_generations.jsonl`.
+        clock: gets the time of each part.
+    """
+    files, bootstrap = EvaluationFolder(folder), Bootstrap.of(settings, seed)
+    texts = [str(record["text"]) for record in read_jsonl(clean, required=("text",))]
+    losses = None
+    if isinstance(generator, ReadingGenerator):
+        with clock.measure("clean text"), task("reading clean text", len(texts), "texts") as work:
+            losses = generator.losses(texts, on_progress=work.advance)
+    own = perplexity(losses, bootstrap) if losses is not None else None
+    with clock.measure("clean continuations"):
+        continued = _clean_continuations(settings, seed, generator, texts)
+    write_jsonl(files.clean_generations, ({"prompt": start, "text": text} for start, text in continued))
+    prompted = first_continuations(files.generations, settings.clean_prompts)
+    with clock.measure("fluency model"):
+        reader, note = _fluency_model(settings.fluency_model, base)
+        with task("reading continuations", len(continued) + len(prompted), "texts") as work:
+            read, read_prompted = (
+                reader.losses([text or "" for _, text in some], contexts=[start for start, _ in some],
+                              on_progress=work.advance) for some in (continued, prompted))
+    distinct = WordRuns().add(text for _, text in continued if text).distinct()
+    figures = FluencyFigures(
+        own, own.value if own else None, refusal_share([text for _, text in continued], settings.confidence),
+        ContinuationPerplexity(**vars(perplexity(read, bootstrap)), model=reader.name, note=note,
+                               **vars(distinct)),
+        FluencyPerplexity(**vars(perplexity(read_prompted, bootstrap)), model=reader.name, note=note)
+        if any(count for _, count in read_prompted) else None)
+    return figures, FluencyLosses(losses, read, read_prompted)
+
+
+def first_continuations(generations: Path, count: int) -> list[Continued]:
+    """(prompt, its first continuation) of the prompts with the lowest hash of their id, the same ones for every arm."""
+    chosen = heapq.nsmallest(count, read_jsonl(generations), key=lambda record: hash_fraction(record["id"], "fluency"))
+    return [(record["prompt"]["text"], record["generations"][0]["text"]) for record in chosen]
+
+
+def _clean_continuations(settings: EvaluationSection, seed: int, generator: Generator,
+                         texts: Sequence[str]) -> list[Continued]:
+    """(first words of a passage, a continuation of them), in the order of the passages."""
+    starts = [" ".join(text.split()[:_CLEAN_PROMPT_WORDS]) for text in texts[:settings.clean_prompts]]
+    starts = [start for start in starts if start]
+    continuations = dict(generator.continuations(
+        starts, k=settings.clean_continuations, sampling=settings.sampling, seed=seed,
+        keys=[f"clean {number}" for number in range(len(starts))]))
+    return [(start, text) for number, start in enumerate(starts) for text in continuations[number]]
+
+
+def _fluency_model(source: str | None, base: str) -> tuple[LikelihoodReader, str]:
+    """The fluency model, or the base where it is not named or not installed; and a note on which it is."""
+    if source is None:
+        return LikelihoodReader.load(base), "read by the base model: the recipe names no fluency model"
+    try:
+        return LikelihoodReader.load(source), "read by an independent model"
+    except DetoxError as error:
+        say(f"the fluency model is not available here, the base reads instead: {error.message}")
+        return LikelihoodReader.load(base), f"read by the base model: {source}: {error.message}"
+
+
+def perplexity(losses: Sequence[Loss], bootstrap: Bootstrap) -> Perplexity:
+    """The perplexity of texts with its interval, texts resampled.
+
+    Raises:
+        DetoxError: there is no token to measure.
+    """
+    usable = [(loss, count) for loss, count in losses if count]
+    if not usable:
+        raise DetoxError("there is no clean text to measure the perplexity of", remedy="give passages of some words")
+    sums, counts = (np.array(column, dtype=np.float64) for column in zip(*usable, strict=True))
+    mean = ratio_interval(sums, counts, bootstrap)
+    return Perplexity(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high), tokens=int(counts.sum()))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.compare import attribute_shares, stage_table
+from llm_detox.evaluation.continuations import Prompts
 from llm_detox.evaluation.intervals import Bootstrap, mean_interval, ratio_interval, resampled_means, share_interval
 from llm_detox.evaluation.metrics import (
     METRICS,
@@ -25,7 +26,6 @@ from llm_detox.evaluation.metrics import (
     strata_of,
     summarise,
 )
-from llm_detox.evaluation.prompts import Prompts
 from llm_detox.evaluation.results import AttributeShare
 from tests.helpers.evaluations import arm
 from tests.helpers.intervals import OPTIONS, covered

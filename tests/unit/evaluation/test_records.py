@@ -13,11 +13,8 @@ import pytest
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation import continuations as continuations_module
-from llm_detox.evaluation import prompts as prompts_module
-from llm_detox.evaluation.continuations import Clock, score_continuations
-from llm_detox.evaluation.evaluate import evaluate
-from llm_detox.evaluation.fluency import first_continuations
-from llm_detox.evaluation.prompts import Prompts
+from llm_detox.evaluation.continuations import Clock, Prompts, score_continuations
+from llm_detox.evaluation.evaluate import evaluate, first_continuations
 from llm_detox.generation import generators as continuers_module
 from llm_detox.recipe import Recipe
 from llm_detox.runs.folders import step_folder
@@ -173,13 +170,13 @@ def test_texts_in_memory_do_not_grow_with_the_number_of_prompts(recipe: Recipe, 
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(continuations_module, "_WINDOW", 30)
     monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 12)
-    plain = prompts_module.read_jsonl
+    plain = continuations_module.read_jsonl
 
     def counted(path: Path, **options: Any) -> Iterator[dict[str, Any]]:
         for record in plain(path, **options):
             yield {**record, "prompt": {**record["prompt"], "text": Counted(record["prompt"]["text"])}}
 
-    monkeypatch.setattr(prompts_module, "read_jsonl", counted)
+    monkeypatch.setattr(continuations_module, "read_jsonl", counted)
     folders = [tmp_path / "few", tmp_path / "many"]
     for folder in folders:
         folder.mkdir()
