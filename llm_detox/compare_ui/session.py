@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -60,9 +60,9 @@ class ServedSide:
 
 
 class Streamer(Protocol):
-    """What `llm_detox.generation.streaming.LocalStreamer` does."""
+    """What `llm_detox.generation.generators.LocalStreamer` does."""
 
-    def stream(self, prompt: str, parameters: Parameters) -> Generator[Chunk]: ...
+    def stream(self, prompt: str, parameters: Parameters) -> Iterator[Chunk]: ...
 
 
 @dataclass
@@ -95,7 +95,7 @@ def open_side(name: str, source: str, **connection: Any) -> Side:
     if is_address(source):
         url, model_id = split_address(source)
         return ServedSide(name, source, AsyncTextGenerationClient(url, model_id, **connection))
-    from llm_detox.generation.streaming import LocalStreamer  # torch loads only here
+    from llm_detox.generation.generators import LocalStreamer  # torch loads only here
 
     return LocalSide(name, source, LocalStreamer(source))
 

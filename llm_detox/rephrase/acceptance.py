@@ -1,4 +1,4 @@
-"""What makes a rewrite acceptable: toxicity, similarity and fluency, each with an absolute bound of the recipe."""
+"""What a rephrasing method is: toxic texts in, candidate rewrites out. Acceptance is not its business."""
 
 from __future__ import annotations
 
@@ -9,7 +9,25 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llm_detox.generation.trees import Loss
-from llm_detox.rephrase.base import Scorer
+
+
+class Scorer(Protocol):
+    """The part of a toxicity scorer that rephrasing uses."""
+
+    def score(self, texts: Sequence[str]) -> list[float | None]:
+        """Toxicity of each text in [0, 1], None if it could not be scored."""
+        ...
+
+
+class Method(Protocol):
+    """One link of the chain."""
+
+    name: str
+
+    def candidates(self, texts: Sequence[str]) -> list[list[str]]:
+        """For each text its candidate rewrites, best guess first; an empty list if the method has none."""
+        ...
+
 
 _WORDS = re.compile(r"[\w']+")
 

@@ -19,10 +19,9 @@ from llm_detox.plugins import PREFIX, load_plugin
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.evaluation import SamplingSection
 from llm_detox.recipe.rephrase import GeneratorSection, ParaphraseSection
-from llm_detox.rephrase.acceptance import Acceptance, Bounds
-from llm_detox.rephrase.base import Method, Scorer
+from llm_detox.rephrase.acceptance import Acceptance, Bounds, Method, Scorer
 from llm_detox.rephrase.causal import CausalRewriter, Masking, NextTokenModel, Prompted
-from llm_detox.rephrase.chain import Chain
+from llm_detox.rephrase.chain import Chain, Refusals
 from llm_detox.rephrase.paraphrase import (
     INSTRUCTION,
     PAIR_TEMPLATE,
@@ -32,10 +31,8 @@ from llm_detox.rephrase.paraphrase import (
     endpoint_generate,
     seq2seq_generate,
 )
-from llm_detox.rephrase.print_style import as_printed
-from llm_detox.rephrase.refusal import Refusals
 from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
-from llm_detox.rephrase.words import Delete
+from llm_detox.rephrase.words import Delete, as_printed
 
 
 class MethodFactory:

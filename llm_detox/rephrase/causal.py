@@ -24,8 +24,7 @@ from torch import Tensor
 from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.generation.models import model_folder
-from llm_detox.rephrase.acceptance import perplexity
-from llm_detox.rephrase.base import Scorer
+from llm_detox.rephrase.acceptance import Scorer, perplexity
 from llm_detox.rephrase.words import deletions, smallest_masks, spans, without
 
 Option = tuple[str, float]

@@ -19,8 +19,8 @@ from llm_detox.recipe import Recipe
 from llm_detox.rephrase.build import MethodFactory
 from llm_detox.rephrase.detoxify import outcomes, shard_chunks
 from llm_detox.rephrase.paraphrase import asked
-from llm_detox.rephrase.print_style import as_printed
 from llm_detox.rephrase.seq2seq import is_seq2seq
+from llm_detox.rephrase.words import as_printed
 from llm_detox.runs.artifacts import ParaphrasesFolder
 from llm_detox.runs.folders import step_folder
 

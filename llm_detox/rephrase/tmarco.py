@@ -28,8 +28,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.batching import paired_batches
-from llm_detox.rephrase.packed_bart import Ids
 from llm_detox.rephrase.seq2seq import (
+    Ids,
     Seq2SeqReader,
     fits,
     load_seq2seq,

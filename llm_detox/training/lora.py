@@ -22,8 +22,7 @@ from transformers import (
 )
 
 from llm_detox.errors import DetoxError
-from llm_detox.export.merge import weight_files, write_weights
-from llm_detox.export.tensors import open_tensors
+from llm_detox.export.merge import open_tensors, weight_files, write_weights
 from llm_detox.generation.models import (
     compute_dtype,
     device,

@@ -21,8 +21,8 @@ from llm_detox.recipe.scorers import ScorerSection
 from llm_detox.recipe.training import SftSection, TrainingSection
 from llm_detox.rephrase.paraphrase import asked
 from llm_detox.rephrase.paraphrase_pairs import TextPair, read_pairs
-from llm_detox.rephrase.print_style import as_printed
 from llm_detox.rephrase.seq2seq import is_seq2seq
+from llm_detox.rephrase.words import as_printed
 from llm_detox.scoring.load import load_scorer
 from llm_detox.scoring.similarity import SentenceSimilarity
 from llm_detox.training.distributed import shared_step_folder

@@ -14,8 +14,8 @@ from llm_detox.data.prepare import prepare_data
 from llm_detox.data.records import read_jsonl
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.data import TextData
+from llm_detox.rephrase.chain import Refusals
 from llm_detox.rephrase.detoxify import detoxify
-from llm_detox.rephrase.refusal import Refusals
 from tests.helpers.sources import make_sources, write_lines
 
 REFUSAL = "I cannot engage with this conversation."

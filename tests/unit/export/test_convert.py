@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_detox.errors import DetoxError
 from llm_detox.export.converting import convert
-from llm_detox.export.tensors import narrow
+from llm_detox.export.merge import narrow
 from llm_detox.export.verify import verify
 from llm_detox.generation.models import write_base_source
 from llm_detox.runs.folders import read_manifest

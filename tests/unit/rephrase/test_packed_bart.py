@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration
 
 from llm_detox.generation.parallel import side_by_side
-from llm_detox.rephrase.packed_bart import PackedBart
-from llm_detox.rephrase.seq2seq import Seq2SeqReader
+from llm_detox.rephrase.seq2seq import PackedBart, Seq2SeqReader
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,

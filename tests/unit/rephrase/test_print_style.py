@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.rephrase.build import Tidied
-from llm_detox.rephrase.print_style import as_printed
+from llm_detox.rephrase.words import as_printed
 
 COMMENTS = [
     ("man , i don 't even know who they are anymore", "Man, I don't even know who they are anymore."),

@@ -8,8 +8,8 @@ import pytest
 
 from llm_detox.client.types import Parameters
 from llm_detox.errors import DetoxError
+from llm_detox.generation.generators import LocalStreamer
 from llm_detox.generation.sampling import sample_continuations
-from llm_detox.generation.streaming import LocalStreamer
 from llm_detox.recipe.evaluation import SamplingSection
 
 PROMPTS = ["the quick brown", "naïve café ☕", "you are"]
