@@ -1,4 +1,8 @@
-"""What a rephrasing method is: toxic texts in, candidate rewrites out. Acceptance is not its business."""
+"""What a rephrasing method is, and what makes its rewrites acceptable: toxicity, similarity and fluency, each with an
+absolute bound of the recipe.
+
+A method gives candidates for toxic texts; whether one of them is accepted is not its business.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llm_detox.generation.trees import Loss
+
+_WORDS = re.compile(r"[\w']+")
 
 
 class Scorer(Protocol):
@@ -27,9 +33,6 @@ class Method(Protocol):
     def candidates(self, texts: Sequence[str]) -> list[list[str]]:
         """For each text its candidate rewrites, best guess first; an empty list if the method has none."""
         ...
-
-
-_WORDS = re.compile(r"[\w']+")
 
 
 class Similarity(Protocol):

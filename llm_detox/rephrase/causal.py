@@ -92,7 +92,7 @@ class CausalRewriter:
         masks = smallest_masks(self._scorer, texts, below=self._masking.below,
                                largest_share=self._masking.largest_share)
         masked = {i: _Masked(texts[i], mask) for i, mask in enumerate(masks) if mask}
-        found = [masked[i].deletions if i in masked else [] for i in range(len(texts))]
+        candidates = [masked[i].deletions if i in masked else [] for i in range(len(texts))]
         places = [self._places(one) for one in masked.values()]
         # One reading of original and deletion gives their likelihoods and the base's view of every gap.
         base = self._engine.read([[one.text, one.deletions[-1]] for one in masked.values()], places)
@@ -100,8 +100,8 @@ class CausalRewriter:
         worth = [i for i in masked if self._reads_worse(masked[i])]
         proposals = self._propose([masked[i] for i in worth], [readings[i] for i in worth])
         for i, gaps in zip(worth, proposals, strict=True):
-            found[i] = self._combine(masked[i], gaps)
-        return found
+            candidates[i] = self._combine(masked[i], gaps)
+        return candidates
 
     def _reads_worse(self, one: _Masked) -> bool:
         before, after = self._engine.variant_losses([[one.text, one.deletions[-1]]])[0]
@@ -166,10 +166,10 @@ class _Masked:
 def _word_ids(engine: LikelihoodReader) -> Tensor:
     """Token ids that are a whole lower-case word with its space in front."""
     tokens = engine.tokenizer.convert_ids_to_tokens(list(range(len(engine.tokenizer))))
-    found = [i for i, token in enumerate(tokens)
+    words = [i for i, token in enumerate(tokens)
              if token and token[0] in "Ġ▁" and len(token) > 2 and token[1:].isascii() and token[1:].isalpha()
              and token[1:].islower()]
-    return torch.tensor(found, dtype=torch.long)
+    return torch.tensor(words, dtype=torch.long)
 
 
 class AdapterReader:

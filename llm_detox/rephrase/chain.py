@@ -1,4 +1,8 @@
-"""The chain: a gate on absolute toxicity, then one method after the other until a candidate is accepted."""
+"""What works on records: the chain for texts, a gate on absolute toxicity, then one method after the other until a
+candidate is accepted; for conversations the refusal that the recipe gives in answer to a toxic request.
+
+Both leave the same audit trail: `original` is the data's own text or answer, `text` the one to train on.
+"""
 
 from __future__ import annotations
 

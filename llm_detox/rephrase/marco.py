@@ -80,11 +80,11 @@ class MaRCo:
                 ids = self._ids(" ".join([*words[:i], str(self.tokenizer.mask_token), *words[i + 1:]]))
                 copies.append((ids, ids.index(int(self.tokenizer.mask_token_id))))
         expert, anti = Seq2SeqReader(self.expert), Seq2SeqReader(self.anti)
-        found = torch.zeros(len(copies), dtype=torch.float64)
+        disagreements = torch.zeros(len(copies), dtype=torch.float64)
         for batch, logits in logits_at_masks((expert, anti), copies, self.batch_tokens):
             p, q = (one.cpu().double().log_softmax(-1) for one in logits)
-            found[batch] = symmetrised_kl(p, q)
-        rows = found.split([len(text.split()) for text in texts])
+            disagreements[batch] = symmetrised_kl(p, q)
+        rows = disagreements.split([len(text.split()) for text in texts])
         return [(row / row.mean() if len(row) and row.mean() > 0 else row).tolist() for row in rows]
 
     def mask(self, texts: Sequence[str], threshold: float = 1.2) -> list[str]:
@@ -98,15 +98,15 @@ class MaRCo:
     def rephrase(self, texts: Sequence[str], threshold: float = 1.2) -> list[str]:
         """The texts rewritten; one in which nothing is masked comes back as it is."""
         masked = self.mask(texts, threshold)
-        found = list(texts)
+        rewrites = list(texts)
         todo = [i for i, text in enumerate(masked) if str(self.tokenizer.mask_token) in text.split()]
         originals, gapped = {i: self._ids(texts[i]) for i in todo}, {i: self._ids(masked[i]) for i in todo}
         sizes = [(len(originals[i]), self.decoding.max_new_tokens) for i in todo]
         for batch in paired_batches(sizes, self.batch_tokens):
             rows = [todo[k] for k in batch]
             for i, ids in zip(rows, self._decode([originals[i] for i in rows], [gapped[i] for i in rows]), strict=True):
-                found[i] = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return found
+                rewrites[i] = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return rewrites
 
     def fits(self, text: str) -> bool:
         """Whether the models can read the text."""
@@ -114,19 +114,19 @@ class MaRCo:
 
     @torch.inference_mode()
     def _decode(self, originals: Sequence[Ids], masked: Sequence[Ids]) -> list[Ids]:
-        how = self.decoding
+        decoding = self.decoding
         streams = [
-            (1 / how.temperature, _Stream(self.base, originals)),
-            (how.expert_weight, _Stream(self.expert, masked)),
-            (-how.anti_weight, _Stream(self.anti, masked)),
+            (1 / decoding.temperature, _Stream(self.base, originals)),
+            (decoding.expert_weight, _Stream(self.expert, masked)),
+            (-decoding.anti_weight, _Stream(self.anti, masked)),
         ]
         end = int(self.tokenizer.eos_token_id)
         chosen: list[Ids] = [[] for _ in originals]
         last = torch.full((len(originals), 1), int(self.base.config.decoder_start_token_id))
         over = torch.zeros(len(originals), dtype=torch.bool)
-        for _ in range(how.max_new_tokens):
+        for _ in range(decoding.max_new_tokens):
             product = torch.stack([weight * stream.next_logits(last) for weight, stream in streams]).sum(0)
-            token = penalised(product, chosen, how.repetition_penalty).argmax(-1)
+            token = penalised(product, chosen, decoding.repetition_penalty).argmax(-1)
             token[over] = end
             over |= token == end
             for ids, one, ended in zip(chosen, token.tolist(), over.tolist(), strict=True):
@@ -148,9 +148,9 @@ class _Stream:
     def __init__(self, model: PreTrainedModel, texts: Sequence[Ids]) -> None:
         self._model: Any = model
         width = max(len(ids) for ids in texts)
-        where = model.device
-        padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in texts]).to(where)
-        self._mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in texts]).to(where)
+        device = model.device
+        padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in texts]).to(device)
+        self._mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in texts]).to(device)
         encoder: Any = model.get_encoder()
         self._encoded = BaseModelOutput(
             last_hidden_state=encoder(input_ids=padded, attention_mask=self._mask).last_hidden_state)

@@ -1,7 +1,10 @@
-"""BART's encoder and decoder over texts of different lengths, without padding.
+"""A BART-like model read in batches: what it predicts at one position of each text, and nothing else.
 
-The tokens of all texts are in one row, text after text, [tokens, d]. Every layer but attention works on tokens of any
-text; for attention they are spread to [texts, longest, d] and packed again.
+The decoder is cut behind that position and only it goes through the output layer, so a batch of any texts holds [rows,
+vocabulary] logits instead of [rows, length, vocabulary].
+
+A BART is read without padding: the tokens of all texts are in one row, text after text, [tokens, d]. Every layer but
+attention works on tokens of any text; for attention they are spread to [texts, longest, d] and packed again.
 
 Where only the last state of each text is wanted, the last layer computes no other, for no later layer reads them. And
 to let one query look at n states, it is cheaper to carry the query into their space than to project each of them to a
@@ -35,148 +38,6 @@ from llm_detox.generation.parallel import side_by_side
 from llm_detox.runs.artifacts import TrainedFolder
 
 Ids = list[int]
-
-
-class PackedBart:
-    """Reads with a BART in eval mode.
-
-    Args:
-        model: one of which `fits` is true.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._encoder = cast("BartEncoder", model.get_encoder())
-        self._decoder = cast("BartDecoder", model.get_decoder())
-
-    @staticmethod
-    def fits(model: PreTrainedModel) -> bool:
-        """Whether the model is a BART, and none of its relatives that order their layers otherwise."""
-        return type(model.get_encoder()) is BartEncoder and type(model.get_decoder()) is BartDecoder
-
-    def encode(self, texts: Sequence[Ids]) -> list[Tensor]:
-        """The encoder's states of each text, [tokens, d]."""
-        layout = _Layout([len(ids) for ids in texts], self._encoder.device)
-        states = _embedded(self._encoder, texts, layout)
-        for layer in self._encoder.layers:
-            states = _encoder_layer(cast("BartEncoderLayer", layer), states, layout)
-        return list(states.split(layout.lengths))
-
-    def decode(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> list[Tensor]:
-        """The decoder's states of each text, [tokens, d], attending to the text's encoder states."""
-        states, layout, _, _ = self._decoded(texts, encoded, len(self._decoder.layers))
-        return list(states.split(layout.lengths))
-
-    def decode_last(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> Tensor:
-        """The decoder's state of the last token of each text, [texts, d]."""
-        states, layout, read, of = self._decoded(texts, encoded, len(self._decoder.layers) - 1)
-        layer = cast("BartDecoderLayer", self._decoder.layers[-1])
-        last = states[layout.last]
-        last = layer.self_attn_layer_norm(last + _one_attends(layer.self_attn, last, states, layout))
-        last = layer.encoder_attn_layer_norm(last + _one_attends(layer.encoder_attn, last, read, of))
-        return _fed_forward(layer, last)
-
-    def _decoded(self, texts: Sequence[Ids], encoded: Sequence[Tensor],
-                 layers: int) -> tuple[Tensor, _Layout, Tensor, _Layout]:
-        """States behind so many layers and their layout, encoder states and theirs."""
-        layout = _Layout([len(ids) for ids in texts], self._decoder.device)
-        read, of = torch.cat(list(encoded)), _Layout([len(states) for states in encoded], self._decoder.device)
-        states = _embedded(self._decoder, texts, layout)
-        for layer in self._decoder.layers[:layers]:
-            states = _decoder_layer(cast("BartDecoderLayer", layer), states, layout, read, of)
-        return states, layout, read, of
-
-
-class _Layout:
-    """Where the tokens of packed texts belong.
-
-    Args:
-        lengths: of the texts, none 0.
-        where: the device.
-    """
-
-    def __init__(self, lengths: Sequence[int], where: torch.device) -> None:
-        self.lengths, self.width = list(lengths), max(lengths)
-        sizes = torch.tensor(self.lengths, device=where)
-        ends = sizes.cumsum(0)
-        text = torch.arange(len(sizes), device=where).repeat_interleave(sizes)
-        self.last = ends - 1
-        self.places = torch.arange(len(text), device=where) - (ends - sizes)[text]
-        self._slots = text * self.width + self.places
-        self.seen = None if min(lengths) == self.width else (
-            torch.arange(self.width, device=where) < sizes.unsqueeze(1))
-
-    def spread(self, states: Tensor) -> Tensor:
-        """[tokens, d] -> [texts, longest, d], 0 after a text's end."""
-        if self.seen is not None:
-            padded = states.new_zeros(self.seen.numel(), states.shape[-1])
-            states = padded.index_copy_(0, self._slots, states)
-        return states.view(len(self.lengths), self.width, -1)
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """[texts, longest, d] -> [tokens, d]."""
-        flat = padded.flatten(0, 1)
-        return flat if self.seen is None else flat.index_select(0, self._slots)
-
-
-def _embedded(part: BartEncoder | BartDecoder, texts: Sequence[Ids], layout: _Layout) -> Tensor:
-    ids = torch.tensor([token for text in texts for token in text], device=layout.places.device)
-    places: Tensor = part.embed_positions(ids, position_ids=layout.places)[0]
-    found: Tensor = part.layernorm_embedding(part.embed_tokens(ids) + places)
-    return found
-
-
-def _encoder_layer(layer: BartEncoderLayer, states: Tensor, layout: _Layout) -> Tensor:
-    states = layer.self_attn_layer_norm(states + _attend(layer.self_attn, states, layout, states, layout))
-    states = _fed_forward(layer, states)
-    if states.dtype != torch.float16:
-        return states
-    most = torch.finfo(torch.float16).max - 1000  # what overflows is held back here, and only here, in the original too
-    return states.clamp(-most, most)
-
-
-def _decoder_layer(layer: BartDecoderLayer, states: Tensor, layout: _Layout, read: Tensor, of: _Layout) -> Tensor:
-    found = _attend(layer.self_attn, states, layout, states, layout, causal=True)
-    states = layer.self_attn_layer_norm(states + found)
-    states = layer.encoder_attn_layer_norm(states + _attend(layer.encoder_attn, states, layout, read, of))
-    return _fed_forward(layer, states)
-
-
-def _fed_forward(layer: BartEncoderLayer | BartDecoderLayer, states: Tensor) -> Tensor:
-    found: Tensor = layer.final_layer_norm(states + layer.fc2(layer.activation_fn(layer.fc1(states))))
-    return found
-
-
-def _attend(attention: BartAttention, queries: Tensor, at: _Layout, states: Tensor, of: _Layout,
-            causal: bool = False) -> Tensor:
-    """Multi-head attention of the tokens [tokens, d] of each text to the states [others, d] that belong to it."""
-
-    def heads(packed: Tensor, layout: _Layout) -> Tensor:
-        found: Tensor = layout.spread(packed).unflatten(-1, (attention.num_heads, -1))
-        return found.transpose(1, 2)
-
-    # A causal look goes to the left, where there is no padding.
-    mask = None if causal or of.seen is None else of.seen[:, None, None]
-    found = scaled_dot_product_attention(
-        heads(attention.q_proj(queries), at), heads(attention.k_proj(states), of), heads(attention.v_proj(states), of),
-        attn_mask=mask, is_causal=causal, scale=attention.scaling)
-    projected: Tensor = attention.out_proj(at.pack(found.transpose(1, 2).flatten(2)))
-    return projected
-
-
-def _one_attends(attention: BartAttention, queries: Tensor, states: Tensor, of: _Layout) -> Tensor:
-    """Multi-head attention of one query [texts, d] a text to the states [others, d] that belong to it."""
-    keys, values = (projection.weight.unflatten(0, (attention.num_heads, -1))
-                    for projection in (attention.k_proj, attention.v_proj))
-    padded = of.spread(states)
-    asked = (attention.q_proj(queries) * attention.scaling).unflatten(-1, (attention.num_heads, -1))
-    scores = torch.einsum("thw,hwd->thd", asked, keys) @ padded.transpose(1, 2)
-    if of.seen is not None:
-        scores = scores.masked_fill(~of.seen.unsqueeze(1), -torch.inf)
-    found = torch.einsum("thd,hwd->thw", scores.softmax(-1) @ padded, values).flatten(1)
-    projected: Tensor = attention.out_proj(found + attention.v_proj.bias)
-    return projected
-
-
 _ROOM_FOR_MASKS = 8
 _ENCODED_BATCHES = 4  # whose encoder states are kept at once
 
@@ -280,35 +141,6 @@ class Seq2SeqReader:
         return (logits if bias is None else logits + bias[0]).float()
 
 
-class _Padded:
-    """Any encoder with a decoder, read by its own forward pass; see `PackedBart` for what the methods give."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._encoder: Any = model.get_encoder()
-        self._decoder: Any = model.get_decoder()
-
-    def encode(self, texts: Sequence[Ids]) -> list[Tensor]:
-        padded, mask = self._padded([torch.tensor(ids) for ids in texts])
-        states = self._encoder(input_ids=padded, attention_mask=mask).last_hidden_state
-        return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
-
-    def decode(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> list[Tensor]:
-        padded, _ = self._padded([torch.tensor(ids) for ids in texts])
-        read, mask = self._padded(encoded)
-        states = self._decoder(input_ids=padded, encoder_hidden_states=read, encoder_attention_mask=mask,
-                               use_cache=False).last_hidden_state
-        return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
-
-    def decode_last(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> Tensor:
-        return torch.stack([states[-1] for states in self.decode(texts, encoded)])
-
-    def _padded(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """[rows, longest, ...] with 0 behind a row's end, and 1 where a row is, [rows, longest]."""
-        where = self._encoder.device
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        return pad_sequence(list(rows), batch_first=True).to(where), mask.to(where)
-
-
 def logits_at_masks(readers: Sequence[Seq2SeqReader], copies: Sequence[tuple[Ids, int]],
                     budget: int) -> Iterator[tuple[list[int], list[Tensor]]]:
     """What each model predicts at the mask of each copy.
@@ -337,8 +169,177 @@ def logits_at_masks(readers: Sequence[Seq2SeqReader], copies: Sequence[tuple[Ids
 
 
 def _encoded(reader: Seq2SeqReader, texts: Sequence[Ids], budget: int) -> list[Tensor]:
-    found: list[Tensor] = [torch.empty(0)] * len(texts)
+    encoded: list[Tensor] = [torch.empty(0)] * len(texts)
     for batch in budget_batches([len(ids) for ids in texts], budget):
         for k, states in zip(batch, reader.encode([texts[k] for k in batch]), strict=True):
-            found[k] = states
-    return found
+            encoded[k] = states
+    return encoded
+
+
+class _Padded:
+    """Any encoder with a decoder, read by its own forward pass; see `PackedBart` for what the methods give."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._encoder: Any = model.get_encoder()
+        self._decoder: Any = model.get_decoder()
+
+    def encode(self, texts: Sequence[Ids]) -> list[Tensor]:
+        padded, mask = self._padded([torch.tensor(ids) for ids in texts])
+        states = self._encoder(input_ids=padded, attention_mask=mask).last_hidden_state
+        return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
+
+    def decode(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> list[Tensor]:
+        padded, _ = self._padded([torch.tensor(ids) for ids in texts])
+        read, mask = self._padded(encoded)
+        states = self._decoder(input_ids=padded, encoder_hidden_states=read, encoder_attention_mask=mask,
+                               use_cache=False).last_hidden_state
+        return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
+
+    def decode_last(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> Tensor:
+        return torch.stack([states[-1] for states in self.decode(texts, encoded)])
+
+    def _padded(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """[rows, longest, ...] with 0 behind a row's end, and 1 where a row is, [rows, longest]."""
+        device = self._encoder.device
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+        return pad_sequence(list(rows), batch_first=True).to(device), mask.to(device)
+
+
+class PackedBart:
+    """Reads with a BART in eval mode.
+
+    Args:
+        model: one of which `fits` is true.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._encoder = cast("BartEncoder", model.get_encoder())
+        self._decoder = cast("BartDecoder", model.get_decoder())
+
+    @staticmethod
+    def fits(model: PreTrainedModel) -> bool:
+        """Whether the model is a BART, and none of its relatives that order their layers otherwise."""
+        return type(model.get_encoder()) is BartEncoder and type(model.get_decoder()) is BartDecoder
+
+    def encode(self, texts: Sequence[Ids]) -> list[Tensor]:
+        """The encoder's states of each text, [tokens, d]."""
+        layout = _Layout([len(ids) for ids in texts], self._encoder.device)
+        states = _embedded(self._encoder, texts, layout)
+        for layer in self._encoder.layers:
+            states = _encoder_layer(cast("BartEncoderLayer", layer), states, layout)
+        return list(states.split(layout.lengths))
+
+    def decode(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> list[Tensor]:
+        """The decoder's states of each text, [tokens, d], attending to the text's encoder states."""
+        states, layout, _, _ = self._decoded(texts, encoded, len(self._decoder.layers))
+        return list(states.split(layout.lengths))
+
+    def decode_last(self, texts: Sequence[Ids], encoded: Sequence[Tensor]) -> Tensor:
+        """The decoder's state of the last token of each text, [texts, d]."""
+        states, layout, read, of = self._decoded(texts, encoded, len(self._decoder.layers) - 1)
+        layer = cast("BartDecoderLayer", self._decoder.layers[-1])
+        last = states[layout.last]
+        last = layer.self_attn_layer_norm(last + _one_attends(layer.self_attn, last, states, layout))
+        last = layer.encoder_attn_layer_norm(last + _one_attends(layer.encoder_attn, last, read, of))
+        return _fed_forward(layer, last)
+
+    def _decoded(self, texts: Sequence[Ids], encoded: Sequence[Tensor],
+                 layers: int) -> tuple[Tensor, _Layout, Tensor, _Layout]:
+        """States behind so many layers and their layout, encoder states and theirs."""
+        layout = _Layout([len(ids) for ids in texts], self._decoder.device)
+        read, of = torch.cat(list(encoded)), _Layout([len(states) for states in encoded], self._decoder.device)
+        states = _embedded(self._decoder, texts, layout)
+        for layer in self._decoder.layers[:layers]:
+            states = _decoder_layer(cast("BartDecoderLayer", layer), states, layout, read, of)
+        return states, layout, read, of
+
+
+class _Layout:
+    """Where the tokens of packed texts belong.
+
+    Args:
+        lengths: of the texts, none 0.
+        device: of the states.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.lengths, self.width = list(lengths), max(lengths)
+        sizes = torch.tensor(self.lengths, device=device)
+        ends = sizes.cumsum(0)
+        text = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
+        self.last = ends - 1
+        self.places = torch.arange(len(text), device=device) - (ends - sizes)[text]
+        self._slots = text * self.width + self.places
+        self.seen = None if min(lengths) == self.width else (
+            torch.arange(self.width, device=device) < sizes.unsqueeze(1))
+
+    def spread(self, states: Tensor) -> Tensor:
+        """[tokens, d] -> [texts, longest, d], 0 after a text's end."""
+        if self.seen is not None:
+            padded = states.new_zeros(self.seen.numel(), states.shape[-1])
+            states = padded.index_copy_(0, self._slots, states)
+        return states.view(len(self.lengths), self.width, -1)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[texts, longest, d] -> [tokens, d]."""
+        flat = padded.flatten(0, 1)
+        return flat if self.seen is None else flat.index_select(0, self._slots)
+
+
+def _embedded(part: BartEncoder | BartDecoder, texts: Sequence[Ids], layout: _Layout) -> Tensor:
+    ids = torch.tensor([token for text in texts for token in text], device=layout.places.device)
+    places: Tensor = part.embed_positions(ids, position_ids=layout.places)[0]
+    states: Tensor = part.layernorm_embedding(part.embed_tokens(ids) + places)
+    return states
+
+
+def _encoder_layer(layer: BartEncoderLayer, states: Tensor, layout: _Layout) -> Tensor:
+    states = layer.self_attn_layer_norm(states + _attend(layer.self_attn, states, layout, states, layout))
+    states = _fed_forward(layer, states)
+    if states.dtype != torch.float16:
+        return states
+    most = torch.finfo(torch.float16).max - 1000  # what overflows is held back here, and only here, in the original too
+    return states.clamp(-most, most)
+
+
+def _decoder_layer(layer: BartDecoderLayer, states: Tensor, layout: _Layout, read: Tensor, of: _Layout) -> Tensor:
+    attended = _attend(layer.self_attn, states, layout, states, layout, causal=True)
+    states = layer.self_attn_layer_norm(states + attended)
+    states = layer.encoder_attn_layer_norm(states + _attend(layer.encoder_attn, states, layout, read, of))
+    return _fed_forward(layer, states)
+
+
+def _fed_forward(layer: BartEncoderLayer | BartDecoderLayer, states: Tensor) -> Tensor:
+    normed: Tensor = layer.final_layer_norm(states + layer.fc2(layer.activation_fn(layer.fc1(states))))
+    return normed
+
+
+def _attend(attention: BartAttention, queries: Tensor, at: _Layout, states: Tensor, of: _Layout,
+            causal: bool = False) -> Tensor:
+    """Multi-head attention of the tokens [tokens, d] of each text to the states [others, d] that belong to it."""
+
+    def heads(packed: Tensor, layout: _Layout) -> Tensor:
+        split: Tensor = layout.spread(packed).unflatten(-1, (attention.num_heads, -1))
+        return split.transpose(1, 2)
+
+    # A causal look goes to the left, where there is no padding.
+    mask = None if causal or of.seen is None else of.seen[:, None, None]
+    attended = scaled_dot_product_attention(
+        heads(attention.q_proj(queries), at), heads(attention.k_proj(states), of), heads(attention.v_proj(states), of),
+        attn_mask=mask, is_causal=causal, scale=attention.scaling)
+    projected: Tensor = attention.out_proj(at.pack(attended.transpose(1, 2).flatten(2)))
+    return projected
+
+
+def _one_attends(attention: BartAttention, queries: Tensor, states: Tensor, of: _Layout) -> Tensor:
+    """Multi-head attention of one query [texts, d] a text to the states [others, d] that belong to it."""
+    keys, values = (projection.weight.unflatten(0, (attention.num_heads, -1))
+                    for projection in (attention.k_proj, attention.v_proj))
+    padded = of.spread(states)
+    asked = (attention.q_proj(queries) * attention.scaling).unflatten(-1, (attention.num_heads, -1))
+    scores = torch.einsum("thw,hwd->thd", asked, keys) @ padded.transpose(1, 2)
+    if of.seen is not None:
+        scores = scores.masked_fill(~of.seen.unsqueeze(1), -torch.inf)
+    attended = torch.einsum("thd,hwd->thw", scores.softmax(-1) @ padded, values).flatten(1)
+    projected: Tensor = attention.out_proj(attended + attention.v_proj.bias)
+    return projected

@@ -102,16 +102,16 @@ class TMaRCo:
         """
         scores = self.score(texts) if scores is None else scores
         masked = self.mask(texts, threshold, scores=scores)
-        found = list(texts)
+        rewrites = list(texts)
         over = [i for i, row in enumerate(scores) if texts[i].strip() and any(score > threshold for score in row)]
         for first in range(0, len(over), _SENTENCES_AT_ONCE):
             group = over[first: first + _SENTENCES_AT_ONCE]
             fillings = [_Filling(self._tokenized(masked[i]), self._ids(texts[i])) for i in group]
             self._fill(fillings, combine_original)
             for i, filling in zip(group, fillings, strict=True):
-                found[i] = str(self.tokenizer.decode(
+                rewrites[i] = str(self.tokenizer.decode(
                     filling.chosen, clean_up_tokenization_spaces=True, skip_special_tokens=True))
-        return found
+        return rewrites
 
     def fits(self, text: str) -> bool:
         """Whether the models can read the text and its copies."""
@@ -121,23 +121,23 @@ class TMaRCo:
         """For each subword the ids of the copy that masks it, and the mask's index."""
         tokens = self.tokenizer.tokenize(text)
         replacement = f"{self.tokenizer.eos_token}{self.tokenizer.mask_token}"
-        found = []
+        copies = []
         for i in range(len(tokens)):
             ids = self._ids(self._text([*tokens[:i], replacement, *tokens[i + 1:]]))
-            found.append((ids, self._mask_index(ids, tokens[:i].count(str(self.tokenizer.mask_token)))))
-        return found
+            copies.append((ids, self._mask_index(ids, tokens[:i].count(str(self.tokenizer.mask_token)))))
+        return copies
 
     def _distances(self, copies: Sequence[tuple[Ids, int]]) -> Tensor:
         """Jensen-Shannon distances at the masks, float64 [copies, pairs of experts]."""
         pairs = list(combinations(range(len(self.experts)), 2))
-        found = torch.zeros(len(copies), len(pairs), dtype=torch.float64)
+        distances = torch.zeros(len(copies), len(pairs), dtype=torch.float64)
         for batch, logits in logits_at_masks(self.experts, copies, self.batch_tokens):
             for rows, *parts in zip(torch.tensor(batch).split(_ROWS_AT_ONCE),
                                     *(one.split(_ROWS_AT_ONCE) for one in logits), strict=True):
                 logs = [part.double().log_softmax(-1) for part in parts]
                 for column, (p, q) in enumerate(pairs):
-                    found[rows, column] = jensen_shannon_distance(logs[p], logs[q].to(logs[p].device)).cpu()
-        return found
+                    distances[rows, column] = jensen_shannon_distance(logs[p], logs[q].to(logs[p].device)).cpu()
+        return distances
 
     def _fill(self, fillings: Sequence[_Filling], combine_original: bool) -> None:
         self._read_base(fillings)

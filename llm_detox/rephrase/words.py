@@ -1,4 +1,11 @@
-"""Words of a text: how toxic each is, which to mask, and a text without them that still reads well."""
+"""Words of a text: how toxic each is, which to mask, a text without them that still reads well, and a rewrite as people
+print it.
+
+Comments come tokenised ("don 't", a space before each comma) and in lower case, and a word that was taken out leaves
+doubled commas and spaces behind. In print the words stay as they are, but for the apostrophe that "dont" and "im" lack.
+Quotation marks and apostrophes are straight ones, as in the comments: what a model learnt from books curls them, and a
+language model that reads them scores the mark and not the words.
+"""
 
 from __future__ import annotations
 
@@ -60,11 +67,11 @@ def smallest_masks(
     ladders = [_ladder(row, largest_share) for row in attribute_words(scorer, texts)]
     steps = [without(text, mask) for text, ladder in zip(texts, ladders, strict=True) for mask in ladder]
     scores = iter(scorer.score(steps))
-    found: list[frozenset[int] | None] = []
+    masks: list[frozenset[int] | None] = []
     for ladder in ladders:
         rated = [(mask, next(scores)) for mask in ladder]
-        found.append(next((mask for mask, score in rated if score is not None and score < below), None))
-    return found
+        masks.append(next((mask for mask, score in rated if score is not None and score < below), None))
+    return masks
 
 
 def _ladder(attributions: Sequence[float], largest_share: float) -> list[frozenset[int]]:
@@ -214,8 +221,8 @@ def as_printed(text: str) -> str:
     text = text.translate(_STRAIGHT)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    text = _UNMARKED.sub(lambda found: _contraction(found[0]), text)
-    text = _STARTS.sub(lambda found: found[1] + found[2].upper(), text.strip())
+    text = _UNMARKED.sub(lambda match: _contraction(match[0]), text)
+    text = _STARTS.sub(lambda match: match[1] + match[2].upper(), text.strip())
     ends_open = _UNFINISHED.search(text) and len(text.split()) >= _FEWEST_WORDS
     return text + "." if ends_open else text
 
