@@ -125,7 +125,7 @@ def plain(recipe: Recipe, method: str, rows: Sequence[Any], work: Path, bfloat16
 
 def train(recipe: Recipe, data: Path, method: str, way: str, steps: int) -> dict[str, Any]:
     """One training in this process."""
-    from llm_detox.training.library_logging import quiet_libraries
+    from llm_detox.training.progress_callback import quiet_libraries
 
     rows, tokens = rows_of(recipe, data, method, steps), []  # type: ignore[var-annotated]
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():

@@ -20,7 +20,7 @@ def train_experts(
     """Train the expert and the anti-expert of MaRCo. They learn from labelled text."""
     settings = read_recipe(recipe, overrides)
     existing(texts, "the input")
-    from llm_detox.training.experts import train_experts as run
+    from llm_detox.training.rewriters import train_experts as run
 
     show_outcome(run(settings, texts=texts, output=output), output, as_json)
 
@@ -35,7 +35,7 @@ def train_paraphraser(
     """Train a model that rewrites rude text politely. It learns from pairs."""
     settings = read_recipe(recipe, overrides)
     existing(pairs, "the input")
-    from llm_detox.training.paraphraser import train_paraphraser as run
+    from llm_detox.training.rewriters import train_paraphraser as run
 
     show_outcome(run(settings, pairs=pairs, output=output), output, as_json)
 

@@ -41,8 +41,7 @@ from llm_detox.recipe.evaluation import EvaluationSection
 from llm_detox.runs.artifacts import EvaluationFolder
 from llm_detox.runs.folders import MANIFEST, Shard, StepFolder, sha256_of, step_folder
 from llm_detox.scoring.base import ToxicityScorer
-from llm_detox.scoring.independence import check_kept_apart
-from llm_detox.scoring.load import load_scorer
+from llm_detox.scoring.load import check_kept_apart, load_scorer
 
 Continued = tuple[str, str | None]
 """A prompt, and its continuation; None for one that could not be had."""

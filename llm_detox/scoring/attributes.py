@@ -25,8 +25,19 @@ from llm_detox.progress import track
 from llm_detox.recipe.scorers import NOTE, WEIGHTS_FILE
 from llm_detox.runs.folders import digest_of, sha256_of
 from llm_detox.scoring.base import Scores, ToxicityScorer
-from llm_detox.scoring.calibration import platt, sigmoid
-from llm_detox.scoring.features import BITS, BUCKETS, EVIDENCE, Encoded, Features, Floats, encode, evidence, features
+from llm_detox.scoring.features import (
+    BITS,
+    BUCKETS,
+    EVIDENCE,
+    Encoded,
+    Features,
+    Floats,
+    encode,
+    evidence,
+    features,
+    platt,
+    sigmoid,
+)
 from llm_detox.scoring.ngram import NgramScorer
 from llm_detox.scoring.text_vectors import Landmarks, PieceEncoder, SentenceEncoder, TextEncoder, landmarks
 

@@ -1,11 +1,13 @@
-"""The scorer that a section of a recipe names, opened by its kind; its libraries load only then."""
+"""The scorer that a section of a recipe names, opened by its kind, its libraries only then; and the check that the one
+that judges is none that trains or accepts, wherever the two are kept."""
 
 from __future__ import annotations
 
 from llm_detox.data.sources import fetch
+from llm_detox.errors import UsageError
 from llm_detox.plugins import PREFIX, load_plugin
 from llm_detox.progress import say
-from llm_detox.recipe.scorers import WEIGHTS_FILE, ScorerSection
+from llm_detox.recipe.scorers import WEIGHTS_FILE, ScorerSection, ScoringSection
 from llm_detox.scoring.base import EnsembleScorer, ToxicityScorer
 
 
@@ -52,3 +54,16 @@ def _ngram(section: ScorerSection) -> ToxicityScorer:
     from llm_detox.scoring.ngram import load_ngram_scorer
 
     return load_ngram_scorer(section.source, attribute=section.attribute)
+
+
+def check_kept_apart(scoring: ScoringSection) -> None:
+    """What a recipe checks of scorers on this machine, with those fetched that lie elsewhere.
+
+    Raises:
+        UsageError: they have a part in common.
+        DetoxError: one of them cannot be fetched.
+    """
+    if problem := scoring.in_common(lambda source: fetch(source, kind="model")):
+        raise UsageError(problem, place="scoring",
+                         remedy="use another kind for scoring.judging (bilstm, transformers, perspective, judge), or a "
+                                "scorer from `llm-detox train-scorer --labelled none`")

@@ -25,8 +25,17 @@ from llm_detox.progress import say, task
 from llm_detox.recipe.scorers import LABELLED_TEXT
 from llm_detox.runs.folders import cache_dir, sha256_of
 from llm_detox.scoring.base import Scores, ToxicityScorer
-from llm_detox.scoring.calibration import area_under_roc, platt, platt_targets, sigmoid
-from llm_detox.scoring.features import BUCKETS, Floats, encode, features, word_shares
+from llm_detox.scoring.features import (
+    BUCKETS,
+    Floats,
+    area_under_roc,
+    encode,
+    features,
+    platt,
+    platt_targets,
+    sigmoid,
+    word_shares,
+)
 
 _VERSION = "1"  # of the features and the training: a change makes new weights and a new fingerprint
 _HELD_OUT = 0.1

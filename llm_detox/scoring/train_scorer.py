@@ -25,8 +25,7 @@ from llm_detox.scoring.attributes import (
     save_attribute_model,
 )
 from llm_detox.scoring.base import ATTRIBUTES
-from llm_detox.scoring.calibration import area_under_roc, calibration_error
-from llm_detox.scoring.features import Floats
+from llm_detox.scoring.features import Floats, area_under_roc, calibration_error
 from llm_detox.scoring.ngram import NgramScorer, load_ngram_scorer
 from llm_detox.scoring.text_vectors import PieceEncoder, SentenceEncoder, TextEncoder, Vectors
 
@@ -44,7 +43,7 @@ class Agreement:
     Attributes:
         auc: area under ROC where a stored score of .5 or more is positive.
         spearman: rank correlation.
-        calibration_error: see `llm_detox.scoring.calibration.calibration_error`.
+        calibration_error: see `llm_detox.scoring.features.calibration_error`.
         positives: number of texts.
     """
 

@@ -1,6 +1,11 @@
 """Direct preference optimisation (Rafailov et al. 2023) of the SFT adapter, with TRL's DPOTrainer.
 
 The reference is a frozen copy of the adapter; its log-probabilities are computed once, before training.
+
+An anchor holds the model where it started on harmless text: added to the preference loss is KL(start || now) over the
+whole next-token distribution, averaged over the tokens of the start model's own continuations of harmless openings. It
+weighs what the model says there as often as it says it (Ziegler et al. 2019, eq. 2, has such a penalty on all samples,
+and the other way round).
 """
 
 from __future__ import annotations
@@ -15,14 +20,17 @@ from typing import Any, Literal, TypedDict, cast
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.utils import use_adapter
 
 from llm_detox.cluster.train_job import train_on_nodes
 from llm_detox.data.records import Record, read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.generation.models import load_tokenizer, read_base_source, resolve_dtype
+from llm_detox.generation.models import load_model, load_tokenizer, read_base_source, resolve_dtype
+from llm_detox.generation.sampling import sample_continuations
 from llm_detox.progress import say, task
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.evaluation import SamplingSection
@@ -30,10 +38,8 @@ from llm_detox.recipe.training import DpoSection, TrainingSection
 from llm_detox.runs.artifacts import TrainedFolder
 from llm_detox.runs.folders import MANIFEST, StepFolder
 from llm_detox.training import distributed
-from llm_detox.training.anchor import anchor_rows, divergence, own_continuations, padded_with_mask
-from llm_detox.training.batches import LikeLengthBatches
+from llm_detox.training.batches import LikeLengthBatches, padded
 from llm_detox.training.encoding import clean_texts, report_truncation
-from llm_detox.training.library_logging import quiet_libraries
 from llm_detox.training.lora import (
     REFERENCE_ADAPTER,
     adapters_in_float32,
@@ -45,10 +51,13 @@ from llm_detox.training.lora import (
 )
 from llm_detox.training.output_layer import score_labels_only
 from llm_detox.training.pairs import Pair, make_pairs, pair_counts
+from llm_detox.training.progress_callback import quiet_libraries
 from llm_detox.training.run import TrainingResult, run_training, training_arguments
 from llm_detox.training.sft import say_translations
 
 _NAN_REMEDY = "lower training.dpo.learning_rate or raise training.dpo.beta"
+_OPENING_WORDS = range(3, 13)  # as many in turn: a continuation may begin anywhere in a sentence
+_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -289,3 +298,53 @@ def make_trainer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Seq
     if distributed.count() > 1:  # TRL computes the reference's log-probabilities with each batch: it cannot hash shards
         score_labels_only(model)
     return trainer
+
+
+def own_continuations(
+    adapter: Path, passages: Sequence[str], *, count: int, sampling: SamplingSection, seed: int
+) -> list[str]:
+    """`count` texts: openings of harmless passages with the start model's continuations."""
+    openings = [" ".join(text.split()[:_OPENING_WORDS[number % len(_OPENING_WORDS)]])
+                for number, text in enumerate(passages[:count])]
+    if not openings:
+        return []
+    each = -(-count // len(openings))
+    openings = openings[: -(-count // each)]
+    short = sampling.model_copy(update={"max_new_tokens": _NEW_TOKENS})
+    with task("sampling the anchor", len(openings) * each, "continuations") as work:
+        continuations = sample_continuations(load_model(adapter), load_tokenizer(adapter), openings, k=each,
+                                             sampling=short, seed=seed, on_progress=work.advance)
+    return [opening + text for opening, texts in zip(openings, continuations, strict=True) for text in texts][:count]
+
+
+def anchor_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """The token ids of each text, without an end: a continuation was cut off."""
+    encoded: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []  # type: ignore[assignment]
+    return [ids[:max_length] for ids in encoded if ids]
+
+
+def padded_with_mask(rows: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Ids [b, t], padded on the right, and which of them are tokens [b, t] bool."""
+    ids = padded(rows, padding)
+    return ids, torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
+
+
+def divergence(model: PeftModel, ids: Tensor, mask: Tensor, *, start: str) -> Tensor:
+    """Mean over the tokens of KL(start || now) in nats, now being the active adapter.
+
+    Args:
+        model: with the adapter `start` beside the active one.
+        ids: [b, t] token ids, padded on the right.
+        mask: [b, t] bool, which of them are tokens.
+        start: name of the frozen adapter.
+    """
+    def log_probs() -> Tensor:
+        logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[mask]
+        return logits.float().log_softmax(-1)
+
+    training = model.training
+    model.eval()
+    with torch.no_grad(), use_adapter(model, start):
+        target = log_probs()
+    model.train(training)
+    return torch.nn.functional.kl_div(log_probs(), target, reduction="batchmean", log_target=True)

@@ -1,16 +1,23 @@
-"""What a training run shows while it goes, and the stop when its loss is no number."""
+"""What a training run shows while it goes, in place of the libraries' own bars and notices; and the stop when its loss
+is no number."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
 
 from llm_detox.errors import DetoxError
 from llm_detox.hardware import peak_memory_bytes
@@ -20,6 +27,7 @@ from llm_detox.training import distributed
 _RENAMED = {"num_tokens": "tokens", "rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin",
             "rewards/chosen": "reward_chosen", "rewards/rejected": "reward_rejected"}
 _KEPT = {"loss", "learning_rate", "grad_norm", "anchor_loss", *_RENAMED}
+EVENTS = "tensorboard"
 
 
 class Watch(TrainerCallback):
@@ -109,9 +117,6 @@ class Watch(TrainerCallback):
         row["memory_bytes"] = peak_memory_bytes()
 
 
-EVENTS = "tensorboard"
-
-
 class EventFiles:
     """Every figure of every step as a scalar.
 
@@ -139,3 +144,33 @@ class EventFiles:
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within the block, transformers, datasets, TRL and bitsandbytes show errors only; before and after as usual."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    had_tqdm = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    had_bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    loggers = {name: logging.getLogger(name) for name in ("bitsandbytes.backends.cpu.ops", "trl", "peft")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    for logger in loggers.values():
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module="(trl|transformers|peft|torch|bitsandbytes)")
+            yield
+    finally:
+        if had_tqdm is None:
+            del os.environ["TQDM_DISABLE"]
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+        transformers_logging.set_verbosity(level)
+        datasets.enable_progress_bars()
+        for name, logger in loggers.items():
+            logger.setLevel(levels[name])

@@ -46,7 +46,6 @@ from llm_detox.training.encoding import (
     tokenize,
     training_texts,
 )
-from llm_detox.training.library_logging import quiet_libraries
 from llm_detox.training.lora import (
     adapters_in_float32,
     load_for_full_training,
@@ -58,6 +57,7 @@ from llm_detox.training.lora import (
     save_whole,
 )
 from llm_detox.training.output_layer import score_labels_only
+from llm_detox.training.progress_callback import quiet_libraries
 from llm_detox.training.run import TrainingResult, run_training, training_arguments
 
 _NAN_REMEDY = "lower training.sft.learning_rate or training.sft.max_grad_norm, and look for odd records in the data"

@@ -20,7 +20,7 @@ from llm_detox.rephrase.build import MethodFactory
 from llm_detox.rephrase.detoxify import outcomes
 from llm_detox.runs.artifacts import ParaphrasesFolder
 from llm_detox.training.dpo import train_dpo
-from llm_detox.training.paraphraser import train_paraphraser
+from llm_detox.training.rewriters import train_paraphraser
 from tests.helpers import tiny_rewriters as tiny
 from tests.helpers.training import losses
 

@@ -21,10 +21,8 @@ from llm_detox.errors import DetoxError, UsageError
 from llm_detox.recipe.scorers import LABELLED_TEXT, ScorerSection, ScoringSection
 from llm_detox.scoring import attributes as module
 from llm_detox.scoring.attributes import Ridge, fit_attributes, load_attribute_scorer
-from llm_detox.scoring.calibration import calibration_error
-from llm_detox.scoring.features import BUCKETS, encode, evidence, features
-from llm_detox.scoring.independence import check_kept_apart
-from llm_detox.scoring.load import load_scorer
+from llm_detox.scoring.features import BUCKETS, calibration_error, encode, evidence, features
+from llm_detox.scoring.load import check_kept_apart, load_scorer
 from llm_detox.scoring.text_vectors import PieceEncoder, Vectors, landmarks
 from llm_detox.scoring.train_scorer import scored_texts, train_scorer
 
@@ -286,7 +284,7 @@ def test_a_trained_scorer_from_elsewhere_is_looked_into_before_it_judges(
     """A recipe cannot see into S3; the step that fetches the scorer can."""
     recipe = scoring({"kind": "ngram", "source": str(trained.parent / "labels.csv")},
                      {"kind": "attributes", "source": "s3://bucket/scorer"})
-    monkeypatch.setattr("llm_detox.scoring.independence.fetch",
+    monkeypatch.setattr("llm_detox.scoring.load.fetch",
                         lambda source, kind: trained if source.startswith("s3://") else Path(source))
     with pytest.raises(UsageError, match="both are or contain"):
         check_kept_apart(recipe)

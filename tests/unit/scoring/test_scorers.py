@@ -23,8 +23,7 @@ from llm_detox.recipe.scorers import ScorerSection
 from llm_detox.scoring import bilstm as bilstm_module
 from llm_detox.scoring.base import MAX_CHARS
 from llm_detox.scoring.bilstm import LABELS, load_bilstm_scorer, read_word_index
-from llm_detox.scoring.calibration import area_under_roc, platt, platt_targets, sigmoid
-from llm_detox.scoring.features import encode, features
+from llm_detox.scoring.features import area_under_roc, encode, features, platt, platt_targets, sigmoid
 from llm_detox.scoring.load import load_scorer
 from llm_detox.scoring.ngram import (
     NgramScorer,

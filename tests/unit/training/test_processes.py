@@ -18,7 +18,7 @@ from llm_detox.training import distributed
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import sft as sft_step
 from llm_detox.training.pairs import Pair
-from llm_detox.training.paraphraser import train_paraphraser
+from llm_detox.training.rewriters import train_paraphraser
 from tests.conftest import REPOSITORY
 from tests.helpers import tiny_rewriters
 from tests.helpers.rewriters import recipe as rewriters_recipe

@@ -20,11 +20,10 @@ from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
 from llm_detox.training import dpo as dpo_step
 from llm_detox.training import sft as sft_step
-from llm_detox.training.checkpoints import Checkpoints
-from llm_detox.training.experts import train_experts
 from llm_detox.training.pairs import Pair
-from llm_detox.training.paraphraser import train_paraphraser
 from llm_detox.training.progress_callback import EVENTS
+from llm_detox.training.rewriters import train_experts, train_paraphraser
+from llm_detox.training.run import Checkpoints
 from tests.conftest import REPOSITORY
 from tests.helpers import tiny_rewriters
 from tests.helpers.rewriters import recipe as rewriters_recipe
