@@ -30,7 +30,7 @@ import torch
 from benchmarks.evaluate_prompts import chosen
 from llm_detox.generation.models import load_model, load_tokenizer
 from llm_detox.generation.sampling import sample_continuations
-from llm_detox.hardware import matmul_gflops, peak_memory_bytes
+from llm_detox.processes import matmul_gflops, peak_memory_bytes
 from llm_detox.progress import say
 from llm_detox.recipe.evaluation import SamplingSection
 

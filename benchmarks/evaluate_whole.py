@@ -26,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llm_detox.hardware import matmul_gflops
+from llm_detox.processes import matmul_gflops
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe.files import load_recipe
 from llm_detox.runs.artifacts import BASE, DataFolder, EvaluationFolder

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from llm_detox.hardware import matmul_gflops, peak_memory_bytes
+from llm_detox.processes import matmul_gflops, peak_memory_bytes
 from llm_detox.rephrase.tmarco import TMaRCo
 
 SIZES = {"base": (768, 6, 12, 50265), "large": (1024, 12, 16, 50265), "small": (128, 2, 4, 5000)}

@@ -27,7 +27,7 @@ from typing import Any
 
 from llm_detox.data.prepare import prepare_data
 from llm_detox.data.records import read_jsonl
-from llm_detox.hardware import peak_memory_bytes
+from llm_detox.processes import peak_memory_bytes
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import load_recipe

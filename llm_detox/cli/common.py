@@ -49,10 +49,18 @@ GuardKind = Annotated[str | None, typer.Option(
 Threshold = Annotated[float, typer.Option("--guard-threshold", help="Toxicity at which a scorer withholds an answer.")]
 
 
-def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
+def read_recipe(path: Path, overrides: list[str] | None, given: Path | None = None) -> Recipe:
+    """The recipe of a step; its --input, if it takes one, must be there before any work starts.
+
+    Raises:
+        UsageError: the recipe is wrong, or the input is missing.
+    """
     from llm_detox.recipe.files import load_recipe
 
-    return load_recipe(path, overrides or ())
+    recipe = load_recipe(path, overrides or ())
+    if given is not None:
+        existing(given, "the input")
+    return recipe
 
 
 def read_optional_recipe(path: Path | None, overrides: list[str] | None) -> Recipe | None:

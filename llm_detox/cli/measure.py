@@ -80,8 +80,7 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Say whether the last answer of each chat is safe. It says why, or that this cannot be decided."""
-    settings = read_recipe(recipe, overrides)
-    existing(conversations, "the input")
+    settings = read_recipe(recipe, overrides, conversations)
     from llm_detox.evaluation.verdicts import judge_conversations
 
     result = judge_conversations(settings, conversations=conversations, model=model, output=output)

@@ -42,8 +42,7 @@ def detoxify(
     as_json: AsJson = False,
 ) -> None:
     """Rewrite the toxic records. Each keeps its original, its scores and the reason."""
-    settings = read_recipe(recipe, overrides)
-    existing(texts, "the input")
+    settings = read_recipe(recipe, overrides, texts)
     from llm_detox.rephrase.detoxify import detoxify as run
     from llm_detox.runs.folders import read_shard
 
@@ -59,8 +58,7 @@ def sft(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune an adapter on text (QLoRA)."""
-    settings = read_recipe(recipe, overrides)
-    existing(texts, "the input")
+    settings = read_recipe(recipe, overrides, texts)
     from llm_detox.training.sft import train_sft
 
     show_outcome(train_sft(settings, texts=texts, clean=clean, output=output), output, as_json)

@@ -18,8 +18,7 @@ def train_experts(
     as_json: AsJson = False,
 ) -> None:
     """Train the expert and the anti-expert of MaRCo. They learn from labelled text."""
-    settings = read_recipe(recipe, overrides)
-    existing(texts, "the input")
+    settings = read_recipe(recipe, overrides, texts)
     from llm_detox.training.rewriters import train_experts as run
 
     show_outcome(run(settings, texts=texts, output=output), output, as_json)
@@ -33,8 +32,7 @@ def train_paraphraser(
     as_json: AsJson = False,
 ) -> None:
     """Train a model that rewrites rude text politely. It learns from pairs."""
-    settings = read_recipe(recipe, overrides)
-    existing(pairs, "the input")
+    settings = read_recipe(recipe, overrides, pairs)
     from llm_detox.training.rewriters import train_paraphraser as run
 
     show_outcome(run(settings, pairs=pairs, output=output), output, as_json)
@@ -48,8 +46,7 @@ def paraphrase_pairs(
     as_json: AsJson = False,
 ) -> None:
     """Make preference pairs of a paraphraser's own rewrites. They are for `dpo`."""
-    settings = read_recipe(recipe, overrides)
-    existing(pairs, "the input")
+    settings = read_recipe(recipe, overrides, pairs)
     from llm_detox.rephrase.paraphrase_pairs import paraphrase_pairs as run
 
     show_outcome(run(settings, pairs=pairs, output=output), output, as_json)

@@ -73,7 +73,7 @@ def budget_scale(budget: BudgetSection) -> float:
     """The share of the recipe's sizes that this machine gets: its measured rate against the reference."""
     if budget.scale != "auto":
         return budget.scale
-    from llm_detox.hardware import matmul_gflops
+    from llm_detox.processes import matmul_gflops
 
     measured = matmul_gflops()
     scale = round(min(1.0, max(budget.smallest_scale, measured / budget.reference_gflops)), 2)

@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from llm_detox.errors import DetoxError
-from llm_detox.hardware import peak_memory_bytes
+from llm_detox.processes import peak_memory_bytes
 from llm_detox.progress import Task, task
 from llm_detox.training import distributed
 

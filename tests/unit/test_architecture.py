@@ -18,7 +18,7 @@ READS_BY_EXECUTING = {
 MAY_IMPORT_TORCH = {"training", "generation", "rephrase", "scoring", "evaluation", "export"}
 # From the ground up: a room imports from rooms before it, and from nothing after it.
 ROOMS = (
-    "errors", "progress", "processes", "hardware", "plugins", "recipe", "runs",
+    "errors", "progress", "processes", "plugins", "recipe", "runs",
     "storage", "data", "cluster", "client",
     "generation", "judge", "scoring",
     "export", "rephrase", "training", "evaluation", "guard",

@@ -218,7 +218,7 @@ SCORE = """
 import resource
 from pathlib import Path
 from transformers import BartConfig, BartForConditionalGeneration
-from llm_detox.hardware import peak_memory_bytes
+from llm_detox.processes import peak_memory_bytes
 from llm_detox.rephrase.tmarco import TMaRCo
 from tests.helpers import tiny_rewriters as tiny
 
