@@ -16,18 +16,10 @@ def evaluate(
 ):
     from pathlib import Path
 
-    from llm_detox.evaluation.evaluate import evaluate
-    from llm_detox.runs.artifacts import DataFolder
+    from llm_detox.evaluation.evaluate import evaluate_arm
     from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
 
     with pipeline_step(f"evaluate {arm}", recipe) as settings:
-        texts = DataFolder(Path(data.path))
-        result = evaluate(
-            settings,
-            model=model.path if model else settings.model.source,
-            arm=arm,
-            prompts=texts.prompts,
-            clean=texts.clean,
-            output=Path(evaluation.path),
-        )
+        result = evaluate_arm(settings, arm=arm, model=model.path if model else None, data=Path(data.path),
+                              output=Path(evaluation.path))
         log_metrics(result, metrics)

@@ -17,19 +17,10 @@ def measure(
 ):
     from pathlib import Path
 
-    from llm_detox.evaluation.evaluate import evaluate
-    from llm_detox.runs.artifacts import DataFolder, EvaluationFolder
+    from llm_detox.evaluation.evaluate import evaluate_arm
     from llm_detox.runs.pipeline_step import log_metrics, pipeline_step
 
     with pipeline_step(f"measure {arm}", recipe) as settings:
-        texts = DataFolder(Path(data.path))
-        result = evaluate(
-            settings,
-            model=model.path if model else settings.model.source,
-            arm=arm,
-            prompts=texts.prompts,
-            clean=texts.clean,
-            output=Path(evaluation.path),
-            generations=[EvaluationFolder(Path(part.path)).generations for part in samples],
-        )
+        result = evaluate_arm(settings, arm=arm, model=model.path if model else None, data=Path(data.path),
+                              output=Path(evaluation.path), samples=[Path(part.path) for part in samples])
         log_metrics(result, metrics)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from llm_detox.client import AsyncTextGenerationClient, Chunk
-from llm_detox.client.protocols import is_address, split_address
+from llm_detox.client.client import is_address, split_address
 from llm_detox.client.types import Parameters
 from llm_detox.compare_ui.reading import NOTHING, AnswerScorer, Reading
 from llm_detox.errors import DetoxError

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_detox.data.records import Record, hash_fraction, read_jsonl, record_id, same_text_key
-from llm_detox.data.sources import fetch
-from llm_detox.data.tables import column, read_table
+from llm_detox.data.sources import column, fetch, read_table
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.recipe.judge import ChatTable

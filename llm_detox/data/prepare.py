@@ -14,8 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from llm_detox.data.records import Record, clean_text, cut_at_word, hash_fraction, record_id, same_text_key, write_jsonl
-from llm_detox.data.sources import fetch
-from llm_detox.data.tables import column, read_table
+from llm_detox.data.sources import column, fetch, read_table
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say, track
 from llm_detox.recipe import Recipe

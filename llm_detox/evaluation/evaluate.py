@@ -38,7 +38,7 @@ from llm_detox.judge.judge import judge_fingerprint
 from llm_detox.progress import human_seconds, say, task
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.evaluation import EvaluationSection
-from llm_detox.runs.artifacts import EvaluationFolder
+from llm_detox.runs.artifacts import DataFolder, EvaluationFolder
 from llm_detox.runs.folders import MANIFEST, Shard, StepFolder, sha256_of, step_folder
 from llm_detox.scoring.base import ToxicityScorer
 from llm_detox.scoring.load import check_kept_apart, load_scorer
@@ -95,6 +95,23 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
             seconds=clock.seconds, judge=verdicts, **vars(fluency[0]) if fluency else {},
             comparable=_comparable(recipe.evaluation, recipe.seed, scorer, prompts, shard, judge))
         return _finish(folder, report, _values(scores, fluency[1] if fluency else None))
+
+
+def evaluate_arm(recipe: Recipe, *, arm: str, model: str | None, data: Path, output: Path,
+                 samples: Sequence[Path] = ()) -> EvaluationSummary:
+    """`evaluate` as a step of the pipeline, on the prompts and clean passages that the data step wrote.
+
+    Args:
+        model: the folder of the arm's model; None is the recipe's own.
+        data: the data step's folder.
+        samples: what `evaluate` wrote for the shards; without them the continuations are sampled here.
+
+    Raises:
+        DetoxError: see `evaluate`.
+    """
+    texts = DataFolder(data)
+    return evaluate(recipe, model=model or recipe.model.source, arm=arm, prompts=texts.prompts, clean=texts.clean,
+                    output=output, generations=[EvaluationFolder(part).generations for part in samples])
 
 
 def _finish(folder: StepFolder, report: EvaluationReport, values: EvaluationValues) -> EvaluationSummary:

@@ -19,8 +19,8 @@ import torch
 from transformers import PreTrainedModel
 
 from llm_detox.client import Prompt, TextGenerationClient
+from llm_detox.client.client import is_address, split_address
 from llm_detox.client.credentials import credentials_for
-from llm_detox.client.protocols import is_address, split_address
 from llm_detox.client.types import Chunk, Parameters
 from llm_detox.data.records import Record, numbered_id, record_id
 from llm_detox.errors import DetoxError

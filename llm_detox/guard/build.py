@@ -6,9 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from llm_detox.client.client import TextGenerationClient
+from llm_detox.client.client import TextGenerationClient, is_address, split_address
 from llm_detox.client.credentials import credentials_for
-from llm_detox.client.protocols import is_address, split_address
 from llm_detox.client.types import Message, Prompt
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.filter import Guard, GuardVerdict

@@ -15,8 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llm_detox.data.records import Record, read_jsonl
-from llm_detox.data.sources import fetch
-from llm_detox.data.tables import column, read_table
+from llm_detox.data.sources import column, fetch, read_table
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import apply_template, without_first
 from llm_detox.generation.models import load_model, load_tokenizer

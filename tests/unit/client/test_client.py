@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.client import Chunk, Generation, GenerationError, TextGenerationClient
-from llm_detox.client.client import Attempts
+from llm_detox.client.client import Attempts, check_address
 from llm_detox.client.fmaas import messages, to_params
 from llm_detox.client.http import events
-from llm_detox.client.protocols import check_address
 from llm_detox.client.types import Deadline, Parameters, Server
 from llm_detox.errors import UsageError
 from tests.helpers.answering import ANSWER, event, http_server, reply, silent_server

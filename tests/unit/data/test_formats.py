@@ -113,7 +113,7 @@ def test_detoxify_refuses_instead_of_rewriting_where_the_data_are_conversations(
 
 
 def test_compressed_json_lines_are_read(tmp_path: Path) -> None:
-    from llm_detox.data.tables import read_table
+    from llm_detox.data.sources import read_table
 
     with gzip.open(tmp_path / "some.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write('{"text": "one"}\n{"text": "two"}\n')

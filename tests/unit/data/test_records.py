@@ -18,7 +18,7 @@ from llm_detox.data.records import (
     same_text_key,
     write_jsonl,
 )
-from llm_detox.data.tables import column, read_table
+from llm_detox.data.sources import column, read_table
 from llm_detox.errors import DetoxError
 
 json_texts = st.text(st.characters(exclude_categories=["Cs"]))
