@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from llm_detox import __version__
-from llm_detox.cli import ask, bench, measure, models, recipe, serve, steps, train
+from llm_detox.cli import bench, measure, models, recipe, serve, steps, train
 from llm_detox.errors import DetoxError
 from llm_detox.progress import one_voice, visible
 
@@ -53,9 +53,9 @@ app.add_typer(models.exports, name="export")
 app.add_typer(bench.app, name="bench")
 for command in (
     steps.data, steps.detoxify, steps.sft, steps.dpo, steps.evaluate, measure.compare, bench.compare_ui, steps.report,
-    steps.convert, steps.publish, steps.deploy, steps.smoke, serve.stop, serve.serve, ask.ask, ask.chat, serve.doctor,
-    train.train_scorer, train.train_experts, train.train_paraphraser, train.paraphrase_pairs, measure.judge_data,
-    measure.judge, measure.stop_hate,
+    steps.convert, steps.publish, steps.deploy, steps.smoke, serve.stop, serve.serve, serve.ask, serve.chat,
+    serve.doctor, train.train_scorer, train.train_experts, train.train_paraphraser, train.paraphrase_pairs,
+    measure.judge_data, measure.judge, measure.stop_hate,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 
