@@ -1,8 +1,8 @@
 """A local stand-in for Perspective: several attributes at once, regressed on stored scores.
 
 Linear ridge regression, then a calibration for each attribute. The inputs are tf-idf n-grams; what the labelled-text
-scorer (`ngram.py`) finds in a text; and what the text is about (`meaning.py`). The last two know words that the stored
-scores do not.
+scorer (`ngram.py`) finds in a text; and what the text is about (`text_vectors.py`). The last two know words that the
+stored scores do not.
 """
 
 from __future__ import annotations
