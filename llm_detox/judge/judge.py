@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
@@ -18,9 +18,11 @@ from llm_detox.data.chats import Messages
 from llm_detox.data.records import Record
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.generation.chat import ChatModel, open_chat
 from llm_detox.recipe.judge import JudgeSection
 from llm_detox.runs.folders import MANIFEST, digest_of, input_digest
+
+if TYPE_CHECKING:
+    from llm_detox.generation.chat import ChatModel
 
 PACKAGED = Path(__file__).parent / "constitution.yaml"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -116,6 +118,8 @@ def open_judge(judge: JudgeSection, seed: int, model: str | None = None) -> Judg
     if source is None:
         raise UsageError("no model to judge with", place="judge.reader.model",
                          remedy="name the tuned judge there, or with --model")
+    from llm_detox.generation.chat import open_chat  # torch loads only where a judge is opened, not to read verdicts
+
     constitution = load_constitution(judge.constitution)
     return Judge(open_chat(judge.reader.model_copy(update={"model": source}), source), constitution, seed)
 

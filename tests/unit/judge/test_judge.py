@@ -15,7 +15,6 @@ from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.verdicts import judge_conversations
 from llm_detox.generation.chat import Answer
 from llm_detox.judge import build as build_module
-from llm_detox.judge import judge as judge_module
 from llm_detox.judge.build import build_judge_data, spread
 from llm_detox.judge.judge import load_constitution, read_verdict
 from llm_detox.recipe import Recipe
@@ -174,7 +173,7 @@ def conversations(path: Path, labels: Sequence[str | None]) -> Path:
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     scripted = Scripted(lambda question: None if "case 5?" in question else labeller(question))
-    monkeypatch.setattr(judge_module, "open_chat", lambda how, default: scripted)
+    monkeypatch.setattr("llm_detox.generation.chat.open_chat", lambda how, default: scripted)
     return scripted
 
 
