@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,19 @@ from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
 from llm_detox.serve.deployment import KserveDeployment
 from llm_detox.serve.kserve.deploy import deploy_kserve
+from llm_detox.serve.kserve.render import VERSION
 from llm_detox.serve.kserve.status import Patience
-from tests.cluster.controller import Controller
-from tests.cluster.place import Cloud
+from tests.cluster.place import Cloud, Place, place
 from tests.cluster.server import ENVTEST, ApiServer, Object, moved
 from tests.conftest import REPOSITORY
 from tests.manifests.kustomize import load, overlay, pick
 from tests.standins.cluster.admission import Webhooks
 from tests.standins.cluster.api import Api
 from tests.standins.cluster.certificates import Authority
+from tests.standins.cluster.scripted import Course, ScriptedKubelet
+from tests.standins.kserve.platform import KSERVE, OPENDATAHUB, Flavour
 
-QUICK = Patience(ready=120, start=60, pending=1.0, settle=0.5, poll=0.05)
+QUICK = Patience(ready=120, start=60, pending=2.0, failing=4.0, settle=1.0, poll=0.05)
 _numbers = itertools.count(1)
 
 
@@ -56,15 +59,32 @@ def cloud(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @dataclass
 class Project:
-    """A namespace with the overlay applied, its controller, and a cluster seen with the Role's own token."""
+    """A namespace with the overlay applied and the stand-ins at work, and a cluster seen with the Role's own token.
 
-    server: ApiServer
-    namespace: str
+    Args:
+        here: the namespace.
+        kubelet: its pods get ready soon, unless a test says otherwise.
+        cluster, admin: what the pipeline's account may do, and what everybody may.
+        core: the administrator's client.
+        folder: for the steps' outputs.
+        asked: what `probe` has noted.
+    """
+
+    here: Place
+    kubelet: ScriptedKubelet
     cluster: Cluster
-    controller: Controller
     admin: Cluster
+    core: Any
     folder: Path
     asked: list[dict[str, Any]]
+
+    @property
+    def server(self) -> ApiServer:
+        return self.here.cloud.server
+
+    @property
+    def namespace(self) -> str:
+        return self.here.namespace
 
     def deploy(self, version: str = "1" * 64, *, probe: Callable[..., None] | None = None,
                patience: Patience = QUICK, **settings: Any) -> KserveDeployment:
@@ -80,18 +100,31 @@ class Project:
         recipe = load_recipe(REPOSITORY / "recipes" / "smollm2-demo.yaml")
         plain = recipe.model_dump(mode="json")
         plain["deploy"].update(target="kserve", namespace=self.namespace)
-        plain["deploy"]["kserve"].update(platform="kserve", **settings)
+        platform = "openshift-ai" if self.here.flavour == OPENDATAHUB else "kserve"
+        plain["deploy"]["kserve"].update(platform=platform, **settings)
         return Recipe.model_validate(plain)
 
-    def probe(self, places: dict[str, str], name: str, settings: Any) -> None:
+    def probe(self, urls: Mapping[str, str], name: str, settings: Any) -> None:
         """Stands for the generation: notes which versions would have answered it."""
-        ready = {pod.metadata.annotations["llm-detox/version"] for pod in self.controller.pods(name)
-                 if any(one.type == "Ready" and one.status == "True" for one in pod.status.conditions or ())}
-        self.asked.append({"name": name, "versions": ready, **places})
+        ready = {pod["metadata"]["annotations"][VERSION] for pod in self.here.pods(name) if _is_ready(pod)}
+        self.asked.append({"name": name, "versions": ready, **urls})
+
+    def play(self, course: Course, version: str = "", *, model: str | None = None) -> None:
+        """From now on this happens in pods of versions that begin so."""
+        self.kubelet.play(course, model=model, where=lambda pod: str(
+            pod["metadata"]["annotations"].get(VERSION, "")).startswith(version))
 
     def live(self, name: str = "llm-detox") -> Object | None:
         live = self.admin.service(name)
         return live.manifest if live else None
+
+    def fill_quota(self) -> None:
+        """No more GPUs: Kubernetes itself then refuses the next pod."""
+        hard = {"requests.nvidia.com/gpu": "1"}
+        self.core.create_namespaced_resource_quota(self.namespace, {"metadata": {"name": "gpus"}, "spec": {
+            "hard": hard}})
+        self.core.patch_namespaced_resource_quota_status("gpus", self.namespace, {"status": {
+            "hard": hard, "used": hard}})
 
     def bind_training(self, rules: list[Object] | None = None) -> None:
         """Apply the component trainjob-rights; `rules` in place of the shipped ones."""
@@ -100,6 +133,17 @@ class Project:
         role["rules"] = role["rules"] if rules is None else rules
         self.server.kubectl("apply", "--validate=false", "-f", "-",
                             text=json.dumps({"apiVersion": "v1", "kind": "List", "items": [role, binding]}))
+
+    def bind_cluster_runtimes(self) -> None:
+        """Let the pipeline's account see the runtimes of the whole cluster, which only a ClusterRole can."""
+        name, account = f"runtimes-{self.namespace}", {"kind": "ServiceAccount", "name": "llm-detox-pipeline"}
+        rule = {"apiGroups": ["serving.kserve.io"], "resources": ["clusterservingruntimes"], "verbs": ["get"]}
+        group = "rbac.authorization.k8s.io"
+        self.server.kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": name}, "rules": [rule]},
+            {"apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+             "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name},
+             "subjects": [{**account, "namespace": self.namespace}]}]}))
 
     def bind(self, rules: list[Object]) -> None:
         """Give the pipeline's account these rules in place of the shipped ones."""
@@ -118,19 +162,43 @@ def refuse(*_: Any) -> None:
 
 
 @pytest.fixture
-def project(api_server: ApiServer, tmp_path: Path) -> Iterator[Project]:
+def project(cloud: Cloud, tmp_path: Path) -> Iterator[Project]:
+    """On plain KServe."""
+    with _project(cloud, KSERVE, "overlays/kserve", tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def openshift(cloud: Cloud, tmp_path: Path) -> Iterator[Project]:
+    """On OpenShift AI, that is, with Open Data Hub's KServe."""
+    with _project(cloud, OPENDATAHUB, "overlays/openshift-ai", tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def _project(cloud: Cloud, flavour: Flavour, overlay_name: str, folder: Path) -> Iterator[Project]:
     from kubernetes import client
 
-    namespace = f"trial-{next(_numbers)}"
-    api = api_server.client()
-    core = client.CoreV1Api(api)
-    core.create_namespace({"metadata": {"name": namespace}})
-    objects = moved(overlay("overlays/kserve"), namespace)
-    api_server.kubectl("apply", "--validate=false", "-f", "-",
-                       text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-    account = pick(objects, "RoleBinding")["subjects"][0]["name"]
-    token = core.create_namespaced_service_account_token(
-        account, namespace, {"spec": {"expirationSeconds": 3600, "audiences": []}}).status.token
-    with Controller(api, namespace) as controller:
-        yield Project(api_server, namespace, Cluster(api_server.client(token), namespace, away_seconds=60), controller,
-                      Cluster(api, namespace), tmp_path, [])
+    with place(cloud, flavour) as (here, kubelet):
+        objects = overlay(overlay_name)
+        here.apply(objects)
+        account = pick(objects, "RoleBinding")["subjects"][0]["name"]
+        admin = cloud.server.client()
+        account_cluster = Cluster(cloud.server.client(token_of(here, account)), here.namespace, away_seconds=60)
+        yield Project(here, kubelet, account_cluster, Cluster(admin, here.namespace), client.CoreV1Api(admin), folder,
+                      [])
+
+
+def token_of(here: Place, account: str) -> str:
+    """A token of a service account, which is made if it is not there."""
+    metadata = {"name": account, "namespace": here.namespace}
+    if here.api.get("ServiceAccount", here.namespace, account) is None:
+        here.api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": metadata,
+               "spec": {"expirationSeconds": 3600}}
+    return str(here.api.create(request, sub="token")["status"]["token"])
+
+
+def _is_ready(pod: Object) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions", ())
+    return any((one["type"], one["status"]) == ("Ready", "True") for one in conditions)

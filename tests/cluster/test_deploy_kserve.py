@@ -1,4 +1,7 @@
-"""The life of an InferenceService against a real API server, under the rights of the shipped Role."""
+"""`deploy`, with the Role's rights, on a real API server with KServe's measured stand-in and Kubernetes' controllers.
+
+What happens inside of pods is scripted here; `test_end_to_end` runs them.
+"""
 
 from __future__ import annotations
 
@@ -8,174 +11,421 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from llm_detox.cluster.objects import AUTH, STOP
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.recipe.cluster import ConnectionSection
-from llm_detox.serve.kserve.deploy import dry_run
-from tests.cluster.conftest import QUICK, Project, address, refuse
-from tests.cluster.controller import (
-    Controller,
-    Object,
-    blocked,
-    by_version,
-    get_ready,
-    over_quota,
-    slowly,
-    version_of,
+from llm_detox.serve.kserve.deploy import deploy_kserve, dry_run
+from llm_detox.serve.kserve.render import SPEC, VERSION, inference_service
+from tests.cluster.conftest import QUICK, Object, Project, address, refuse
+from tests.cluster.server import moved
+from tests.manifests.kustomize import overlay
+from tests.serving.running import wait_for
+from tests.standins.cluster.scripted import (
+    READY,
+    Course,
+    crashed,
+    initializer_failed,
+    never_pulled,
+    out_of_memory,
+    ready_after,
+    restarting,
+    serving,
+    starting,
+    stays,
+    waiting,
     without_gpu,
 )
 
 OLD, NEW = "1" * 64, "2" * 64
+BLOCKED = stays(crashed("safetensors header too large"))
 
 
-def test_the_first_deployment_is_made_answers_and_is_described(project: Project) -> None:
-    result = project.deploy(OLD)
-    assert result.rollout == "created"
-    assert result.address == address(OLD)
-    assert result.previous is None
-    assert [one["versions"] for one in project.asked] == [{OLD}]
-    live = project.live()
-    assert live is not None
-    assert live["spec"]["predictor"]["model"]["storageUri"] == address(OLD)
-    assert live["spec"]["predictor"]["model"]["runtime"] == "llm-detox-caikit-tgis"
+@pytest.fixture(params=["project", "openshift"])
+def any_platform(request: pytest.FixtureRequest) -> Project:
+    """The same test on plain KServe and on OpenShift AI."""
+    made: Project = request.getfixturevalue(request.param)
+    return made
 
 
-def test_the_same_deployment_again_sends_nothing(project: Project) -> None:
-    project.deploy(OLD)
-    before = project.live()
-    assert project.deploy(OLD).rollout == "unchanged"
-    after = project.live()
-    assert before is not None
-    assert after is not None
-    assert before["metadata"]["generation"] == after["metadata"]["generation"]
-    assert len(project.asked) == 2, "unchanged or not, the model is asked"
+def live(project: Project, name: str = "llm-detox") -> Object:
+    service = project.live(name)
+    assert service is not None
+    return service
+
+
+def version_of(service: Object) -> str:
+    return str(service["spec"]["predictor"]["annotations"][VERSION])
+
+
+def asked_versions(project: Project) -> list[set[str]]:
+    return [one["versions"] for one in project.asked]
+
+
+def source_of(service: Object) -> str:
+    model = service["spec"]["predictor"]["model"]
+    return str(model.get("storageUri") or model["storage"]["path"])
+
+
+# Made, unchanged, replaced
+
+
+def test_the_first_deployment_is_made_answers_and_is_described(any_platform: Project) -> None:
+    result = any_platform.deploy(OLD)
+    assert (result.rollout, result.address, result.previous) == ("created", address(OLD), None)
+    assert asked_versions(any_platform) == [{OLD}]
+    service = live(any_platform)
+    assert source_of(service).endswith(f"models/{OLD}")
+    assert service["spec"]["predictor"]["model"]["runtime"] == "llm-detox-caikit-tgis"
+
+
+def test_the_same_deployment_again_changes_nothing(any_platform: Project) -> None:
+    any_platform.deploy(OLD)
+    before = live(any_platform)
+    assert any_platform.deploy(OLD).rollout == "unchanged"
+    assert live(any_platform)["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    assert asked_versions(any_platform) == [{OLD}] * 2, "unchanged or not, the model is asked"
+
+
+def test_a_new_version_is_believed_when_its_own_pods_serve_and_no_others(any_platform: Project) -> None:
+    any_platform.deploy(OLD)
+    any_platform.play(ready_after(1.0), "2")
+    assert any_platform.deploy(NEW).rollout == "replaced"
+    assert asked_versions(any_platform)[-1] == {NEW}
+
+
+def test_the_middle_of_a_rolling_update_is_not_believed_although_kserve_says_ready(any_platform: Project) -> None:
+    any_platform.deploy(OLD, replicas=2)
+    any_platform.play(ready_after(1.0), "2")
+    any_platform.deploy(NEW, replicas=2)
+    assert asked_versions(any_platform)[-1] == {NEW}
+    assert len(any_platform.here.pods()) == 2
+
+
+# The observed generation, which is the Deployment's
+
+
+def test_after_a_stop_and_a_start_a_deployment_is_done_as_ever(any_platform: Project) -> None:
+    any_platform.deploy(OLD)
+    any_platform.deploy("3" * 64)
+    for value in ("true", "false"):
+        any_platform.here.change({"metadata": {"annotations": {STOP: value}}})
+        wait_for(lambda value=value: bool(any_platform.here.pods()) == (value == "false"))
+    any_platform.deploy(NEW)
+    service = live(any_platform)
+    assert service["status"]["observedGeneration"] < service["metadata"]["generation"]
+    assert asked_versions(any_platform)[-1] == {NEW}
+
+
+def test_after_scaling_an_old_pod_is_not_believed(any_platform: Project) -> None:
+    any_platform.deploy(OLD)
+    any_platform.here.change({"spec": {"predictor": {"minReplicas": 2, "maxReplicas": 2}}})
+    wait_for(lambda: len(any_platform.here.pods()) == 2)
+    for value in ("a", "b"):  # a change of an annotation is one of the Deployment only: it runs ahead
+        any_platform.here.change({"metadata": {"annotations": {"someone": value}}})
+        wait_for(lambda value=value: [one["metadata"]["annotations"].get("someone") for one in any_platform.here.pods()
+                                      ] == [value] * 2)
+    service = live(any_platform)
+    assert service["status"]["observedGeneration"] > service["metadata"]["generation"]
+    any_platform.play(ready_after(1.0), "2")
+    any_platform.deploy(NEW)
+    assert asked_versions(any_platform)[-1] == {NEW}
+
+
+def test_a_stopped_model_is_started_and_the_log_says_so(
+    any_platform: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    any_platform.deploy(OLD)
+    any_platform.here.change({"metadata": {"annotations": {STOP: "true"}}})
+    wait_for(lambda: not any_platform.here.pods())
+    any_platform.deploy(NEW)
+    assert asked_versions(any_platform)[-1] == {NEW}
+    assert "it was stopped; starting it" in capsys.readouterr().err
+
+
+def test_more_memory_by_hand_stays_and_the_next_deployment_is_done(any_platform: Project) -> None:
+    any_platform.deploy(OLD)
+    more = {"requests": {"memory": "9Gi"}}
+    any_platform.here.change({"spec": {"predictor": {"model": {"resources": more}}}})
+    any_platform.deploy(NEW)
+    container = any_platform.here.pods()[0]["spec"]["containers"][0]
+    assert container["resources"]["requests"]["memory"] == "9Gi"
+    assert asked_versions(any_platform)[-1] == {NEW}
+
+
+# Reasons
 
 
 def test_reasons_are_shown_as_they_come_and_a_slow_start_is_waited_for(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project.controller.play("llm-detox", slowly)
+    project.play(ready_after(3.0))
     project.deploy(OLD)
     told = capsys.readouterr().err
-    unseen = told.index("the KServe controller has not seen the change yet")
-    assert unseen < told.index("no pod of this version yet") < told.index("llm-detox: ready after")
+    assert told.index("Deployment does not have minimum availability") < told.index("llm-detox: ready after")
 
 
-def test_a_model_that_cannot_load_ends_the_wait_at_once_with_the_cause(project: Project) -> None:
-    project.controller.play("llm-detox", blocked)
+def test_a_model_that_cannot_load_ends_the_wait_with_the_cause(any_platform: Project) -> None:
+    any_platform.play(BLOCKED)
     started = time.monotonic()
     with pytest.raises(DetoxError, match="BlockedByFailedLoad: ModelLoadFailed: safetensors header too large"):
-        project.deploy(OLD)
+        any_platform.deploy(OLD)
     assert time.monotonic() - started < QUICK.ready / 2
-    assert not project.asked
+    assert not any_platform.asked
+
+
+def test_a_load_that_fails_and_then_heals_is_waited_for(any_platform: Project) -> None:
+    any_platform.play(Course((
+        (0.0, starting), (0.2, initializer_failed("Traceback: botocore.exceptions.EndpointConnectionError")),
+        (1.0, starting), (1.3, crashed("CUDA out of memory")), (2.0, starting), (2.4, serving))))
+    any_platform.deploy(OLD)
+    assert asked_versions(any_platform) == [{OLD}]
+
+
+def test_a_storage_initializer_that_finds_nothing_is_told_with_its_words(project: Project) -> None:
+    project.play(stays(initializer_failed("RuntimeError: Failed to fetch model. No model found in s3://")))
+    with pytest.raises(DetoxError, match="Failed to fetch model"):
+        project.deploy(OLD)
+
+
+def test_a_container_that_is_killed_for_memory_again_and_again_is_told_with_what_helps(project: Project) -> None:
+    project.play(out_of_memory())
+    with pytest.raises(DetoxError, match=r"ended 3 times \(exit code 137\): OOMKilled|exit code 137") as caught:
+        project.deploy(OLD)
+    assert caught.value.remedy
+
+
+def test_a_container_that_ends_again_and_again_is_told_with_its_log(project: Project) -> None:
+    project.play(stays(restarting("no module named serving", 4, 1)))
+    with pytest.raises(DetoxError, match=r"kserve-container ended 4 times .*no module named serving"):
+        project.deploy(OLD)
+
+
+def test_an_image_that_no_registry_has_is_told(project: Project) -> None:
+    project.play(never_pulled("quay.io/nobody/none:1"))
+    with pytest.raises(DetoxError, match="the image cannot be pulled") as caught:
+        project.deploy(OLD)
+    assert "manifests/settings" in str(caught.value.remedy)
+
+
+def test_a_secret_that_is_missing_is_told(project: Project) -> None:
+    project.play(stays(waiting("CreateContainerConfigError", 'secret "llm-detox-tls" not found')))
+    with pytest.raises(DetoxError, match='secret "llm-detox-tls" not found'):
+        project.deploy(OLD)
 
 
 def test_a_pod_without_a_gpu_says_so_and_is_waited_for(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    def late(controller: Controller, service: Object, looks: int) -> None:
-        without_gpu(controller, service, looks)
-        if looks == 12:
-            get_ready(controller, service, 0)
-
-    project.controller.play("llm-detox", late)
+    project.play(Course((*without_gpu().steps, (1.0, starting), (1.3, serving))))
     project.deploy(OLD)
     assert "3 Insufficient nvidia.com/gpu" in capsys.readouterr().err
 
 
 def test_a_pod_that_never_gets_a_gpu_ends_the_wait_with_the_schedulers_words(project: Project) -> None:
-    project.controller.play("llm-detox", without_gpu)
+    project.play(without_gpu())
     with pytest.raises(DetoxError, match=r"3 Insufficient nvidia\.com/gpu") as caught:
         project.deploy(OLD)
     assert "deploy.kserve.gpus" in str(caught.value.remedy)
 
 
 def test_a_quota_that_admits_no_pod_ends_the_wait_with_its_words(project: Project) -> None:
-    project.controller.play("llm-detox", over_quota)
+    project.fill_quota()
     with pytest.raises(DetoxError, match="exceeded quota: gpus"):
         project.deploy(OLD)
 
 
 def test_warnings_about_an_earlier_change_are_not_taken_for_news(project: Project) -> None:
-    project.controller.play("llm-detox", by_version(v1=over_quota, v2=slowly))
+    project.fill_quota()
     with pytest.raises(DetoxError, match="exceeded quota"):
         project.deploy(OLD)
+    project.core.delete_namespaced_resource_quota("gpus", project.namespace)
+    project.play(ready_after(3.0))
     project.deploy(NEW)
     assert project.asked[-1]["versions"] == {NEW}
 
 
-def test_a_ready_of_the_generation_before_is_not_believed(project: Project) -> None:
-    """The controller is slow: for a while the status still praises the old version."""
+def test_a_format_that_kserve_refuses_is_told_although_the_old_pods_are_ready(any_platform: Project) -> None:
+    any_platform.deploy(OLD)
+    any_platform.here.change({"spec": {"predictor": {"model": {"modelFormat": {"name": "onnx"}}}}})
+    wait_for(lambda: live(any_platform)["status"]["modelStatus"]["transitionStatus"] == "InvalidSpec")
+    with pytest.raises(DetoxError, match=r"spec\.predictor\.model\.modelFormat\.name"):
+        any_platform.deploy(NEW)
+
+
+def test_a_namespace_that_enforces_the_restricted_standard_admits_no_pod_and_that_is_told(project: Project) -> None:
+    project.core.patch_namespace(project.namespace, {"metadata": {"labels": {
+        "pod-security.kubernetes.io/enforce": "restricted"}}})
+    with pytest.raises(DetoxError, match='violates PodSecurity "restricted'):
+        project.deploy(OLD)
+
+
+# Protection
+
+
+def test_a_redeployment_leaves_a_protected_model_protected(openshift: Project) -> None:
+    openshift.deploy(OLD)
+    openshift.here.change({"metadata": {"annotations": {AUTH: "true"}}})
+    wait_for(lambda: live(openshift)["status"]["address"]["url"].endswith(":8443"))
+    result = openshift.deploy(NEW)
+    service = openshift.here.api.get("Service", openshift.namespace, "llm-detox-predictor")
+    assert service is not None
+    assert 8443 in {one["port"] for one in service["spec"]["ports"]}
+    assert 80 not in {one["port"] for one in service["spec"]["ports"]}
+    assert openshift.asked[-1]["rest"].startswith("https://")
+    assert "grpc" not in result.urls, "nothing in front of that port asks for a token"
+
+
+@pytest.mark.parametrize(("auth", "port"), [("on", 8443), ("off", 80)])
+def test_the_recipe_protects_a_model_and_opens_it(openshift: Project, auth: str, port: int) -> None:
+    openshift.deploy(OLD, auth={"on": "off", "off": "on"}[auth])
+    openshift.deploy(OLD, auth=auth)
+    service = openshift.here.api.get("Service", openshift.namespace, "llm-detox-predictor")
+    assert service is not None
+    assert service["spec"]["ports"][0]["port"] == port
+
+
+def test_on_plain_kserve_no_ingress_publishes_the_model(project: Project) -> None:
     project.deploy(OLD)
-    project.controller.play("llm-detox", slowly)
-    project.deploy(NEW)
-    assert project.asked[-1]["versions"] == {NEW}
+    assert not project.here.api.list("Ingress", project.namespace)
+    project.deploy(OLD, expose="on")
+    assert [one["metadata"]["name"] for one in project.here.api.list("Ingress", project.namespace)] == ["llm-detox"]
 
 
-def test_ready_is_not_believed_while_the_old_pod_takes_requests(project: Project) -> None:
-    """Raw deployments stay Ready by their old pods when the new ones are only coming up."""
+# Put back
+
+
+def test_a_version_that_does_not_answer_is_taken_back(any_platform: Project) -> None:
+    any_platform.deploy(OLD)
+    with pytest.raises(DetoxError, match="serves again what it served before"):
+        any_platform.deploy(NEW, probe=refuse)
+    service = live(any_platform)
+    assert version_of(service) == OLD
+    assert source_of(service).endswith(OLD)
+    assert service["metadata"]["annotations"]["llm-detox/address"] == address(OLD)
+
+
+def test_a_version_that_does_not_load_is_taken_back(any_platform: Project) -> None:
+    any_platform.deploy(OLD)
+    any_platform.play(BLOCKED, "2")
+    with pytest.raises(DetoxError, match="serves again what it served before"):
+        any_platform.deploy(NEW)
+    assert version_of(live(any_platform)) == OLD
+    assert [one["metadata"]["annotations"][VERSION] for one in any_platform.here.pods()] == [OLD]
+
+
+def test_a_step_that_is_told_to_end_puts_back_what_nobody_verified(project: Project) -> None:
+    import os
+    import signal
+
     project.deploy(OLD)
-
-    def ready_by_the_old_pod(controller: Controller, service: Object, looks: int) -> None:
-        if looks == 0:
-            controller.status(service, ready=True)
-        elif looks == 10:
-            get_ready(controller, service, 0)
-
-    project.controller.play("llm-detox", ready_by_the_old_pod)
-    project.deploy(NEW)
-    assert project.asked[-1]["versions"] == {NEW}
+    project.play(ready_after(60.0), "2")
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        project.deploy(NEW)
+    assert version_of(live(project)) == OLD
 
 
-def test_a_conflict_is_read_again_and_the_others_change_survives(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project.deploy(OLD)
-    plain, calls = project.cluster.patch, []
-
-    def patch(name: str, body: Object, **options: Any) -> Object:
-        if not calls:
-            project.admin.patch(name, {"metadata": {"annotations": {"someone": "was-here"}}})
-        calls.append(body)
-        return plain(name, body, **options)
-
-    monkeypatch.setattr(project.cluster, "patch", patch)
+def test_a_first_version_that_fails_stays_for_a_look_and_the_next_one_replaces_it(project: Project) -> None:
+    project.play(BLOCKED, "1")
+    with pytest.raises(DetoxError, match="BlockedByFailedLoad"):
+        project.deploy(OLD)
+    assert project.live() is not None
     assert project.deploy(NEW).rollout == "replaced"
-    live = project.live()
-    assert live is not None
-    assert live["metadata"]["annotations"]["someone"] == "was-here"
-    assert len(calls) == 2
+
+
+def test_when_the_old_version_does_not_come_back_both_failures_are_told(project: Project) -> None:
+    project.deploy(OLD)
+    project.play(without_gpu(), "1")
+    project.play(BLOCKED, "2")
+    with pytest.raises(DetoxError, match=r"(?s)BlockedByFailedLoad.*was put back.*not ready.*Insufficient"):
+        project.deploy(NEW)
+
+
+def test_the_pointer_in_the_store_goes_back_with_the_model(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    pointers: list[tuple[str, str]] = []
+    monkeypatch.setattr("llm_detox.storage.publishing.rollback", lambda url, digest: pointers.append((url, digest)))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-login-for-the-store")
+    project.deploy(OLD)
+    for rollout in ("replace", "canary"):
+        with pytest.raises(DetoxError):
+            project.deploy(NEW, probe=refuse, rollout=rollout)
+    assert pointers == [("s3://llm-detox/models", OLD)] * 2
+    project.deploy(NEW)
+    assert len(pointers) == 2, "a version that works stays the current one"
+
+
+# A canary
+
+
+def test_a_canary_that_answers_is_promoted_and_goes(any_platform: Project) -> None:
+    any_platform.deploy(OLD)
+    result = any_platform.deploy(NEW, rollout="canary")
+    assert (result.rollout, result.previous) == ("promoted", address(OLD))
+    assert [(one["name"], one["versions"]) for one in any_platform.asked[1:]] == [
+        ("llm-detox-canary", {NEW}), ("llm-detox", {NEW})]
+    wait_for(lambda: any_platform.live("llm-detox-canary") is None)
+
+
+@pytest.mark.parametrize("failure", ["does not load", "does not answer"])
+def test_a_canary_that_fails_goes_and_the_model_was_never_touched(project: Project, failure: str) -> None:
+    project.deploy(OLD)
+    before = live(project)
+    if failure == "does not load":
+        project.play(BLOCKED, model="llm-detox-canary")
+    with pytest.raises(DetoxError, match="the canary failed, llm-detox was not touched"):
+        project.deploy(NEW, rollout="canary", probe=refuse if failure == "does not answer" else None)
+    assert live(project)["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    wait_for(lambda: project.live("llm-detox-canary") is None)
+
+
+def test_a_canary_that_is_still_being_removed_is_waited_for(project: Project) -> None:
+    """A finalizer keeps the old canary for a moment; a change to it would go with it."""
+    project.deploy(OLD)
+    thing = inference_service(project.recipe().deploy, ConnectionSection(), address("3" * 64),
+                              namespace=project.namespace, canary=True).first()
+    thing["metadata"]["finalizers"] = ["llm-detox.test/slow"]
+    project.here.apply([thing])
+    project.here.api.delete("InferenceService", project.namespace, "llm-detox-canary")
+    releasing = threading.Timer(1.0, project.here.change, ({"metadata": {"finalizers": None}}, "llm-detox-canary"))
+    releasing.start()
+    assert project.deploy(NEW, rollout="canary").rollout == "promoted"
+    releasing.join()
+
+
+# Others
 
 
 def test_someone_who_makes_it_at_the_same_time_is_no_failure(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, calls = project.cluster.create, []
+    plain, calls = project.cluster.apply, []
 
-    def create(body: Object, **options: Any) -> Object:
+    def apply(body: Object, **options: Any) -> Any:
         if not calls:
-            project.admin.create(body)
+            project.admin.apply(body)
         calls.append(1)
         return plain(body, **options)
 
-    monkeypatch.setattr(project.cluster, "create", create)
+    monkeypatch.setattr(project.cluster, "apply", apply)
     project.deploy(OLD)
     assert project.asked[-1]["versions"] == {OLD}
 
 
 def test_what_the_dashboard_added_stays_and_what_the_recipe_no_longer_wants_goes(project: Project) -> None:
     project.deploy(OLD, node_selector={"gpu": "a100"})
-    project.admin.patch("llm-detox", {"spec": {"predictor": {"labels": {"team": "support"}}}})
+    project.here.change({"spec": {"predictor": {"labels": {"team": "support"}}}})
     project.deploy(NEW)
-    live = project.live()
-    assert live is not None
-    assert live["spec"]["predictor"]["labels"] == {"team": "support"}
-    assert "nodeSelector" not in live["spec"]["predictor"]
+    predictor = live(project)["spec"]["predictor"]
+    assert predictor["labels"] == {"team": "support"}
+    assert "nodeSelector" not in predictor
 
 
 def test_the_api_server_may_restart_in_the_middle(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    project.controller.play("llm-detox", lambda *_: None)
+    project.play(ready_after(600.0))
 
     def restart() -> None:
         time.sleep(0.5)
         project.server.restart(away_seconds=1.0)
-        project.controller.play("llm-detox", lambda controller, service, looks: get_ready(controller, service, 0))
+        project.play(READY)
 
     other = threading.Thread(target=restart)
     other.start()
@@ -185,58 +435,47 @@ def test_the_api_server_may_restart_in_the_middle(project: Project, capsys: pyte
     assert project.asked[-1]["versions"] == {OLD}
 
 
-def test_a_version_that_does_not_answer_is_taken_back(project: Project) -> None:
-    project.deploy(OLD)
-    with pytest.raises(DetoxError, match="serves again what it served before"):
-        project.deploy(NEW, probe=refuse)
-    live = project.live()
-    assert live is not None
-    assert version_of(live) == OLD
-    assert live["spec"]["predictor"]["model"]["storageUri"] == address(OLD)
-    assert live["metadata"]["annotations"]["llm-detox/address"] == address(OLD)
-
-
-def test_a_version_that_does_not_load_is_taken_back(project: Project) -> None:
-    project.deploy(OLD)
-    project.controller.play("llm-detox", by_version(v2=blocked))
-    with pytest.raises(DetoxError, match="serves again what it served before"):
-        project.deploy(NEW)
-    live = project.live()
-    assert live is not None
-    assert version_of(live) == OLD
-
-
-def test_a_first_version_that_fails_stays_for_a_look_and_the_next_one_replaces_it(project: Project) -> None:
-    project.controller.play("llm-detox", by_version(v1=blocked))
-    with pytest.raises(DetoxError, match="BlockedByFailedLoad"):
+def test_a_service_that_someone_else_made_is_not_taken_over(project: Project) -> None:
+    service = inference_service(project.recipe().deploy, ConnectionSection(), address(OLD),
+                                namespace=project.namespace).first()
+    service["metadata"]["labels"] = {}
+    project.here.apply([service])
+    with pytest.raises(DetoxError, match="llm-detox did not create"):
         project.deploy(OLD)
-    assert project.live() is not None
-    assert project.deploy(NEW).rollout == "replaced"
 
 
-def test_a_canary_that_answers_is_promoted_and_goes(project: Project) -> None:
-    project.deploy(OLD)
-    result = project.deploy(NEW, rollout="canary")
-    assert result.rollout == "promoted"
-    assert result.previous == address(OLD)
-    assert [(one["name"], one["versions"]) for one in project.asked[1:]] == [
-        ("llm-detox-canary", {NEW}), ("llm-detox", {NEW})]
-    assert project.live("llm-detox-canary") is None
+def test_a_missing_runtime_is_said_before_anything_is_made_by_who_may_look_everywhere(project: Project) -> None:
+    project.bind_cluster_runtimes()
+    with pytest.raises(DetoxError, match="there is no ServingRuntime llm-detox-vllm") as caught:
+        project.deploy(OLD, serving="vllm")
+    assert "kubectl apply -k manifests/overlays/kserve" in str(caught.value.remedy)
+    assert project.live() is None
 
 
-@pytest.mark.parametrize("failure", ["does not load", "does not answer"])
-def test_a_canary_that_fails_goes_and_the_model_was_never_touched(project: Project, failure: str) -> None:
-    project.deploy(OLD)
-    before = project.live()
-    if failure == "does not load":
-        project.controller.play("llm-detox-canary", blocked)
-    with pytest.raises(DetoxError, match="the canary failed, llm-detox was not touched"):
-        project.deploy(NEW, rollout="canary", probe=refuse if failure == "does not answer" else None)
-    after = project.live()
-    assert before is not None
-    assert after is not None
-    assert before["metadata"]["generation"] == after["metadata"]["generation"]
-    assert project.live("llm-detox-canary") is None
+def test_a_missing_runtime_is_said_in_kserves_words_to_who_may_not(project: Project) -> None:
+    with pytest.raises(DetoxError, match="InvalidSpec: RuntimeNotRecognized: Waiting for runtime"):
+        project.deploy(OLD, serving="vllm")
+
+
+def test_a_runtime_of_the_whole_cluster_serves(project: Project) -> None:
+    own = project.here.api.get("ServingRuntime", project.namespace, "llm-detox-caikit-tgis")
+    assert own is not None
+    name = f"everybodys-{project.namespace}"
+    project.here.api.create({"apiVersion": own["apiVersion"], "kind": "ClusterServingRuntime", "spec": own["spec"],
+                             "metadata": {"name": name}})
+    try:
+        project.bind_cluster_runtimes()
+        project.deploy(OLD, runtime=name)
+        assert project.here.pods()[0]["metadata"]["annotations"][SPEC]
+    finally:
+        project.here.api.delete("ClusterServingRuntime", "", name)
+
+
+def test_a_name_that_no_host_name_takes_is_refused_first(project: Project, tmp_path: Path) -> None:
+    recipe = project.recipe()
+    long = recipe.deploy.model_copy(update={"name": "m" * 50, "namespace": "n" * 20})
+    with pytest.raises(UsageError, match="81 characters, of 63"):
+        deploy_kserve(long, recipe.cluster, address=address(OLD), output=tmp_path / "out", cluster=None)
 
 
 def test_a_dry_run_is_checked_by_the_server_and_keeps_nothing(project: Project) -> None:
@@ -247,81 +486,11 @@ def test_a_dry_run_is_checked_by_the_server_and_keeps_nothing(project: Project) 
     assert project.live() is None
 
 
-def test_a_service_that_someone_else_made_is_not_taken_over(project: Project) -> None:
-    project.admin.create({"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
-                          "metadata": {"name": "llm-detox", "namespace": project.namespace},
-                          "spec": {"predictor": {"model": {"modelFormat": {"name": "sklearn"}, "name": ""}}}})
-    with pytest.raises(DetoxError, match="llm-detox did not make"):
-        project.deploy(OLD)
-
-
-def test_a_missing_runtime_is_said_before_anything_is_made(project: Project) -> None:
-    with pytest.raises(DetoxError, match="ServingRuntime llm-detox-vllm does not exist") as caught:
-        project.deploy(OLD, runtime="llm-detox-vllm")
-    assert "kubectl apply -k manifests/overlays/kserve" in str(caught.value.remedy)
-    assert project.live() is None
-
-
-def test_a_name_that_no_host_name_takes_is_refused_first(project: Project, tmp_path: Path) -> None:
-    recipe = project.recipe()
-    long = recipe.model_copy(update={"deploy": recipe.deploy.model_copy(
-        update={"name": "m" * 50, "namespace": "n" * 20})})
-    from llm_detox.serve.kserve.deploy import deploy_kserve
-
-    with pytest.raises(UsageError, match="71 characters together"):
-        deploy_kserve(long.deploy, long.cluster, address=address(OLD), output=tmp_path / "out", cluster=None)
-
-
-def test_what_kubectl_applied_by_hand_goes_on_with_the_deploy_step(project: Project) -> None:
-    """`kubectl apply -k` and the deploy step keep the same note of what was wanted, so they can take turns."""
-    import yaml
-
-    from tests.cluster.server import moved
-    from tests.manifests.kustomize import overlay
-
+@pytest.mark.parametrize("arguments", [(), ("--server-side",)])
+def test_what_kubectl_applied_by_hand_goes_on_with_the_deploy_step(
+    project: Project, arguments: tuple[str, ...]
+) -> None:
     objects = moved(overlay("overlays/kserve/model"), project.namespace)
-    objects[0]["spec"]["predictor"]["annotations"] = {"llm-detox/version": OLD}
-    objects[0]["spec"]["predictor"]["timeout"] = 60
-    project.server.kubectl("apply", "--validate=false", "-f", "-", text=yaml.safe_dump(objects[0]))
+    project.server.kubectl("apply", *arguments, "-f", "-", text=yaml.safe_dump_all(objects))
     assert project.deploy(NEW).rollout == "replaced"
-    live = project.live()
-    assert live is not None
-    assert "timeout" not in live["spec"]["predictor"], "applied by hand before, wanted no more"
-
-
-def test_a_canary_that_is_still_being_removed_is_waited_for(project: Project) -> None:
-    """KServe's finalizer keeps the old canary for a moment; a change to it would go with it."""
-    project.deploy(OLD)
-    leftover = project.recipe().deploy
-    from llm_detox.serve.kserve.render import inference_service
-
-    thing = inference_service(leftover, ConnectionSection(), address("3" * 64), namespace=project.namespace,
-                              canary=True)
-    thing["metadata"]["finalizers"] = ["llm-detox.test/slow"]
-    project.admin.create(thing)
-    project.admin.delete("llm-detox-canary")
-    release = {"metadata": {"finalizers": None}}
-    releasing = threading.Timer(1.0, lambda: project.admin.patch("llm-detox-canary", release))
-    releasing.start()
-    assert project.deploy(NEW, rollout="canary").rollout == "promoted"
-    releasing.join()
-
-
-def test_when_the_old_version_does_not_come_back_both_failures_are_told(project: Project) -> None:
-    project.deploy(OLD)
-    project.controller.play("llm-detox", by_version(v1=without_gpu, v2=blocked))
-    with pytest.raises(DetoxError, match=r"(?s)BlockedByFailedLoad.*was put back.*not ready.*Insufficient"):
-        project.deploy(NEW)
-
-
-def test_the_pointer_in_the_store_goes_back_with_the_model(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved: list[tuple[str, str]] = []
-    monkeypatch.setattr("llm_detox.storage.publishing.rollback", lambda url, digest: moved.append((url, digest)))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-login-for-the-store")
-    project.deploy(OLD)
-    for rollout in ("replace", "canary"):
-        with pytest.raises(DetoxError):
-            project.deploy(NEW, probe=refuse, rollout=rollout)
-    assert moved == [("s3://llm-detox/models", OLD)] * 2
-    project.deploy(NEW)
-    assert len(moved) == 2, "a version that works stays the current one"
+    assert asked_versions(project) == [{NEW}]

@@ -11,6 +11,7 @@ from llm_detox.doctor.cluster import RIGHTS, amount, examine_cluster
 from llm_detox.doctor.finding import Finding
 from llm_detox.recipe.cluster import ConnectionSection
 from tests.cluster.conftest import Project
+from tests.cluster.place import CONNECTION_SECRET
 from tests.manifests.kustomize import overlay, pick
 
 
@@ -27,6 +28,7 @@ def test_the_rights_that_the_doctor_asks_for_are_those_of_the_shipped_role() -> 
 
 
 def test_a_prepared_project_is_found_ready_but_for_what_is_not_there(project: Project) -> None:
+    project.core.delete_namespaced_secret(CONNECTION_SECRET, project.namespace)
     found = look(project, gpus=0)
     assert {name for name, one in found.items() if one.state == "ok"} == {
         "cluster", "kinds", "rights", "runtime", "serviceaccounts", "pod security", "images", "GPUs", "quota"}
@@ -51,7 +53,7 @@ def test_a_missing_right_is_named(project: Project) -> None:
 
 def test_gpus_are_counted_on_the_nodes(project: Project) -> None:
     assert "no node has 1 nvidia.com/gpu that is ready" in look(project)["GPUs"].text
-    core = project.controller.core
+    core = project.core
     core.create_node({"metadata": {"name": f"gpu-{project.namespace}"}})
     core.patch_node(f"gpu-{project.namespace}", {"spec": {"taints": []}})  # a kubelet says that it is ready
     core.patch_node_status(f"gpu-{project.namespace}", {"status": {"allocatable": {"nvidia.com/gpu": "2"}}})
@@ -63,7 +65,7 @@ def test_gpus_are_counted_on_the_nodes(project: Project) -> None:
 
 
 def test_a_quota_without_room_is_said_before_a_pod_waits_for_it(project: Project) -> None:
-    core = project.controller.core
+    core = project.core
     core.create_namespaced_resource_quota(project.namespace, {
         "metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "1"}}})
     core.patch_namespaced_resource_quota_status("gpus", project.namespace, {

@@ -12,8 +12,8 @@ from llm_detox.cluster.api import Cluster
 from llm_detox.serve.kserve.deploy import remove_leftover
 from llm_detox.serve.kserve.render import RUN
 from llm_detox.serve.outcome import Ending, Outcome, Served, write_outcome
-from tests.cluster.conftest import Project, address
-from tests.cluster.controller import Object
+from tests.cluster.conftest import Object, Project, address
+from tests.serving.running import wait_for
 
 OLD, NEW = "1" * 64, "2" * 64
 
@@ -46,7 +46,7 @@ def ended(project: Project, run: str, state: str, monkeypatch: pytest.MonkeyPatc
 
 
 def failed_pod(project: Project, run: str, name: str, message: str) -> None:
-    core = project.controller.core
+    core = project.core
     body: Object = {"metadata": {"name": f"demo-{name}", "labels": {"pipeline/runid": run}, "annotations": {
         "workflows.argoproj.io/node-name": f"demo.root.steps.{name}.executor(0)"}},
         "spec": {"containers": [{"name": "main", "image": "none"}]}}
@@ -64,7 +64,7 @@ def test_the_canary_of_a_killed_run_is_removed_and_what_serves_is_told(
     leave_canary(project, "run-1")
     told = ended(project, "run-1", "FAILED", monkeypatch)
     assert told.as_json()["removed"] == "llm-detox-canary"
-    assert project.live("llm-detox-canary") is None
+    wait_for(lambda: project.live("llm-detox-canary") is None)
     assert told.served == Served(address(OLD), True), "the old version was not touched"
 
 

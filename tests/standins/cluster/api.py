@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import urllib3
 
 Object = dict[str, Any]
-_MERGE, _JSON_PATCH = "application/merge-patch+json", "application/json-patch+json"
+_MERGE = "application/merge-patch+json"
 _KINDS = {
     "Binding": ("api/v1", "bindings"), "ConfigMap": ("api/v1", "configmaps"), "Event": ("api/v1", "events"),
     "Namespace": ("api/v1", "namespaces"), "Pod": ("api/v1", "pods"), "Secret": ("api/v1", "secrets"),
@@ -95,10 +95,6 @@ class Api:
     def merge(self, kind: str, namespace: str, name: str, patch: Object, *, sub: str = "") -> Object:
         """Send a merge patch."""
         return self._send("PATCH", _path(kind, namespace, name, sub), patch, content=_MERGE)
-
-    def patch(self, kind: str, namespace: str, name: str, operations: list[Object]) -> Object:
-        """Send a JSON patch."""
-        return self._send("PATCH", _path(kind, namespace, name), operations, content=_JSON_PATCH)
 
     def delete(self, kind: str, namespace: str, name: str, *, grace_seconds: int | None = None) -> None:
         """Remove the object; it is fine if it is not there."""

@@ -52,9 +52,8 @@ class KServe(Worker):
         else:
             finalizers = [*current, *(name for name in wanted if name not in current)]
         if finalizers != current:
-            self.api.patch(one["kind"], self.namespace, metadata["name"], [
-                {"op": "add", "path": "/metadata/finalizers", "value": finalizers},
-                {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]}])
+            self.api.merge(one["kind"], self.namespace, metadata["name"], {
+                "metadata": {"uid": metadata["uid"], "finalizers": finalizers}})
         return not leaving and finalizers == current
 
     def _reconcile(self, service: Object) -> None:
