@@ -8,7 +8,8 @@
 3. Mask where score > threshold.
 4. Fill the masks from left to right, one token each:
    argmax(base[1 + i] + sum_k weight_k * expert_k[mask]). The base reads the whole original; an expert reads what
-   was chosen so far, `<mask>` and, with `combine_original`, the original's tokens on the right.
+   was chosen so far, `<mask>` and, with `combine_original`, the original's tokens on the right; without them for the
+   last two tokens (the published code's condition, trustyai 0.6.2).
 
 What differs is the cost, not the outcome: copies of all sentences share batches of a token budget, decoders are cut
 at the mask, one position of a row goes through the output layer, and the r-th masks of all sentences are filled
@@ -38,6 +39,7 @@ from llm_detox.rephrase.seq2seq import (
 )
 
 _SENTENCES_AT_ONCE = 256
+_WITHOUT_RIGHT = 2  # tokens at a sentence's end
 _ROWS_AT_ONCE = 16  # of [rows, vocabulary] in float64, of which more do not fit a processor's cache
 
 
@@ -144,7 +146,7 @@ class TMaRCo:
         while open_ones := [filling for filling in fillings if filling.advance(self.tokenizer)]:
             reads = []
             for filling in open_ones:
-                right = filling.original[1:-1][filling.position + 1:] if combine_original else []
+                right = filling.right() if combine_original else []
                 before = filling.chosen.count(int(self.tokenizer.mask_token_id))
                 ids = self._ids(self._text(self.tokenizer.convert_ids_to_tokens(
                     [*filling.chosen, self.tokenizer.mask_token_id, *right])))
@@ -210,6 +212,10 @@ class _Filling:
                 return True
             self.chosen += cast("Ids", tokenizer.convert_tokens_to_ids([token]))
         return False
+
+    def right(self) -> Ids:
+        """The original's tokens on the right, as far as the published code gives them to the experts."""
+        return self.original[1:-1][self.position + 1:] if self.position < len(self.masked) - _WITHOUT_RIGHT else []
 
     def choose(self, token: int) -> None:
         self.chosen.append(token)

@@ -78,11 +78,14 @@ class SlowTMaRCo:
         _, base = self.logits(self.base, text)
         original = self.tokenizer(text)["input_ids"][1:-1]
         chosen: list[int] = []
-        for i, token in enumerate(self.tokenizer.tokenize(self.mask(text, threshold))):
+        tokens = self.tokenizer.tokenize(self.mask(text, threshold))
+        for i, token in enumerate(tokens):
             if token != self.tokenizer.mask_token:
                 chosen.append(self.tokenizer.convert_tokens_to_ids(token))
                 continue
-            ids = [*chosen, self.tokenizer.mask_token_id, *(original[i + 1:] if combine_original else [])]
+            ids = [*chosen, self.tokenizer.mask_token_id]
+            if combine_original and i < len(tokens) - 2:
+                ids += original[i + 1:]
             masked = self.tokenizer.convert_tokens_to_string(self.tokenizer.convert_ids_to_tokens(ids))
             product = base[1 + i].clone()
             for weight, expert in zip(self.weights, self.experts, strict=True):
