@@ -27,8 +27,7 @@ from tests.standins.cluster.scripted import (
     stays,
 )
 from tests.standins.kserve.platform import AUTH, FLAVOURS, KSERVE, OPENDATAHUB, STOP, Flavour
-from tests.standins.recordings import differences, needs_recordings, only
-from tests.standins.test_kserve import (
+from tests.standins.kserve_cases import (
     CASES,
     GONE_WHEN_RECORDED,
     KINDS,
@@ -38,8 +37,8 @@ from tests.standins.test_kserve import (
     recording_of,
     without_status_of_others,
 )
-from tests.standins.test_traces import LAGS, MODEL_STATUS_LAGS, NAMES, WITHOUT_RUNTIME_NAME
-from tests.standins.traces import states_of
+from tests.standins.recordings import differences, needs_recordings, only
+from tests.standins.traces import LAGS, MODEL_STATUS_LAGS, NAMES, WITHOUT_RUNTIME_NAME, states_of
 
 Object = dict[str, Any]
 pytestmark = needs_recordings

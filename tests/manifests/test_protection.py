@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llm_detox.serve.kserve.render import PROTECTED
-from tests.manifests.kustomize import Object, overlay, pick, with_components
+from tests.manifests.kustomize import overlay, pick, with_components
+from tests.manifests.objects import PODS, open_ports
 
-PODS = {"serving.kserve.io/inferenceservice": "llm-detox"}
 PLATFORMS = ("overlays/kserve", "overlays/openshift-ai")
-
-
-def selected(selector: Any, labels: dict[str, str]) -> bool:
-    """As Kubernetes matches a label selector."""
-    if any(labels.get(name) != value for name, value in selector.get("matchLabels", {}).items()):
-        return False
-    for one in selector.get("matchExpressions", ()):
-        value = labels.get(one["key"])
-        holds = {"Exists": value is not None, "In": value in one.get("values", ()),
-                 "NotIn": value not in one.get("values", ())}
-        if not holds[one["operator"]]:
-            return False
-    return True
-
-
-def open_ports(objects: Iterable[Object], labels: dict[str, str], monitoring: bool = False) -> set[int]:
-    """The ports that NetworkPolicies open at pods with these labels: to all but monitoring, or to monitoring."""
-    policies = [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"
-                and selected(one["spec"]["podSelector"], labels)]
-    assert any("Ingress" in policy["policyTypes"] for policy in policies), "without a policy every port is open"
-    return {port["port"] for policy in policies for rule in policy.get("ingress", ()) for port in rule["ports"]
-            if any("monitoring" in str(source) for source in rule["from"]) == monitoring}
 
 
 @pytest.mark.parametrize("name", PLATFORMS)

@@ -11,7 +11,7 @@ import pytest
 from serving.engine.settings import Settings, parse
 from tests.conftest import REPOSITORY
 from tests.manifests.kustomize import MANIFESTS, Object, connection, load, overlay, pick, with_components
-from tests.manifests.test_protection import PODS, open_ports
+from tests.manifests.objects import PODS, open_ports
 
 NAME_LABEL = next(iter(PODS))  # with it KServe marks its pods, see the recordings
 MOUNT = "/mnt/models"  # where KServe puts the model

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,46 +23,31 @@ def of_libraries(run: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in (run.stdout + run.stderr).splitlines() if _OF_A_LIBRARY.search(line)]
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A pipeline whose model did not pass the gate, and where it ran."""
-
-    folder: Path
-    model: Path
-    run: subprocess.CompletedProcess[str]
-
-    @property
-    def artifacts(self) -> list[Path]:
-        return sorted((self.folder / "runs/small/artifacts").iterdir())
-
-
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Refused:
-    folder = tmp_path_factory.mktemp("refused")
-    return Refused(folder, tiny_llama, run_pipeline(small_recipe(folder, tiny_llama), folder))
-
-
-def test_a_model_that_fails_the_gate_is_neither_published_nor_deployed(refused: Refused) -> None:
-    run = refused.run
-    assert run.returncode == 3, run.stdout[-3000:] + run.stderr[-3000:]
-    assert "not published and not deployed" in run.stderr
-    steps = {path.name for folder in refused.artifacts for path in folder.iterdir()}
-    assert "report" in steps
-    assert steps.isdisjoint({"convert", "publish", "deploy", "smoke"})
-    assert of_libraries(run) == []
-
-
-def test_another_gate_reuses_the_steps_that_are_finished_and_the_model_is_served_and_answers(refused: Refused) -> None:
-    run = run_pipeline(small_recipe(refused.folder, refused.model, gate=OPEN_GATE), refused.folder)
+def test_a_model_that_passes_the_gate_is_published_served_and_answers(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = small_recipe(tmp_path, tiny_llama, gate=OPEN_GATE)
+    run = run_pipeline(recipe, tmp_path)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert "== evaluate" not in run.stderr, "a second run must reuse the steps that are finished"
     assert "verdict: pass" in run.stdout
-    [smoke] = (refused.folder / "runs/small/artifacts").glob("*/smoke/answers/manifest.json")
+    [smoke] = (tmp_path / "runs/small/artifacts").glob("*/smoke/answers/manifest.json")
     assert json.loads(smoke.read_text("utf-8"))["result"]["text"]
-    pages = (refused.folder / "runs/small/artifacts").glob("*/report/report/report.html")
-    assert all("dpo" in page.read_text("utf-8") for page in pages)
+    [page] = (tmp_path / "runs/small/artifacts").glob("*/report/report/report.html")
+    assert "dpo" in page.read_text("utf-8")
     assert "Traceback" not in run.stdout + run.stderr
     assert of_libraries(run) == []
+
+
+def test_a_model_that_fails_the_gate_is_neither_published_nor_deployed(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = small_recipe(tmp_path, tiny_llama)
+    run = run_pipeline(recipe, tmp_path)
+    assert run.returncode == 3, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "not published and not deployed" in run.stderr
+    [artifacts] = (tmp_path / "runs/small/artifacts").iterdir()
+    assert {path.name for path in artifacts.iterdir()}.isdisjoint({"convert", "publish", "deploy", "smoke"})
+
+    again = run_pipeline(recipe, tmp_path)
+    assert again.returncode == 3, again.stdout[-3000:] + again.stderr[-3000:]
+    assert {path for path in artifacts.parent.iterdir() if path != artifacts and (path / "data").exists()} == set()
+    assert "== evaluate" not in again.stderr, "a second run must reuse the steps that are finished"
 
 
 def test_a_failing_step_reaches_the_user_as_one_message(tmp_path: Path, tiny_llama: Path) -> None:

@@ -10,23 +10,24 @@ from tests.standins.kserve.platform import OPENDATAHUB
 from tests.standins.kserve.runtimes import SpecRefused
 from tests.standins.kserve.status import Loading, refusal_status, status_of
 from tests.standins.recordings import differences, needs_recordings
-from tests.standins.traces import NAME, PHASES, TRACES, Phase, ReplayedCluster, State, states_of
+from tests.standins.traces import (
+    LAGS,
+    MODEL_STATUS_LAGS,
+    NAME,
+    NAMES,
+    PHASES,
+    WITHOUT_RUNTIME_NAME,
+    Phase,
+    ReplayedCluster,
+    State,
+    states_of,
+)
 
 Object = dict[str, Any]
 pytestmark = needs_recordings
 ANNOTATION, DIGEST = "llm-detox/spec", "wanted"
-NAMES = sorted(path.stem for path in TRACES.glob("*.yaml"))
 
-# States in which KServe had not yet looked at the Deployment that was read a moment later: its status is about the
-# state before ("before"), or about a Deployment that had no status yet ("new").
-LAGS = {
-    ("auth-toggle", 0.3): "before", ("auth-toggle", 5.9): "before", ("replace-crash", 1.4): "before",
-    ("rolling-two-replicas", 0.9): "before", ("stop-start", 4.5): "new",
-}
-# States whose `modelStatus` was written a moment before or after the conditions beside it, from other pods.
-MODEL_STATUS_LAGS = {("replace-crash", 39.0)}
-# Stopping takes two writes: the first has dropped the runtime's name.
-WITHOUT_RUNTIME_NAME = {("stop-start", 0.3)}
+
 
 
 def loading_of_state(state: State) -> Loading:

@@ -17,6 +17,18 @@ from tests.standins.recordings import ROOT, documents
 Object = dict[str, Any]
 TRACES = ROOT / "kserve" / "opendatahub-3.5" / "traces"
 NAME, NAMESPACE = "llm-detox", "llm-detox"
+NAMES = sorted(path.stem for path in TRACES.glob("*.yaml"))
+
+# States in which KServe had not yet looked at the Deployment that was read a moment later: its status is about the
+# state before ("before"), or about a Deployment that had no status yet ("new").
+LAGS = {
+    ("auth-toggle", 0.3): "before", ("auth-toggle", 5.9): "before", ("replace-crash", 1.4): "before",
+    ("rolling-two-replicas", 0.9): "before", ("stop-start", 4.5): "new",
+}
+# States whose `modelStatus` was written a moment before or after the conditions beside it, from other pods.
+MODEL_STATUS_LAGS = {("replace-crash", 39.0)}
+# Stopping takes two writes: the first has dropped the runtime's name.
+WITHOUT_RUNTIME_NAME = {("stop-start", 0.3)}
 
 
 @dataclass(frozen=True)
