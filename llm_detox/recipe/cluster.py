@@ -48,8 +48,9 @@ class ConnectionSection(Section):
         "llm-detox-hub", description="The Secret with `HF_TOKEN` for gated models; it is used if it exists.")
     ca_config_map: KubernetesName | None = Field(
         None,
-        description="The ConfigMap with a certificate authority of your own, as `manifests/components/custom-ca` makes"
-                    " it.")
+        description="The ConfigMap with a certificate authority of your own: `llm-detox-trusted-ca`, as "
+                    "`manifests/components/custom-ca` makes it, or the platform's `odh-trusted-ca-bundle` on OpenShift "
+                    "AI.")
 
 
 class PodSection(Section):
