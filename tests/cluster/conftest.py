@@ -29,6 +29,7 @@ from tests.standins.cluster.certificates import Authority
 from tests.standins.cluster.scripted import Course, ScriptedKubelet
 from tests.standins.kserve.platform import KSERVE, OPENDATAHUB, Flavour
 
+OLD, NEW = "1" * 64, "2" * 64
 QUICK = Patience(ready=120, start=60, pending=2.0, failing=4.0, settle=1.0, poll=0.05)
 _numbers = itertools.count(1)
 
@@ -156,6 +157,25 @@ def address(version: str) -> str:
     return f"s3://llm-detox/models/{version}"
 
 
+def live(project: Project, name: str = "llm-detox") -> Object:
+    service = project.live(name)
+    assert service is not None
+    return service
+
+
+def version_of(service: Object) -> str:
+    return str(service["spec"]["predictor"]["annotations"][VERSION])
+
+
+def asked_versions(project: Project) -> list[set[str]]:
+    return [one["versions"] for one in project.asked]
+
+
+def source_of(service: Object) -> str:
+    model = service["spec"]["predictor"]["model"]
+    return str(model.get("storageUri") or model["storage"]["path"])
+
+
 def refuse(*_: Any) -> None:
     """A model that does not answer."""
     raise DetoxError("the model's answer is empty", place="http://model", remedy="look at the training")
@@ -173,6 +193,13 @@ def openshift(cloud: Cloud, tmp_path: Path) -> Iterator[Project]:
     """On OpenShift AI, that is, with Open Data Hub's KServe."""
     with _project(cloud, OPENDATAHUB, "overlays/openshift-ai", tmp_path) as made:
         yield made
+
+
+@pytest.fixture(params=["project", "openshift"])
+def any_platform(request: pytest.FixtureRequest) -> Project:
+    """The same test on plain KServe and on OpenShift AI."""
+    made: Project = request.getfixturevalue(request.param)
+    return made
 
 
 @contextmanager

@@ -13,8 +13,9 @@ Object = dict[str, Any]
 _MERGE = "application/merge-patch+json"
 _KINDS = {
     "Binding": ("api/v1", "bindings"), "ConfigMap": ("api/v1", "configmaps"), "Event": ("api/v1", "events"),
-    "Namespace": ("api/v1", "namespaces"), "Pod": ("api/v1", "pods"), "Secret": ("api/v1", "secrets"),
-    "Service": ("api/v1", "services"), "ServiceAccount": ("api/v1", "serviceaccounts"),
+    "Namespace": ("api/v1", "namespaces"), "Node": ("api/v1", "nodes"), "Pod": ("api/v1", "pods"),
+    "Secret": ("api/v1", "secrets"), "Service": ("api/v1", "services"),
+    "ServiceAccount": ("api/v1", "serviceaccounts"),
     "Deployment": ("apis/apps/v1", "deployments"), "ReplicaSet": ("apis/apps/v1", "replicasets"),
     "HorizontalPodAutoscaler": ("apis/autoscaling/v2", "horizontalpodautoscalers"),
     "Job": ("apis/batch/v1", "jobs"), "EndpointSlice": ("apis/discovery.k8s.io/v1", "endpointslices"),
@@ -28,7 +29,7 @@ _KINDS = {
     "MutatingWebhookConfiguration": ("apis/admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
     "ValidatingWebhookConfiguration": ("apis/admissionregistration.k8s.io/v1", "validatingwebhookconfigurations"),
 }
-_CLUSTER_WIDE = ("Namespace", "ClusterServingRuntime", "MutatingWebhookConfiguration",
+_CLUSTER_WIDE = ("Namespace", "Node", "ClusterServingRuntime", "MutatingWebhookConfiguration",
                  "ValidatingWebhookConfiguration")
 MISSING, CONFLICT = 404, 409
 

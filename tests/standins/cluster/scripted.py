@@ -109,6 +109,7 @@ def out_of_memory(restarts: int = 3) -> Course:
 
 
 READY = Course(((0.0, starting), (0.2, serving)))
+BLOCKED = stays(crashed("safetensors header too large"))
 
 
 class ScriptedKubelet(Kubelet):

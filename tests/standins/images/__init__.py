@@ -1,0 +1,1 @@
+"""Stand-ins for the programs of images that cannot run here."""

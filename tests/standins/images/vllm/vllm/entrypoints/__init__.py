@@ -1,0 +1,1 @@
+"""A stand-in for vLLM, as far as its OpenAI server goes."""
