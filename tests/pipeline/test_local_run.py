@@ -23,6 +23,7 @@ def of_libraries(run: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in (run.stdout + run.stderr).splitlines() if _OF_A_LIBRARY.search(line)]
 
 
+@pytest.mark.heavy
 def test_a_model_that_passes_the_gate_is_published_served_and_answers(tmp_path: Path, tiny_llama: Path) -> None:
     recipe = small_recipe(tmp_path, tiny_llama, gate=OPEN_GATE)
     run = run_pipeline(recipe, tmp_path)
@@ -36,6 +37,7 @@ def test_a_model_that_passes_the_gate_is_published_served_and_answers(tmp_path: 
     assert of_libraries(run) == []
 
 
+@pytest.mark.heavy
 def test_a_model_that_fails_the_gate_is_neither_published_nor_deployed(tmp_path: Path, tiny_llama: Path) -> None:
     recipe = small_recipe(tmp_path, tiny_llama)
     run = run_pipeline(recipe, tmp_path)

@@ -85,6 +85,7 @@ def _said(log: Path, words: str) -> bool:
     return words in log.read_text("utf-8", errors="replace")
 
 
+@pytest.mark.heavy
 def test_the_pointer_is_followed_and_no_request_is_lost(environment: dict[str, str], tmp_path: Path) -> None:
     oldest, first = _published(1, tmp_path)
     log, over = tmp_path / "log", threading.Event()

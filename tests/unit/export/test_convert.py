@@ -130,6 +130,7 @@ def test_the_same_model_makes_the_same_files(base: Path, tmp_path: Path) -> None
     assert read_manifest(tmp_path / "a")["files"] == read_manifest(tmp_path / "b")["files"]
 
 
+@pytest.mark.heavy
 def test_old_and_new_readers_make_the_same_greedy_tokens(base: Path, tmp_path: Path) -> None:
     adapter = save_adapter(base, tmp_path / "adapter")
     convert(model=str(adapter), output=tmp_path / "out")

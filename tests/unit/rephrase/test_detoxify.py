@@ -213,6 +213,7 @@ step.detoxify(Recipe.model_validate_json(sys.argv[1]), texts=Path(sys.argv[2]), 
 """
 
 
+@pytest.mark.heavy
 def test_killed_at_random_points_the_run_resumes_to_the_same_file(
     place: Path, tmp_path: Path, unbroken: bytes, repository: Path
 ) -> None:

@@ -116,6 +116,7 @@ def events(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(one.step, one.value) for one in EventAccumulator(str(folder / EVENTS)).Reload().Scalars(name)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_killed_run_continues_to_the_same_losses_and_weights_as_an_unbroken_one(
         kind: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,11 +145,10 @@ def test_a_killed_run_continues_to_the_same_losses_and_weights_as_an_unbroken_on
         path.name for path in (folder / "unbroken").iterdir()}
 
 
-# Each kind of model and of training once; the other pairs take the same ways and run in `make test-slow`.
+@pytest.mark.heavy
 @pytest.mark.parametrize(("rewriters", "kind"), [
-    ("causal", "paraphraser"), ("bart", "experts"),
-    pytest.param("causal", "experts", marks=pytest.mark.slow),
-    pytest.param("bart", "paraphraser", marks=pytest.mark.slow)], indirect=["rewriters"])
+    ("causal", "paraphraser"), ("bart", "experts"), ("causal", "experts"), ("bart", "paraphraser")],
+    indirect=["rewriters"])
 def test_a_killed_training_of_a_rewriter_ends_with_the_bytes_of_an_unbroken_one(
         kind: str, rewriters: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The experts are killed in the second one: the first is finished then, and is not trained again."""
@@ -181,6 +181,7 @@ def files_of_any_size_again() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt"])
 def test_a_full_disk_leaves_the_last_whole_checkpoint_and_the_next_run_goes_on_there(
         folder: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
