@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from llm_detox.recipe.base import Positive, Section
 from llm_detox.recipe.cluster import KubernetesName, Namespace, PodSection
@@ -17,7 +17,12 @@ class PublishSection(Section):
         "s3://llm-detox/models", pattern=r"^s3://[^/]+(/.*)?$", description="The bucket and the prefix in it.")
 
 
-Switch = Literal["keep", "on", "off"]
+def _switch_text(value: Any) -> Any:
+    """YAML reads the bare words `on` and `off` as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["keep", "on", "off"], BeforeValidator(_switch_text)]
 
 
 class KserveSection(PodSection):
