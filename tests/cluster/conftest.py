@@ -19,7 +19,9 @@ from llm_detox.serve.deployment import KserveDeployment
 from llm_detox.serve.kserve.deploy import deploy_kserve
 from llm_detox.serve.kserve.render import VERSION
 from llm_detox.serve.kserve.status import Patience
+from llm_detox.storage.seaweed import find_weed
 from tests.cluster.place import Cloud, Place, place
+from tests.cluster.published import Published, publish_models
 from tests.cluster.server import ENVTEST, ApiServer, Object, moved
 from tests.conftest import REPOSITORY
 from tests.manifests.kustomize import load, overlay, pick
@@ -28,6 +30,7 @@ from tests.standins.cluster.api import Api
 from tests.standins.cluster.certificates import Authority
 from tests.standins.cluster.scripted import Course, ScriptedKubelet
 from tests.standins.kserve.platform import KSERVE, OPENDATAHUB, Flavour
+from tests.standins.node import images, sandbox
 
 OLD, NEW = "1" * 64, "2" * 64
 QUICK = Patience(ready=120, start=60, pending=2.0, failing=4.0, settle=1.0, poll=0.05)
@@ -56,6 +59,18 @@ def cloud(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> It
     authority = Authority(tmp_path_factory.mktemp("authority"), "service CA")
     with Webhooks(api, authority):
         yield Cloud(api_server, api, authority)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """Models for pods that run; skipped, with the reason, where they cannot."""
+    if reason := sandbox.missing() or images.caikit_is_missing():
+        pytest.skip(reason)
+    try:
+        find_weed()
+    except DetoxError as error:
+        pytest.skip(str(error))
+    return publish_models(tmp_path_factory.mktemp("published"))
 
 
 @dataclass

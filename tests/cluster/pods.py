@@ -1,4 +1,4 @@
-"""Pods that run: projects with a process kubelet, the published models in their store, and a pipeline's pod."""
+"""Projects whose pods run, and commands that run as a pod of the pipeline."""
 
 from __future__ import annotations
 
@@ -9,31 +9,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_detox.export import convert
-from llm_detox.storage import publish
-from llm_detox.storage.seaweed import Seaweed, seaweed
 from tests.cluster.conftest import token_of
 from tests.cluster.place import Cloud, Place, place
+from tests.cluster.published import BUCKET, Published
 from tests.conftest import REPOSITORY
-from tests.helpers.tiny import save_tiny_chat_llama
 from tests.manifests.kustomize import pick
 from tests.serving.running import wait_for
 from tests.standins.kserve.platform import OPENDATAHUB, Flavour
 from tests.standins.node.enter import Mount, Spec
-from tests.standins.node.kubelet import ProcessKubelet, Store
+from tests.standins.node.kubelet import ProcessKubelet
 from tests.standins.node.network import Network
 
 Object = dict[str, Any]
-BUCKET = "llm-detox"
 _numbers = itertools.count(1)
 _ENTER = REPOSITORY / "tests" / "standins" / "node" / "enter.py"
 _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _ARBITRARY_USER = 1_000_740_000  # OpenShift gives each project a range like this
-_STORE = Store("", "https://s3.example.com:8333", "the-key", "the-secret")
 
 
 _IMPATIENT = """
@@ -51,49 +46,6 @@ try:
 except DetoxError as error:
     raise SystemExit(str(error))
 """
-
-
-@dataclass(frozen=True)
-class Published:
-    """Models in a store: two that work, and one of which a byte has changed since."""
-
-    store: Store
-    old: str
-    new: str
-    damaged: str
-
-
-def publish_models(folder: Path) -> Published:
-    """Publish with the real library into a real store, and keep what lies there as a folder."""
-    addresses = []
-    with seaweed(folder / "seaweed", buckets=[BUCKET]) as running:
-        before = dict(os.environ)
-        os.environ.update(running.env())
-        try:
-            for seed in range(3):
-                save_tiny_chat_llama(folder / f"model-{seed}", seed=seed)
-                convert(model=str(folder / f"model-{seed}"), output=folder / f"converted-{seed}")
-                addresses.append(publish(folder / f"converted-{seed}", f"s3://{BUCKET}/models").address)
-            _download(running, folder / "store")
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-    weights = folder / "store" / addresses[2].removeprefix("s3://") / "artifacts" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    return Published(replace(_STORE, folder=str(folder / "store")), *addresses)
-
-
-def _download(running: Seaweed, target: Path) -> None:
-    import boto3
-
-    client = boto3.client("s3", endpoint_url=running.endpoint)
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
-        for one in page.get("Contents", ()):
-            file = target / BUCKET / one["Key"]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            client.download_file(BUCKET, one["Key"], str(file))
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,12 @@ from typing import Any
 import pytest
 
 from llm_detox.cluster.objects import STOP
-from llm_detox.errors import DetoxError
-from llm_detox.storage.seaweed import find_weed
 from tests.cluster.place import Cloud
-from tests.cluster.pods import Published, RunningProject, publish_models, running_project
+from tests.cluster.pods import Published, RunningProject, running_project
 from tests.manifests.kustomize import overlay, with_components
 from tests.serving.running import wait_for
 from tests.standins.kserve.platform import KSERVE, OPENDATAHUB
-from tests.standins.node import images, sandbox
+from tests.standins.node.sandbox import Refused
 
 Object = dict[str, Any]
 ON, OFF = '"on"', '"off"'  # YAML takes the bare words for true and false
@@ -44,17 +42,6 @@ try:
 except GenerationError as error:
     print("refused:", error)
 """
-
-
-@pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    if reason := sandbox.missing() or images.caikit_is_missing():
-        pytest.skip(reason)
-    try:
-        find_weed()
-    except DetoxError as error:
-        pytest.skip(str(error))
-    return publish_models(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
@@ -136,7 +123,7 @@ def test_a_protected_model_answers_with_a_token_over_tls_and_on_no_other_port(
     assert asked_in_words(openshift, f"grpc://{host(openshift)}:8085", "{}").startswith("refused:")
     [pod] = openshift.here.pods()
     for port in (8080, 8085):  # shut in the pod itself: no network policy is asked on this way
-        with pytest.raises(sandbox.Refused):
+        with pytest.raises(Refused):
             openshift.kubelet.connect(pod["status"]["podIP"], port)
     assert rollout_of(openshift.deploy(published.old, auth=ON)) == "unchanged"
     assert rollout_of(openshift.deploy(published.old, auth=OFF)) == "replaced"
