@@ -23,7 +23,6 @@ from tests.standins.kserve.platform import KSERVE, OPENDATAHUB
 from tests.standins.node.sandbox import Refused
 
 Object = dict[str, Any]
-ON, OFF = '"on"', '"off"'  # YAML takes the bare words for true and false
 ASK = """
 from llm_detox.client import GenerationError, TextGenerationClient
 from llm_detox.client.credentials import credentials_for
@@ -114,7 +113,7 @@ def test_vllm_lives_its_whole_life(plain: RunningProject, published: Published) 
 def test_a_protected_model_answers_with_a_token_over_tls_and_on_no_other_port(
     openshift: RunningProject, published: Published
 ) -> None:
-    assert rollout_of(openshift.deploy(published.old, auth=ON)) == "created"
+    assert rollout_of(openshift.deploy(published.old, auth="on")) == "created"
     url = f"https://{host(openshift)}:8443"
     assert asked(openshift, url) == "same"
     authority = '{"ca_file": Path("/var/run/secrets/kubernetes.io/serviceaccount/service-ca.crt")}'
@@ -125,8 +124,8 @@ def test_a_protected_model_answers_with_a_token_over_tls_and_on_no_other_port(
     for port in (8080, 8085):  # shut in the pod itself: no network policy is asked on this way
         with pytest.raises(Refused):
             openshift.kubelet.connect(pod["status"]["podIP"], port)
-    assert rollout_of(openshift.deploy(published.old, auth=ON)) == "unchanged"
-    assert rollout_of(openshift.deploy(published.old, auth=OFF)) == "replaced"
+    assert rollout_of(openshift.deploy(published.old, auth="on")) == "unchanged"
+    assert rollout_of(openshift.deploy(published.old, auth="off")) == "replaced"
     assert asked(openshift, f"http://{host(openshift)}") == "same"
     assert asked(openshift, f"grpc://{host(openshift)}:8085") == "same"
 
