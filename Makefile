@@ -40,7 +40,7 @@ test-slow: install
 	$(VENV)/bin/python -m pytest -m "slow and not soak" $(ARGS)
 
 test-cluster: install
-	$(VENV)/bin/python -m pytest -m "cluster" $(ARGS)
+	$(PYTEST) -m "cluster" $(ARGS)
 
 test-notebooks: install
 	$(PYTEST) -m "notebooks and not slow" $(ARGS)

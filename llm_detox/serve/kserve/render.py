@@ -139,7 +139,7 @@ def inference_service(settings: DeploySection, connection: ConnectionSection, ad
         predictor.setdefault("labels", {})[PROTECTED] = "true"
     initial = _take_out(thing, _initial_paths(kserve))
     switches = _switches_of_canary(protected) if canary else _switches(kserve)
-    predictor["annotations"] = {VERSION: published.version, SPEC: _digest(thing, switches)}
+    predictor["annotations"] = {VERSION: published.version, SPEC: _digest(thing)}
     return Wanted(thing, initial, switches)
 
 
@@ -280,8 +280,9 @@ def _switches_of_canary(protected: bool) -> Manifest:
     return {"metadata": {"annotations": {AUTH: "true"}}} if protected else {}
 
 
-def _digest(meant: Manifest, switches: Manifest) -> str:
-    text = json.dumps([meant, switches], sort_keys=True, separators=(",", ":"))
+def _digest(meant: Manifest) -> str:
+    """Of all that the pods follow; protection is in it by the label, exposure is no matter of theirs."""
+    text = json.dumps(meant, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

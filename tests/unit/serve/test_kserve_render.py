@@ -200,6 +200,10 @@ def test_a_connection_to_another_bucket_is_refused(monkeypatch: pytest.MonkeyPat
         wanted("openshift-ai")
 
 
+def test_a_model_that_stays_protected_keeps_its_pods() -> None:
+    assert wanted("openshift-ai", auth="on").digest == wanted("openshift-ai", protected=True).digest
+
+
 @pytest.mark.parametrize("settings", [{"memory": "9Gi"}, {"serving": "vllm"}, {"replicas": 3}, {"auth": "on"},
                                       {"address": ADDRESS[:-1] + "0"}])
 def test_the_digest_follows_all_that_is_meant(settings: Any) -> None:
