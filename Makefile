@@ -34,7 +34,7 @@ test: install
 	$(PYTEST) -m "not heavy and not slow and not gpu and not cluster and not soak and not notebooks and not browser and not mutations" $(ARGS)
 
 test-heavy: install
-	$(PYTEST) -m "heavy and not slow" $(ARGS)
+	$(PYTEST) --dist load -m "heavy and not slow" $(ARGS)
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m "slow and not soak" $(ARGS)
