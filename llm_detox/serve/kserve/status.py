@@ -170,12 +170,17 @@ class _ShownReasons:
     """Which reasons there are since when, and what was said about them."""
 
     since: dict[str, float] = field(default_factory=dict)
+    failing: dict[str, float] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
     last: float = 0.0
 
     def update(self, name: str, current: list[Reason], started: float) -> None:
         now = time.monotonic()
-        self.since = {reason.key: self.since.get(reason.key, now) for reason in current}
+        # A model that fails looks as if it came up between two starts: its time counts from the first failure.
+        self.failing |= {reason.key: now for reason in current
+                         if reason.patience == "failing" and reason.key not in self.failing}
+        known = self.since | self.failing
+        self.since = {reason.key: known.get(reason.key, now) for reason in current}
         fresh = [reason for reason in current if reason.text not in self.said]
         if not fresh and now - self.last >= _SECONDS_BETWEEN_LINES:
             fresh = current[:1]

@@ -13,7 +13,7 @@ from llm_detox.serve.kserve import status
 from llm_detox.serve.kserve.render import SPEC
 from llm_detox.serve.kserve.status import Patience, wait_until_ready
 from tests.standins.recordings import needs_recordings
-from tests.standins.traces import NAME, PHASES, Phase, ReplayedCluster
+from tests.standins.traces import NAME, PHASES, Clock, Phase, ReplayedCluster
 
 pytestmark = needs_recordings
 DIGEST = "wanted"
@@ -62,3 +62,37 @@ def test_a_wait_for_what_never_gets_ready_ends_with_the_controllers_own_words(
         assert words in waited.error.message
     assert phase.fails_from is not None
     assert phase.fails_from <= waited.at <= phase.fails_from + PATIENCE.failing + 1
+
+
+class Restarting:
+    """A cluster whose model fails to load, starts again and fails again, a second each."""
+
+    namespace = "p"
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+
+    def service(self, name: str) -> InferenceService:
+        fails = int(self.clock.now) % 2 == 0
+        return InferenceService.of({"metadata": {"name": name}, "status": {"modelStatus": {
+            "transitionStatus": "BlockedByFailedLoad" if fails else "InProgress",
+            "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "out of memory"}}}})
+
+    def deployment(self, name: str) -> None:
+        return None
+
+    def pods(self, name: str) -> list[Any]:
+        return []
+
+    def warnings(self, name: str) -> list[Any]:
+        return []
+
+
+def test_the_time_of_a_model_that_fails_at_each_start_counts_from_the_first_failure(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster: Any = Restarting()
+    monkeypatch.setattr(status, "time", cluster.clock)
+    with pytest.raises(DetoxError, match="BlockedByFailedLoad: ModelLoadFailed: out of memory"):
+        wait_until_ready(cluster, NAME, DIGEST, Patience(ready=900, start=900, failing=60, poll=0.5), set())
+    assert 60 <= cluster.clock.now <= 63
