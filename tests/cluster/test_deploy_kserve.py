@@ -281,9 +281,15 @@ def test_a_missing_runtime_is_said_before_anything_is_made_by_who_may_look_every
     assert project.live() is None
 
 
-def test_a_missing_runtime_is_said_in_kserves_words_to_who_may_not(project: Project) -> None:
-    with pytest.raises(DetoxError, match="InvalidSpec: RuntimeNotRecognized: Waiting for runtime"):
+def test_a_missing_runtime_of_ours_is_said_before_anything_is_made(project: Project) -> None:
+    with pytest.raises(DetoxError, match="there is no ServingRuntime llm-detox-vllm"):
         project.deploy(OLD, serving="vllm")
+    assert project.live() is None
+
+
+def test_another_runtime_that_is_missing_is_said_in_kserves_words_to_who_may_not_look(project: Project) -> None:
+    with pytest.raises(DetoxError, match="InvalidSpec: RuntimeNotRecognized: Waiting for runtime"):
+        project.deploy(OLD, serving="vllm", runtime="vllm-cuda-runtime")
 
 
 def test_a_runtime_of_the_whole_cluster_serves(project: Project) -> None:

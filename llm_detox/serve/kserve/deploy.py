@@ -228,11 +228,17 @@ def require_runtime(cluster: Cluster, kserve: KserveSection) -> str:
 
     Raises:
         DetoxError: it is not there, or takes other formats.
-        NoRight: it is not in the project, and this account may not look whether the cluster has one.
+        NoRight: the recipe names one that is not in the project, and this account may not look whether the cluster has
+            it.
     """
     stack, place = STACKS[kserve.serving], f"namespace {cluster.namespace}"
     name = kserve.runtime or stack.runtime
-    runtime = cluster.runtime(name)
+    try:
+        runtime = cluster.runtime(name)
+    except NoRight:
+        if kserve.runtime is not None:
+            raise
+        runtime = None  # ours is applied with the project's overlay
     if runtime is None:
         raise DetoxError(f"there is no ServingRuntime {name}", place=place, remedy=_remedy(kserve))
     if stack.model_format not in runtime.formats:

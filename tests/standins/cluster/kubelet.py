@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from abc import abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -51,6 +52,7 @@ class Kubelet(Worker):
         self._addresses: dict[str, str] = {}
         self._leaving: dict[str, threading.Thread] = {}
 
+    @abstractmethod
     def start(self, pod: Object, address: str) -> PodRun:
         """Begin with a pod.
 
@@ -58,7 +60,6 @@ class Kubelet(Worker):
             pod: as its controller and the webhooks left it.
             address: its own.
         """
-        raise NotImplementedError
 
     def look(self) -> None:
         pods = [one for one in self.api.list("Pod", self.namespace) if one["metadata"].get("ownerReferences")]

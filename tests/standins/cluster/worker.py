@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+from abc import ABC, abstractmethod
 
 from tests.standins.cluster.api import CONFLICT, MISSING, Api, ApiAway, ApiError
 
@@ -11,7 +12,7 @@ _AWAY_SECONDS = 0.2
 _PASSING = (401, 403, MISSING, CONFLICT, 429, 500, 503, 504)
 
 
-class Worker:
+class Worker(ABC):
     """Runs `look` until the block ends. What a look breaks on is told when the block ends, as an AssertionError.
 
     Args:
@@ -26,11 +27,11 @@ class Worker:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
 
+    @abstractmethod
     def look(self) -> None:
         """Compare what is wanted with what is there, and act."""
-        raise NotImplementedError
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027 - most have nothing to end
         """Called once, when the thread has ended."""
 
     def __enter__(self) -> Worker:
