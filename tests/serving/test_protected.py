@@ -37,6 +37,13 @@ class Protected:
     def health(self, host: str) -> int:
         return httpx.get(f"http://{host}:{self.rest}/health", timeout=20, trust_env=False).status_code
 
+    def up(self) -> bool:
+        """Whether both servers answer: Caikit starts REST after gRPC."""
+        try:
+            return self.health(LOOPBACK) == 200 and checked(grpc.insecure_channel(f"{LOOPBACK}:{self.grpc}"))
+        except httpx.TransportError:
+            return False
+
     def mutual_channel(self, host: str, credentials: grpc.ChannelCredentials) -> grpc.Channel:
         return grpc.secure_channel(f"{host}:{self.mutual}", credentials,
                                    [("grpc.ssl_target_name_override", "localhost")])
@@ -59,7 +66,7 @@ def protected(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                         engine=stack.urls["fmaas"].removeprefix("fmaas://"), mtls_port=mutual, mtls_cert=c.server,
                         mtls_key=c.server_key, mtls_client_ca=c.ca) as (ports, _):
         running = Protected(ports["rest"], ports["grpc"], mutual, c)
-        wait_for(lambda: checked(grpc.insecure_channel(f"{LOOPBACK}:{running.grpc}")), 300, 0.5)
+        wait_for(running.up, 300, 0.5)
         yield running
 
 
