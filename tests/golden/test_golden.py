@@ -46,6 +46,7 @@ def assert_as_recorded(section: str, captured: Path) -> None:
         pytest.fail("\n\n".join(problems), pytrace=False)
 
 
+@pytest.mark.heavy
 def test_golden_rehearsal(captured: Path) -> None:
     assert_as_recorded("rehearsal", captured)
 

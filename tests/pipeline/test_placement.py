@@ -9,6 +9,7 @@ import pytest
 
 from llm_detox.errors import UsageError
 from llm_detox.recipe.cluster import ConnectionSection
+from pipelines import compile as compiling
 from pipelines.compile import COMPILED, PIPELINES, compile_all
 from pipelines.placement import DEFAULT, Placement
 from tests.pipeline.specs import documents, executors, step_of, steps
@@ -18,8 +19,7 @@ FILES = [COMPILED / f"{name}.yaml" for name in PIPELINES]
 
 
 def with_placement(folder: Path, **changes: Any) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    compile_all(folder, Placement.model_validate(changes))
-    return executors(folder / "detox-and-serve.yaml")
+    return executors(compiling.compile_one("detox-and-serve", folder, Placement.model_validate(changes)))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
