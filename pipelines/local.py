@@ -25,6 +25,10 @@ from llm_detox.storage.seaweed import Seaweed
 from pipelines.console import step_console
 from pipelines.detox_and_serve import detox_and_serve
 
+# A thread that waits for the others of its step spins; where something else runs on the machine, too, it takes a core
+# from the thread that it waits for, and training becomes several times slower.
+_PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 @dataclass(frozen=True)
 class LocalRun:
@@ -59,7 +63,7 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
     started = time.monotonic()
     done = False
     note = home / "error.json"
-    with (interrupted_by_sigterm(_terminate_steps), environment({ERROR_FILE_VARIABLE: str(note)}),
+    with (interrupted_by_sigterm(_terminate_steps), environment({ERROR_FILE_VARIABLE: str(note)} | _PATIENT_THREADS),
           _errors_of_steps(note)):
         store = Seaweed.start(home / "store", buckets=[urlsplit(recipe.publish.url).netloc])
         try:
@@ -68,6 +72,9 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
                 run = _collect(recipe, task, home, time.monotonic() - started)
             done = True
             return run
+        except KeyboardInterrupt:
+            _terminate_steps()
+            raise
         finally:
             if not (done and keep_serving and run.deployment):
                 stop_kept(runs, recipe.name)
@@ -118,8 +125,8 @@ def _collect(recipe: Recipe, task: Any, home: Path, seconds: float) -> LocalRun:
 
 
 def _terminate_steps() -> None:
-    """The step that runs; the store has a session of its own and stops after it."""
-    for child in psutil.Process().children():
+    """The step that runs and what it started; the store has a session of its own and stops after it."""
+    for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getpgid(child.pid) == os.getpgrp():
                 child.terminate()

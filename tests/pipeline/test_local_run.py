@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llm_detox.processes import is_running
@@ -61,7 +63,9 @@ def test_a_failing_step_reaches_the_user_as_one_message(tmp_path: Path, tiny_lla
     assert "Traceback" not in run.stdout + run.stderr
 
 
-def test_a_run_that_is_told_to_end_takes_its_store_along(tmp_path: Path, tiny_llama: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_takes_its_step_and_store_along(
+        tmp_path: Path, tiny_llama: Path, told: signal.Signals) -> None:
     recipe = small_recipe(tmp_path, tiny_llama)
     with subprocess.Popen(
         [sys.executable, "-m", "pipelines", "run", "--recipe", str(recipe), "--runs", str(tmp_path / "runs")],
@@ -72,10 +76,13 @@ def test_a_run_that_is_told_to_end_takes_its_store_along(tmp_path: Path, tiny_ll
             if line.startswith("== data =="):
                 break
         store = Seaweed.attach(tmp_path / "runs/small/store")
-        run.terminate()
+        steps = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(told)
         run.communicate(timeout=60)
     assert run.returncode == 130
     assert not is_running(store.process)
+    assert len(steps) > 2
+    assert psutil.wait_procs(steps, timeout=20)[1] == []
 
 
 @pytest.mark.parametrize("change", ["training.sft.epochs=many", "data.texts.sorce=x"])
