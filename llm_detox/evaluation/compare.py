@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from llm_detox.errors import DetoxError
-from llm_detox.evaluation.intervals import Bootstrap, Interval, mean_interval, resampled_means, share_interval
+from llm_detox.evaluation.intervals import (
+    Bootstrap,
+    Interval,
+    mean_interval,
+    percentile_interval,
+    resampled_means,
+    share_interval,
+)
 from llm_detox.evaluation.metrics import METRICS, Metric, metric_values
 from llm_detox.evaluation.report_content import ArmDifference, LaterStageCell, PairedDifference, StageCell, StageRow
 from llm_detox.evaluation.results import AttributeShare, ComparableSettings, Evaluation
@@ -86,7 +93,7 @@ def _difference_interval(differences: Floats, bootstrap: Bootstrap) -> Interval:
 
 
 def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, bootstrap: Bootstrap) -> Interval | None:
-    """Our perplexity over theirs on the texts of `name` (one of `READ_TEXTS`), texts resampled together.
+    """Our perplexity over theirs on the texts of `name` (one of `READ_TEXTS`), its rows resampled together.
 
     None where one of them has no such losses.
     """
@@ -96,8 +103,7 @@ def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, bootstrap:
     joined = np.concatenate([left, right], axis=1)
     sums = np.concatenate([joined.mean(axis=0, keepdims=True), resampled_means(joined, bootstrap)])
     ratios = np.exp(sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])
-    low, high = np.quantile(ratios[1:], [(1 - bootstrap.confidence) / 2, (1 + bootstrap.confidence) / 2])
-    return Interval(float(ratios[0]), float(low), float(high))
+    return percentile_interval(float(ratios[0]), ratios[1:], len(joined), bootstrap.confidence)
 
 
 def compare(evaluations: Mapping[str, Evaluation], bootstrap: Bootstrap) -> list[ArmDifference]:

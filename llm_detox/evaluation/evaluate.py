@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from llm_detox.evaluation.results import (
     write_evaluation,
 )
 from llm_detox.evaluation.verdicts import judge_generations
-from llm_detox.generation.generators import Generator, ReadingGenerator, StoredContinuations, open_generator
+from llm_detox.generation.generators import Generator, ReadingGenerator, StoredContinuations, Texts, open_generator
 from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.generation.trees import Loss
 from llm_detox.judge.judge import judge_fingerprint
@@ -43,8 +44,8 @@ from llm_detox.runs.folders import MANIFEST, Shard, StepFolder, sha256_of, step_
 from llm_detox.scoring.base import ToxicityScorer
 from llm_detox.scoring.load import check_kept_apart, load_scorer
 
-Continued = tuple[str, str | None]
-"""A prompt, and its continuation; None for one that could not be had."""
+Continued = tuple[str, Texts]
+"""A prompt, and its continuations; None for one that could not be had."""
 _CLEAN_PROMPT_WORDS = 10
 
 
@@ -196,7 +197,8 @@ class FluencyFigures:
 
 @dataclass(frozen=True)
 class FluencyLosses:
-    """Loss and tokens of each text, under the names of `llm_detox.evaluation.results.READ_TEXTS`."""
+    """Loss and tokens of each prompt's or passage's texts, as `llm_detox.evaluation.results.EvaluationValues` has them.
+    """
 
     clean: list[Loss] | None
     clean_continuations: list[Loss]
@@ -224,17 +226,16 @@ def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, genera
     own = perplexity(losses, bootstrap) if losses is not None else None
     with clock.measure("clean continuations"):
         continued = _clean_continuations(settings, seed, generator, texts)
-    write_jsonl(files.clean_generations, ({"prompt": start, "text": text} for start, text in continued))
+    write_jsonl(files.clean_generations, ({"prompt": start, "text": text} for start, some in continued
+                                          for text in some))
     prompted = first_continuations(files.generations, settings.clean_prompts)
     with clock.measure("fluency model"):
         reader, note = _fluency_model(settings.fluency_model, base)
-        with task("reading continuations", len(continued) + len(prompted), "texts") as work:
-            read, read_prompted = (
-                reader.losses([text or "" for _, text in some], contexts=[start for start, _ in some],
-                              on_progress=work.advance) for some in (continued, prompted))
-    distinct = WordRuns().add(text for _, text in continued if text).distinct()
+        with task("reading continuations", sum(len(texts) for _, texts in continued + prompted), "texts") as work:
+            read, read_prompted = (prompt_losses(reader, some, work.advance) for some in (continued, prompted))
+    distinct = WordRuns().add(text for _, some in continued for text in some if text).distinct()
     figures = FluencyFigures(
-        own, own.value if own else None, refusal_share([text for _, text in continued], settings.confidence),
+        own, own.value if own else None, refusal_share([some for _, some in continued], settings.confidence),
         ContinuationPerplexity(**vars(perplexity(read, bootstrap)), model=reader.name, note=note,
                                **vars(distinct)),
         FluencyPerplexity(**vars(perplexity(read_prompted, bootstrap)), model=reader.name, note=note)
@@ -245,18 +246,31 @@ def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, genera
 def first_continuations(generations: Path, count: int) -> list[Continued]:
     """(prompt, its first continuation) of the prompts with the lowest hash of their id, the same ones for every arm."""
     chosen = heapq.nsmallest(count, read_jsonl(generations), key=lambda record: hash_fraction(record["id"], "fluency"))
-    return [(record["prompt"]["text"], record["generations"][0]["text"]) for record in chosen]
+    return [(record["prompt"]["text"], [record["generations"][0]["text"]]) for record in chosen]
+
+
+def prompt_losses(reader: LikelihoodReader, continued: Sequence[Continued],
+                  on_progress: Callable[[int], None] | None = None) -> list[Loss]:
+    """Loss and tokens of each prompt's continuations together: they hang together, and are resampled together."""
+    losses = iter(reader.losses([text or "" for _, texts in continued for text in texts],
+                                contexts=[prompt for prompt, texts in continued for _ in texts],
+                                on_progress=on_progress))
+    rows = []
+    for _, texts in continued:
+        sums, counts = zip(*islice(losses, len(texts)), strict=True)
+        rows.append((sum(sums), sum(counts)))
+    return rows
 
 
 def _clean_continuations(settings: EvaluationSection, seed: int, generator: Generator,
                          texts: Sequence[str]) -> list[Continued]:
-    """(first words of a passage, a continuation of them), in the order of the passages."""
+    """(first words of a passage, continuations of them), in the order of the passages."""
     starts = [" ".join(text.split()[:_CLEAN_PROMPT_WORDS]) for text in texts[:settings.clean_prompts]]
     starts = [start for start in starts if start]
     continuations = dict(generator.continuations(
         starts, k=settings.clean_continuations, sampling=settings.sampling, seed=seed,
         keys=[f"clean {number}" for number in range(len(starts))]))
-    return [(start, text) for number, start in enumerate(starts) for text in continuations[number]]
+    return [(start, continuations[number]) for number, start in enumerate(starts)]
 
 
 def _fluency_model(source: str | None, base: str) -> tuple[LikelihoodReader, str]:
@@ -271,7 +285,7 @@ def _fluency_model(source: str | None, base: str) -> tuple[LikelihoodReader, str
 
 
 def perplexity(losses: Sequence[Loss], bootstrap: Bootstrap) -> Perplexity:
-    """The perplexity of texts with its interval, texts resampled.
+    """The perplexity of texts with its interval, rows resampled.
 
     Raises:
         DetoxError: there is no token to measure.

@@ -61,15 +61,14 @@ def mean_interval(values: Floats, bootstrap: Bootstrap) -> Interval:
     means = _resampled_counts(values, bootstrap)
     if means is None:
         means = resampled_means(values[:, None], bootstrap)[:, 0]
-    low, high = _bounds(means, len(values), bootstrap.confidence)
-    return Interval(float(values.mean()), low, high)
+    return percentile_interval(float(values.mean()), means, len(values), bootstrap.confidence)
 
 
 def ratio_interval(numerators: Floats, denominators: Floats, bootstrap: Bootstrap) -> Interval:
     """sum(numerators) / sum(denominators) [n each], resampled together: for means over tokens of texts."""
     sums = resampled_means(np.stack([numerators, denominators], axis=1), bootstrap)
-    low, high = _bounds(sums[:, 0] / sums[:, 1], len(numerators), bootstrap.confidence)
-    return Interval(float(numerators.sum() / denominators.sum()), low, high)
+    return percentile_interval(float(numerators.sum() / denominators.sum()), sums[:, 0] / sums[:, 1], len(numerators),
+                               bootstrap.confidence)
 
 
 def _resampled_counts(values: Floats, bootstrap: Bootstrap) -> Floats | None:
@@ -110,10 +109,16 @@ def _expanded_tail(count: int, confidence: float) -> float:
     return float(stats.norm.cdf(-quantile * np.sqrt(count / (count - 1))))
 
 
-def _bounds(estimates: Floats, count: int, confidence: float) -> tuple[float, float]:
+def percentile_interval(value: float, estimates: Floats, count: int, confidence: float) -> Interval:
+    """An estimate with the bounds that its resamples give.
+
+    Args:
+        value: the estimate from all `count` rows.
+        estimates: [samples] the same from each resample of the rows.
+    """
     tail = _expanded_tail(count, confidence)
     low, high = np.quantile(estimates, [tail, 1 - tail])
-    return float(low), float(high)
+    return Interval(value, float(low), float(high))
 
 
 def _wilson_of_equal_values(share: float, count: int, confidence: float) -> Interval:
@@ -123,8 +128,13 @@ def _wilson_of_equal_values(share: float, count: int, confidence: float) -> Inte
     return Interval(share, 0.0, reach) if share == 0 else Interval(share, 1 - reach, 1.0)
 
 
-def share_interval(count: int, of: int, confidence: float = 0.95) -> Interval:
-    """A share with its Wilson score interval (Wilson 1927); NaN and the whole range without any case."""
+def share_interval(count: float, of: float, confidence: float = 0.95) -> Interval:
+    """A share with its Wilson score interval (Wilson 1927); NaN and the whole range without any case.
+
+    Cases that hang together, such as the continuations of one prompt, are no more evidence than one of them: give
+    their share of the number of groups, as `count` of `of` groups. Resampling groups would say too little here: of a
+    rare event most resamples hold none.
+    """
     if not of:
         return Interval(math.nan, 0.0, 1.0)
     z = float(stats.norm.ppf((1 + confidence) / 2))

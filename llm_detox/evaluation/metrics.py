@@ -185,11 +185,13 @@ class RefusalShare(Interval):
     Attributes:
         refused, of: numbers of refusals and of answers.
         missing: answers that did not come; they are no refusals.
+        prompts: number of different prompts that were answered, which the interval rests on.
     """
 
     refused: int
     of: int
     missing: int
+    prompts: int
 
 
 def is_refusal(answer: str, own: str | None = None) -> bool:
@@ -197,15 +199,18 @@ def is_refusal(answer: str, own: str | None = None) -> bool:
     return bool(_REFUSAL.search(answer[:_READ_CHARS])) or bool(own and answer.lstrip().startswith(own.strip()))
 
 
-def refusal_share(answers: Sequence[str | None], confidence: float = 0.95, own: str | None = None) -> RefusalShare:
+def refusal_share(answers: Sequence[Sequence[str | None]], confidence: float = 0.95,
+                  own: str | None = None) -> RefusalShare:
     """Share of refusals among the answers of a model; None is an answer that did not come.
 
     Args:
-        answers: of a model.
+        answers: to each prompt. Those to one prompt hang together: the interval is as wide as if they were one.
         confidence: of the interval.
         own: see `is_refusal`.
     """
-    known = [answer for answer in answers if answer is not None]
+    known = [answer for some in answers for answer in some if answer is not None]
     refused = sum(is_refusal(answer, own) for answer in known)
-    share = share_interval(refused, len(known), confidence)
-    return RefusalShare(share.value, share.low, share.high, refused, len(known), len(answers) - len(known))
+    prompts = sum(any(answer is not None for answer in some) for some in answers)
+    share = share_interval(prompts * refused / len(known) if known else 0, prompts, confidence)
+    return RefusalShare(share.value, share.low, share.high, refused=refused, of=len(known),
+                        missing=sum(map(len, answers)) - len(known), prompts=prompts)

@@ -11,7 +11,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from statistics import mean
 from typing import TypedDict
 
 import numpy as np
@@ -25,7 +28,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.evaluation import charts
 from llm_detox.evaluation.compare import compare, perplexity_ratio, stage_table
 from llm_detox.evaluation.gate import decide_gate
-from llm_detox.evaluation.intervals import Bootstrap, Interval, mean_interval
+from llm_detox.evaluation.intervals import Bootstrap, Floats, Interval, mean_interval
 from llm_detox.evaluation.metrics import METRICS
 from llm_detox.evaluation.report_content import (
     ArmDifference,
@@ -161,15 +164,17 @@ def _clean_similarity(source: str | None, arms: Mapping[str, Evaluation],
                       bootstrap: Bootstrap) -> dict[str, Interval]:
     """Mean cosine of each arm's continuations of clean prompts to the first arm's, sampled with the same noise.
 
-    Empty where the arms have none, or the similarity model is not available.
+    A clean prompt's continuations hang together: their mean is what is resampled. Empty where the arms have none, or
+    the similarity model is not available.
     """
     paths = {arm: EvaluationFolder(evaluation.folder).clean_generations for arm, evaluation in arms.items()}
     if not source or len(arms) < 2 or not all(path.exists() for path in paths.values()):
         return {}
     from llm_detox.scoring.similarity import SentenceSimilarity  # loads torch, which a report can do without
 
-    texts = {arm: [f"{record['prompt']}{record['text']}" for record in read_jsonl(path)] for arm, path in paths.items()}
-    first = next(iter(texts.values()))
+    records = {arm: list(read_jsonl(path)) for arm, path in paths.items()}
+    texts = {arm: [f"{record['prompt']}{record['text']}" for record in some] for arm, some in records.items()}
+    first, prompts = next(iter(texts.values())), [record["prompt"] for record in next(iter(records.values()))]
     if any(len(others) != len(first) for others in texts.values()):
         return {}
     try:
@@ -177,7 +182,14 @@ def _clean_similarity(source: str | None, arms: Mapping[str, Evaluation],
     except DetoxError as error:
         say(f"similarity on clean prompts is left out: {error.message}")
         return {}
-    return {arm: mean_interval(np.array(similarity.cosine(first, others)), bootstrap) for arm, others in texts.items()}
+    return {arm: mean_interval(prompt_means(similarity.cosine(first, others), prompts), bootstrap)
+            for arm, others in texts.items()}
+
+
+def prompt_means(values: Sequence[float], prompts: Sequence[str]) -> Floats:
+    """The mean of each prompt's values, whose neighbours are of the same prompt."""
+    pairs = zip(prompts, values, strict=True)
+    return np.array([mean(value for _, value in some) for _, some in groupby(pairs, key=itemgetter(0))])
 
 
 def _headline(differences: Sequence[ArmDifference], first: EvaluationReport, last: EvaluationReport) -> Headline | None:

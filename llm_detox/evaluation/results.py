@@ -232,7 +232,8 @@ class EvaluationValues:
     Attributes:
         ids, strata, scores: of each prompt.
         over: attribute -> a character a prompt (see `llm_detox.evaluation.continuations.ContinuationScores`).
-        clean, clean_continuations, prompted: loss and number of tokens of each text (see `READ_TEXTS`).
+        clean, clean_continuations, prompted: rows of loss and number of tokens, which are resampled whole (see
+            `READ_TEXTS`): of each passage, of all continuations of each clean prompt, of one for each prompt.
     """
 
     ids: list[str]
@@ -253,7 +254,7 @@ class Evaluation:
         scores: prompt id -> what its continuations came to.
         strata: prompt id -> strata.
         over: attribute -> a character a prompt, in the order of `scores`.
-        losses: each of `READ_TEXTS` that was measured -> [texts, 2] of summed loss and tokens.
+        losses: each of `READ_TEXTS` that was measured -> [rows, 2] of summed loss and tokens.
     """
 
     folder: Path

@@ -166,8 +166,8 @@ def _figures(rows: Sequence[Record], evaluation: EvaluationSection, own_refusal:
     over = sum(score >= evaluation.toxic_threshold for score in scored)
     share = share_interval(over, len(scored), confidence)
     return ArmRefusals(HatefulShare(share.value, share.low, share.high, over, len(scored)), len(hate) - len(scored),
-                       refusal_share([row["answer"] for row in hate], confidence, own_refusal),
-                       refusal_share([row["answer"] for row in benign], confidence, own_refusal))
+                       refusal_share([[row["answer"]] for row in hate], confidence, own_refusal),
+                       refusal_share([[row["answer"]] for row in benign], confidence, own_refusal))
 
 
 def _line(arm: str, figures: ArmRefusals) -> str:

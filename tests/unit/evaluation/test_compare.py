@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,27 @@ def test_the_perplexity_ratio_pairs_the_texts() -> None:
     assert [getattr(found, name) for name in ("value", "low", "high")] == [pytest.approx(1.07)] * 3
 
 
+def test_a_perplexity_ratio_of_continuations_is_as_sure_as_there_are_prompts() -> None:
+    """What an arm makes of an opening is in all its continuations: resampled one by one they would seem sure."""
+    random = np.random.default_rng(12)
+    openings, each = 30, 5
+
+    def trial(number: int, *, together: bool) -> tuple[float, float]:
+        rows = []
+        for _ in range(2):
+            tokens = random.integers(10, 20, (openings, each)).astype(float)
+            mean_loss = 3.0 + random.normal(0, 0.4, (openings, 1)) + random.normal(0, 0.1, (openings, each))
+            losses = np.stack([mean_loss * tokens, tokens], axis=-1)
+            rows.append(losses.sum(axis=1) if together else losses.reshape(-1, 2))
+        ratio = perplexity_ratio(arm("dpo", [[0.1]], losses=rows[0]), arm("base", [[0.1]], losses=rows[1]),
+                                 "clean_continuations", Bootstrap(1000, 0.95, number))
+        assert ratio is not None
+        return ratio.low, ratio.high
+
+    assert 0.92 <= covered(300, partial(trial, together=True), 1.0) <= 0.985
+    assert covered(100, partial(trial, together=False), 1.0) < 0.8
+
+
 # --- the gate --------------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +221,7 @@ def test_the_gate_fails_an_arm_that_repeats_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("share", "outcome"), [(0.05, "pass"), (0.06, "fail")])
 def test_the_gate_fails_an_arm_that_refuses_harmless_prompts(tmp_path: Path, share: float, outcome: str) -> None:
     found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
-                   dpo=arm("dpo", noisy(0.4, 3), clean_refusals=RefusalShare(share, 0.0, 0.2, 4, 80, 0)))
+                   dpo=arm("dpo", noisy(0.4, 3), clean_refusals=RefusalShare(share, 0.0, 0.2, 4, 80, 0, 80)))
     assert found.verdict == outcome
 
 

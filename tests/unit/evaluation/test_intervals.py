@@ -33,8 +33,19 @@ def test_other_answers_are_no_refusals(text: str) -> None:
 
 
 def test_missing_answers_are_counted_and_are_no_refusals() -> None:
-    found = refusal_share([*REFUSALS[:2], *ANSWERS[:6], None])
+    found = refusal_share([[answer] for answer in (*REFUSALS[:2], *ANSWERS[:6], None)])
     assert (found.refused, found.of, found.missing, found.value) == (2, 8, 1, 0.25)
+
+
+def test_answers_to_one_prompt_are_one_piece_of_evidence() -> None:
+    """Ten answers to each of eight prompts: as sure as eight answers, whether refusals come together or apart."""
+    together = refusal_share([[REFUSALS[0]] * 10] * 2 + [[ANSWERS[1]] * 10] * 6)
+    apart = refusal_share([[REFUSALS[0]] * 4 + [ANSWERS[1]] * 6] * 5 + [[ANSWERS[1]] * 10] * 3)
+    alone = share_interval(2, 8)
+    for share in (together, apart):
+        assert (share.refused, share.of, share.prompts) == (20, 80, 8)
+        assert (share.value, share.low, share.high) == (0.25, pytest.approx(alone.low), pytest.approx(alone.high))
+    assert refusal_share([[None, None]]).prompts == 0
 
 
 def test_the_wilson_interval_of_a_textbook_case() -> None:

@@ -12,7 +12,7 @@ import pytest
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.evaluate import evaluate
-from llm_detox.evaluation.report import write_report
+from llm_detox.evaluation.report import prompt_means, write_report
 from llm_detox.evaluation.results import JudgeReport
 from llm_detox.evaluation.verdicts import judge_agreement
 from llm_detox.recipe import Recipe
@@ -118,6 +118,11 @@ def test_the_independent_model_reads_continuations_of_the_same_prompts_in_all_ar
         assert report["prompted_perplexity"]["tokens"] == sum(count for _, count in values["prompted"])
         assert report["prompted_perplexity"]["model"] == report["continuation_perplexity"]["model"]
         assert len(list(read_jsonl(folder / "generations.jsonl"))) > len(values["prompted"])
+
+
+def test_the_similarity_of_a_prompts_continuations_is_one_figure() -> None:
+    means = prompt_means([0.2, 0.4, 0.9, 0.5, 0.7], ["the", "the", "a", "an", "an"])
+    assert means.tolist() == pytest.approx([0.3, 0.9, 0.6])
 
 
 # --- how far a judge's verdicts can be trusted -------------------------------------------------------------------

@@ -67,6 +67,20 @@ def test_an_evaluation_writes_what_its_readers_need(recipe: Recipe, prompts: Pat
         sum(sum(row) / len(row) for row in means if row) / sum(bool(row) for row in means))
 
 
+def test_continuations_of_a_clean_prompt_are_resampled_together(recipe: Recipe, prompts: Path, clean: Path,
+                                                               tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, ByLength())
+    evaluation = recipe.evaluation.model_copy(update={"clean_continuations": 3})
+    run(recipe.model_copy(update={"evaluation": evaluation}), prompts, clean, tmp_path / "out")
+    openings = recipe.evaluation.clean_prompts
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    rows = json.loads((tmp_path / "out/values.json").read_text())["clean_continuations"]
+    assert len(list(read_jsonl(tmp_path / "out/clean_generations.jsonl"))) == 3 * openings
+    assert len(rows) == openings
+    assert sum(count for _, count in rows) == report["continuation_perplexity"]["tokens"]
+    assert (report["clean_refusals"]["of"], report["clean_refusals"]["prompts"]) == (3 * openings, openings)
+
+
 def test_a_broken_run_goes_on_and_ends_like_an_unbroken_one(recipe: Recipe, prompts: Path, clean: Path, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 3)
