@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,19 @@ from llm_detox.evaluation.intervals import (
     Interval,
     mean_interval,
     percentile_interval,
+    ratio_interval,
     resampled_means,
     share_interval,
 )
-from llm_detox.evaluation.metrics import METRICS, Metric, metric_values
-from llm_detox.evaluation.report_content import ArmDifference, LaterStageCell, PairedDifference, StageCell, StageRow
+from llm_detox.evaluation.metrics import METRICS, Metric, distinct_values, metric_values
+from llm_detox.evaluation.report_content import (
+    ArmDifference,
+    LaterStageCell,
+    PairedDifference,
+    PairedRatio,
+    StageCell,
+    StageRow,
+)
 from llm_detox.evaluation.results import AttributeShare, ComparableSettings, Evaluation
 from llm_detox.scoring.base import Attribute
 
@@ -92,7 +101,7 @@ def _difference_interval(differences: Floats, bootstrap: Bootstrap) -> Interval:
     return mean_interval(differences, bootstrap)
 
 
-def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, bootstrap: Bootstrap) -> Interval | None:
+def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, bootstrap: Bootstrap) -> PairedRatio | None:
     """Our perplexity over theirs on the texts of `name` (one of `READ_TEXTS`), its rows resampled together.
 
     None where one of them has no such losses.
@@ -103,7 +112,19 @@ def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, bootstrap:
     joined = np.concatenate([left, right], axis=1)
     sums = np.concatenate([joined.mean(axis=0, keepdims=True), resampled_means(joined, bootstrap)])
     ratios = np.exp(sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])
-    return percentile_interval(float(ratios[0]), ratios[1:], len(joined), bootstrap.confidence)
+    interval = percentile_interval(float(ratios[0]), ratios[1:], len(joined), bootstrap.confidence)
+    return PairedRatio(**vars(interval), count=len(joined))
+
+
+def distinct_ratio(ours: Evaluation, theirs: Evaluation, length: Literal[1, 2, 3],
+                   bootstrap: Bootstrap) -> PairedRatio | None:
+    """Our distinct-n over theirs, over the prompts that both have words for; None without such a prompt."""
+    ids = [identity for identity in ours.word_runs if identity in theirs.word_runs]
+    left, right = (distinct_values([arm.word_runs[identity] for identity in ids], length) for arm in (ours, theirs))
+    known = ~(np.isnan(left) | np.isnan(right))
+    if not right[known].any():
+        return None
+    return PairedRatio(**vars(ratio_interval(left[known], right[known], bootstrap)), count=int(known.sum()))
 
 
 def compare(evaluations: Mapping[str, Evaluation], bootstrap: Bootstrap) -> list[ArmDifference]:

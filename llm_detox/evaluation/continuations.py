@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from llm_detox.data.records import Record, hash_fraction, numbered_id, read_jsonl, record_id
+from llm_detox.data.records import Record, numbered_id, read_jsonl, record_id
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.evaluation.metrics import PromptScore, WordRuns, is_refusal, prompt_score, strata_of
+from llm_detox.evaluation.metrics import PromptScore, WordRuns, is_refusal, prompt_score, strata_of, word_runs
 from llm_detox.generation.generators import Generator, Texts, record_offsets
 from llm_detox.progress import Task, task
 from llm_detox.recipe.evaluation import EvaluationSection
@@ -29,7 +29,6 @@ from llm_detox.scoring.base import Scores, ToxicityScorer, unscorable
 _UNORDERED = "drawn.jsonl"  # in the order in which prompts are finished, while the step runs
 _SCORED_AT_ONCE = 256
 _WINDOW = 65_536  # continuations asked for in one go: enough to sort them by length, and memory stays flat
-_DIVERSITY_SAMPLE, _DIVERSITY_PROMPTS = 4, 2000  # what enters distinct-n: the measure falls with the amount of text
 _DIGITS = 6  # a score's last digits depend on its neighbours in the batch; shards must give what one run gives
 _BLOCK = 2**16  # bytes
 HISTOGRAM_BINS = 20
@@ -101,7 +100,7 @@ class ContinuationScores:
         over: attribute -> one character a prompt: whether its first continuation is at or over the threshold
             ("1", "0"), "-" for an unscored one.
         histogram: scored continuations in `HISTOGRAM_BINS` bins over [0, 1].
-        runs: of words in the first continuations of some prompts, for distinct-n.
+        runs: of words in the prompts' continuations, for distinct-n.
         refused: whether each prompt's first continuation is a refusal.
         reasons: why texts are unscored.
     """
@@ -111,7 +110,7 @@ class ContinuationScores:
     scores: list[PromptScore] = field(default_factory=list)
     over: dict[str, str] = field(default_factory=dict)
     histogram: list[int] = field(default_factory=lambda: [0] * HISTOGRAM_BINS)
-    runs: WordRuns = field(default_factory=WordRuns)
+    runs: list[WordRuns] = field(default_factory=list)
     refused: list[bool] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
 
@@ -184,7 +183,6 @@ def _collect(threshold: float, folder: StepFolder, prompts: Prompts, scorer: Tox
     folded = ContinuationScores()
     over: dict[str, list[str]] = {name: [] for name in scorer.attributes}
     reasons: Counter[str] = Counter()
-    share = _DIVERSITY_PROMPTS / len(prompts)
     generations_file = folder / EvaluationFolder.generations
     with ContinuationLines(folder / _UNORDERED) as lines, generations_file.open("w", encoding="utf-8") as target:
         for record in prompts:
@@ -199,8 +197,7 @@ def _collect(threshold: float, folder: StepFolder, prompts: Prompts, scorer: Tox
             for name, flags in over.items():
                 flags.append(_flag(generations[0][name], threshold))
             _count(folded.histogram, reasons, generations, scorer.attribute)
-            if hash_fraction(record["id"], "diversity") < share:
-                folded.runs.add(generation["text"] or "" for generation in generations[:_DIVERSITY_SAMPLE])
+            folded.runs.append(word_runs([generation["text"] for generation in generations]))
     folded.over = {name: "".join(flags) for name, flags in over.items()}
     folded.reasons = _explained(reasons, scorer)
     return folded

@@ -17,7 +17,7 @@ from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.compare import attribute_shares
 from llm_detox.evaluation.continuations import Clock, ContinuationScores, Prompts, score_continuations
 from llm_detox.evaluation.intervals import Bootstrap, ratio_interval
-from llm_detox.evaluation.metrics import STRATA, RefusalShare, WordRuns, refusal_share, summarise
+from llm_detox.evaluation.metrics import STRATA, RefusalShare, distinct, refusal_share, summarise, word_runs
 from llm_detox.evaluation.results import (
     ComparableSettings,
     ContinuationFigures,
@@ -156,7 +156,7 @@ def _identity(scorer: ToxicityScorer, source: str | None) -> ScorerIdentity:
 
 def _values(scores: ContinuationScores, losses: FluencyLosses | None) -> EvaluationValues:
     return EvaluationValues(ids=scores.ids, strata=[list(strata) for strata in scores.strata], over=scores.over,
-                            scores=scores.scores, **vars(losses) if losses else {})
+                            scores=scores.scores, word_runs=scores.runs, **vars(losses) if losses else {})
 
 
 def _continuation_figures(settings: EvaluationSection, seed: int, scores: ContinuationScores,
@@ -180,7 +180,7 @@ def _continuation_figures(settings: EvaluationSection, seed: int, scores: Contin
         **vars(whole), unscored_share=whole.unscored / whole.continuations, unscored_reasons=scores.reasons,
         confidence=settings.confidence, threshold=settings.toxic_threshold, strata=strata,
         threshold_rule=f"a continuation is toxic where its score is at or over {settings.toxic_threshold:g}",
-        **vars(scores.runs.distinct()), histogram=scores.histogram,
+        **vars(distinct(scores.runs, bootstrap)), histogram=scores.histogram,
         attributes=attribute_shares(scores.over, settings.confidence))
 
 
@@ -233,11 +233,10 @@ def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, genera
         reader, note = _fluency_model(settings.fluency_model, base)
         with task("reading continuations", sum(len(texts) for _, texts in continued + prompted), "texts") as work:
             read, read_prompted = (prompt_losses(reader, some, work.advance) for some in (continued, prompted))
-    distinct = WordRuns().add(text for _, some in continued for text in some if text).distinct()
     figures = FluencyFigures(
         own, own.value if own else None, refusal_share([some for _, some in continued], settings.confidence),
         ContinuationPerplexity(**vars(perplexity(read, bootstrap)), model=reader.name, note=note,
-                               **vars(distinct)),
+                               **vars(distinct([word_runs(some) for _, some in continued], bootstrap))),
         FluencyPerplexity(**vars(perplexity(read_prompted, bootstrap)), model=reader.name, note=note)
         if any(count for _, count in read_prompted) else None)
     return figures, FluencyLosses(losses, read, read_prompted)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from llm_detox.evaluation.compare import check_comparable, paired_difference, perplexity_ratio
+from llm_detox.evaluation.compare import check_comparable, distinct_ratio, paired_difference, perplexity_ratio
 from llm_detox.evaluation.intervals import Bootstrap
 from llm_detox.evaluation.metrics import Metric
 from llm_detox.evaluation.report_content import Condition, GateDecision, Outcome
@@ -98,10 +98,10 @@ def _fluent(gate: GateSection, evaluations: Mapping[str, Evaluation], arm: str,
         conditions.append(_ratio(
             ours, base, "clean_continuations", "the fluency model's perplexity on continuations of clean prompts",
             gate.max_continuation_perplexity_ratio, bootstrap))
-    if gate.min_distinct_ratio is not None and base.report.distinct_2:
-        ratio = ours.report.distinct_2 / base.report.distinct_2
-        conditions.append(_bound(ratio >= gate.min_distinct_ratio, f"distinct-2 is {ratio:.2f} of the base's "
-                                                                   f"(at least {gate.min_distinct_ratio:.2f})"))
+    least = gate.min_distinct_ratio
+    if least is not None and (ratio := distinct_ratio(ours, base, 2, bootstrap)):
+        conditions.append(_bound(ratio.value >= least, f"distinct-2 per prompt is {ratio.value:.3f} of the base's "
+                                                       f"[{ratio.low:.3f}, {ratio.high:.3f}] (at least {least:.2f})"))
     return conditions
 
 

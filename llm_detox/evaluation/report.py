@@ -35,6 +35,7 @@ from llm_detox.evaluation.report_content import (
     ArmFigures,
     ContinuationSample,
     Headline,
+    PairedRatio,
     Report,
     ReportSummary,
     RewriteSample,
@@ -139,7 +140,7 @@ def _measured_judge(folder: Path, arms: Mapping[str, Evaluation]) -> MeasuredJud
 def _figures(arm: Evaluation, first: Evaluation, similarity: Interval | None, bootstrap: Bootstrap) -> ArmFigures:
     report = arm.report
 
-    def ratio(name: str) -> Interval | None:
+    def ratio(name: str) -> PairedRatio | None:
         return None if arm is first else perplexity_ratio(arm, first, name, bootstrap)
 
     def known(share: Interval | None) -> Interval | None:

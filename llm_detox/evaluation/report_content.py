@@ -42,6 +42,13 @@ class PairedDifference(Interval):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairedRatio(Interval):
+    """A figure of one arm over the same of another, resampled together; `count` prompts or passages are behind it."""
+
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """What is compared with what."""
 
@@ -139,17 +146,17 @@ class ArmFigures:
     perplexity: float | None
     continuation_perplexity: float | None
     prompted_perplexity: FluencyPerplexity | None
-    clean_ratio: Interval | None
-    clean_continuations_ratio: Interval | None
-    prompted_ratio: Interval | None
+    clean_ratio: PairedRatio | None
+    clean_continuations_ratio: PairedRatio | None
+    prompted_ratio: PairedRatio | None
     refusals: Interval | None
     clean_refusals: RefusalShare | None
     clean_similarity: Interval | None
     unsafe_share: Interval | None
     no_decision: Interval | None
-    distinct_1: float
-    distinct_2: float
-    distinct_3: float
+    distinct_1: Interval
+    distinct_2: Interval
+    distinct_3: Interval
     unscored: int
     unscored_share: float
     worst_case: ToxicityFigures

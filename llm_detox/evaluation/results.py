@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import Interval
-from llm_detox.evaluation.metrics import Distinct, PromptScore, RefusalShare, StratumFigures
+from llm_detox.evaluation.metrics import Distinct, PromptScore, RefusalShare, StratumFigures, WordRuns
 from llm_detox.runs.artifacts import OPTIONAL, EvaluationFolder, JudgeFolder, Number, read_json, write_json
 
 Floats = NDArray[np.float64]
@@ -131,6 +131,7 @@ class ContinuationFigures(StratumFigures):
     """The figures of all prompts.
 
     Attributes:
+        distinct_1, distinct_2, distinct_3: see `llm_detox.evaluation.metrics.Distinct`.
         unscored_reasons: why continuations have no score, counted.
         strata: the same figures for each stratum that has prompts.
         histogram: scored continuations in bins of equal width over [0, 1].
@@ -143,9 +144,9 @@ class ContinuationFigures(StratumFigures):
     threshold: float
     strata: dict[str, StratumFigures]
     threshold_rule: str
-    distinct_1: float
-    distinct_2: float
-    distinct_3: float
+    distinct_1: Interval
+    distinct_2: Interval
+    distinct_3: Interval
     histogram: list[int]
     attributes: dict[str, AttributeShare]
 
@@ -187,7 +188,7 @@ class EvaluationSummary:
     perplexity: float | None = field(default=None, metadata=OPTIONAL)
     unscored: int
     unscored_share: float
-    distinct_2: float
+    distinct_2: Interval
     prompts: int
     continuations: int
     continuation_perplexity: float | None = field(default=None, metadata=OPTIONAL)
@@ -215,7 +216,7 @@ class ArmSummary:
     toxicity_probability: Interval | None
     mean_toxicity: Interval | None
     perplexity: float | None
-    distinct_2: float
+    distinct_2: Interval
     unscored: int
     prompts: int
     continuations: int
@@ -230,7 +231,7 @@ class EvaluationValues:
     """The `values.json` of an arm: the numbers of each prompt and text, by which arms are paired.
 
     Attributes:
-        ids, strata, scores: of each prompt.
+        ids, strata, scores, word_runs: of each prompt.
         over: attribute -> a character a prompt (see `llm_detox.evaluation.continuations.ContinuationScores`).
         clean, clean_continuations, prompted: rows of loss and number of tokens, which are resampled whole (see
             `READ_TEXTS`): of each passage, of all continuations of each clean prompt, of one for each prompt.
@@ -240,6 +241,7 @@ class EvaluationValues:
     strata: list[list[str]]
     over: dict[str, str] = field(default_factory=dict)
     scores: list[PromptScore]
+    word_runs: list[WordRuns]
     clean: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     clean_continuations: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     prompted: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
@@ -253,6 +255,7 @@ class Evaluation:
         report: its `report.json`.
         scores: prompt id -> what its continuations came to.
         strata: prompt id -> strata.
+        word_runs: prompt id -> runs of words in its continuations.
         over: attribute -> a character a prompt, in the order of `scores`.
         losses: each of `READ_TEXTS` that was measured -> [rows, 2] of summed loss and tokens.
     """
@@ -261,6 +264,7 @@ class Evaluation:
     report: EvaluationReport
     scores: dict[str, PromptScore]
     strata: dict[str, list[str]]
+    word_runs: dict[str, WordRuns]
     over: dict[str, str]
     losses: dict[str, Floats]
 
@@ -288,11 +292,14 @@ def read_evaluation(folder: Path) -> Evaluation:
         values = read_json(files.values, EvaluationValues)
         scores = dict(zip(values.ids, values.scores, strict=True))
         strata = dict(zip(values.ids, values.strata, strict=True))
+        runs = dict(zip(values.ids, values.word_runs, strict=True))
     except (OSError, ValueError) as error:
         raise DetoxError(f"not the folder of a finished evaluation ({type(error).__name__})", place=str(folder),
-                         remedy="pass the folder that `llm-detox evaluate --output` wrote") from None
+                         remedy="pass the folder that `llm-detox evaluate --output` wrote; evaluate again what an "
+                                "earlier version measured") from None
     losses = {name: np.array(read, dtype=np.float64) for name in READ_TEXTS if (read := getattr(values, name))}
-    return Evaluation(folder=folder, report=report, scores=scores, strata=strata, over=values.over, losses=losses)
+    return Evaluation(folder=folder, report=report, scores=scores, strata=strata, word_runs=runs, over=values.over,
+                      losses=losses)
 
 
 # --- a judge -----------------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ class GateSection(Section):
                     "bound.")
     min_distinct_ratio: Share | None = Field(
         0.8,
-        description="The least that distinct-2 of the continuations may be, relative to the base's; `null` sets no "
+        description="The least that distinct-2 may be, relative to the base's: different pairs of neighbouring words in"
+                    " a prompt's continuations over their number of words, the mean over prompts; `null` sets no "
                     "bound.")
     min_prompts: Positive = Field(
         20, description="With fewer prompts scored in both arms the verdict is *not enough data*.")

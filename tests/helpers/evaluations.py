@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm_detox.evaluation.intervals import Bootstrap, Interval
-from llm_detox.evaluation.metrics import PromptScore, prompt_score, summarise
+from llm_detox.evaluation.metrics import PromptScore, WordRuns, prompt_score, summarise
 from llm_detox.evaluation.results import ComparableSettings, Evaluation, EvaluationReport, JudgedAnswers, ScorerIdentity
 
 _COMPARABLE = ComparableSettings(scorer="s", attribute="toxicity", threshold=0.5, continuations=1, seed=1, prompts="p",
@@ -23,21 +24,28 @@ def report_of(name: str, scores: Sequence[PromptScore], **changes: Any) -> Evalu
     comparable = replace(_COMPARABLE, **changes.pop("comparable", {}))
     values: dict[str, Any] = {
         "unscored_share": whole.unscored / whole.continuations, "unscored_reasons": {}, "confidence": 0.95,
-        "threshold": 0.5, "strata": {"all": whole}, "threshold_rule": "", "distinct_1": 0.9, "distinct_2": 0.9,
-        "distinct_3": 0.9, "histogram": [0] * 20, "attributes": {}, **changes}
+        "threshold": 0.5, "strata": {"all": whole}, "threshold_rule": "", "histogram": [0] * 20, "attributes": {},
+        **dict.fromkeys(("distinct_1", "distinct_2", "distinct_3"), Interval(0.9, 0.9, 0.9)), **changes}
     return EvaluationReport(
         **vars(whole), **values, arm=name, model=name, seconds={}, comparable=comparable,
         scorer=ScorerIdentity(name="s", version="1", device="cpu", fingerprint="s", attribute="toxicity",
                               attributes=["toxicity"], source=None))
 
 
-def arm(name: str, rows: Sequence[Sequence[float | None]], *, losses: Any = None, **changes: Any) -> Evaluation:
-    """An arm with a row of continuation scores for each prompt, and losses of five texts."""
+def arm(name: str, rows: Sequence[Sequence[float | None]], *, losses: Any = None, twos: Sequence[int] = (90,),
+        **changes: Any) -> Evaluation:
+    """An arm with a row of continuation scores for each prompt, and losses of five texts.
+
+    Args:
+        twos: different runs of two words in the 100 of a prompt, for one prompt after the other and again.
+    """
     scores = {str(number): prompt_score(row, 0.5) for number, row in enumerate(rows)}
     over = {"toxicity": "".join(str(int(bool(score.over))) for score in scores.values())}
     read = np.array(losses if losses is not None else [[30.0, 10.0]] * 5)
     return Evaluation(folder=Path(name), report=report_of(name, list(scores.values()), **changes), scores=scores,
                       strata={key: ["all"] for key in scores}, over=over,
+                      word_runs={key: WordRuns(80, count, 95, 100)
+                                 for key, count in zip(scores, cycle(twos), strict=False)},
                       losses={"clean": read, "clean_continuations": read})
 
 

@@ -18,6 +18,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.evaluation.compare import (
     check_comparable,
     compare,
+    distinct_ratio,
     holm,
     paired_difference,
     perplexity_ratio,
@@ -25,7 +26,7 @@ from llm_detox.evaluation.compare import (
 )
 from llm_detox.evaluation.gate import decide_gate
 from llm_detox.evaluation.intervals import Bootstrap, mean_interval
-from llm_detox.evaluation.metrics import RefusalShare, metric_values, prompt_score
+from llm_detox.evaluation.metrics import RefusalShare, WordRuns, distinct, metric_values, prompt_score
 from llm_detox.evaluation.report_content import GateDecision
 from llm_detox.evaluation.results import Evaluation, read_evaluation
 from llm_detox.recipe import Recipe
@@ -158,6 +159,22 @@ def test_the_perplexity_ratio_pairs_the_texts() -> None:
     assert [getattr(found, name) for name in ("value", "low", "high")] == [pytest.approx(1.07)] * 3
 
 
+def test_a_distinct_ratio_pairs_the_prompts_and_is_tighter_than_the_arms_apart() -> None:
+    random = np.random.default_rng(4)
+    twos = random.integers(40, 95, 80)
+    base, ours = (arm(name, [[0.1]] * 80, twos=some.tolist())
+                  for name, some in (("base", twos), ("dpo", twos + random.integers(-3, 4, 80))))
+    ours.word_runs["0"] = WordRuns(0, 0, 0, 0)
+    ratio = distinct_ratio(ours, base, 2, OPTIONS)
+    assert ratio is not None
+    assert ratio.count == 79
+    assert ratio.low < ratio.value < ratio.high
+    alone = distinct(list(base.word_runs.values()), OPTIONS).distinct_2
+    assert ratio.high - ratio.low < 0.3 * (alone.high - alone.low) / alone.value
+    base.word_runs.clear()
+    assert distinct_ratio(ours, base, 2, OPTIONS) is None
+
+
 def test_a_perplexity_ratio_of_continuations_is_as_sure_as_there_are_prompts() -> None:
     """What an arm makes of an opening is in all its continuations: resampled one by one they would seem sure."""
     random = np.random.default_rng(12)
@@ -214,8 +231,9 @@ def test_the_gate_fails_an_arm_whose_clean_text_suffers(tmp_path: Path) -> None:
 
 def test_the_gate_fails_an_arm_that_repeats_itself(tmp_path: Path) -> None:
     found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
-                   dpo=arm("dpo", noisy(0.4, 3), distinct_2=0.3))
-    assert (found.verdict, found.reasons) == ("fail", ["distinct-2 is 0.33 of the base's (at least 0.80)"])
+                   dpo=arm("dpo", noisy(0.4, 3), twos=[30]))
+    assert (found.verdict, found.reasons) == (
+        "fail", ["distinct-2 per prompt is 0.333 of the base's [0.333, 0.333] (at least 0.80)"])
 
 
 @pytest.mark.parametrize(("share", "outcome"), [(0.05, "pass"), (0.06, "fail")])

@@ -12,7 +12,7 @@ import pytest
 from llm_detox.cli import main
 from llm_detox.evaluation.compare import compare
 from llm_detox.evaluation.intervals import Bootstrap
-from llm_detox.evaluation.metrics import METRICS, prompt_score, summarise
+from llm_detox.evaluation.metrics import METRICS, WordRuns, prompt_score, summarise
 from llm_detox.evaluation.results import EvaluationValues, read_evaluation, write_evaluation
 from llm_detox.runs.artifacts import plain
 from tests.helpers.evaluations import report_of
@@ -28,7 +28,8 @@ def save_evaluation(folder: Path, arm: str, level: float, **comparable: Any) -> 
                        strata=dict.fromkeys(("all", "toxic", "non-toxic"), whole))
     folder.mkdir()
     write_evaluation(folder, report, EvaluationValues(
-        ids=[str(number) for number in range(40)], strata=strata, over={}, scores=scores))
+        ids=[str(number) for number in range(40)], strata=strata, over={}, scores=scores,
+        word_runs=[WordRuns(0, 0, 0, 0)] * 40))
     return str(folder)
 
 

@@ -18,13 +18,14 @@ from llm_detox.evaluation.continuations import Prompts
 from llm_detox.evaluation.intervals import Bootstrap, mean_interval, ratio_interval, resampled_means, share_interval
 from llm_detox.evaluation.metrics import (
     METRICS,
-    Distinct,
     StratumFigures,
     WordRuns,
+    distinct,
     metric_values,
     prompt_score,
     strata_of,
     summarise,
+    word_runs,
 )
 from llm_detox.evaluation.results import AttributeShare
 from tests.helpers.evaluations import arm
@@ -115,10 +116,27 @@ def test_strata_follow_the_prompts_own_score() -> None:
     assert strata_of({"prompt": {"text": "x", "toxicity": None}}, 0.5) == ("all", "unknown")
 
 
-def test_distinct_counts_different_runs_of_words() -> None:
-    found = WordRuns().add(["a b a b", "A b"]).distinct()
-    assert (found.distinct_1, found.distinct_2, found.distinct_3) == (pytest.approx(2 / 6), pytest.approx(2 / 4), 1.0)
-    assert WordRuns().add(["one"]).distinct() == Distinct(1.0, 0.0, 0.0)
+def test_distinct_counts_different_runs_of_words_over_words() -> None:
+    assert word_runs(["a b a b", "a b c"]) == WordRuns(ones=3, twos=3, threes=3, words=7)
+    assert word_runs(["one"]) == WordRuns(1, 0, 0, 1)
+    assert word_runs(["", " "]) == WordRuns(0, 0, 0, 0)
+
+
+def test_distinct_is_a_mean_over_prompts_and_does_not_fall_with_their_number() -> None:
+    """Two prompts whose continuations say the same: pooled they would seem to repeat themselves."""
+    runs = [word_runs(["you see the sea", "we hear the wind"])] * 2 + [word_runs(["so so so so", "so"])]
+    share = distinct(runs, OPTIONS)
+    assert share.distinct_1.value == pytest.approx((7 / 8 + 7 / 8 + 1 / 5) / 3)
+    assert share.distinct_2.value == pytest.approx((6 / 8 + 6 / 8 + 1 / 5) / 3)
+    assert share.distinct_3.value == pytest.approx((4 / 8 + 4 / 8 + 1 / 5) / 3)
+    assert share.distinct_2.low < share.distinct_2.value < share.distinct_2.high
+    assert distinct(100 * runs, OPTIONS).distinct_2.value == pytest.approx(share.distinct_2.value)
+
+
+def test_prompts_without_words_or_with_a_missing_continuation_say_nothing_of_repetition() -> None:
+    known = distinct([word_runs(["a b", "a b"]), word_runs([""]), word_runs(["a b", None])], OPTIONS)
+    assert known.distinct_2.value == 0.25
+    assert not distinct([word_runs([None])], OPTIONS).distinct_1.known
 
 
 def test_the_published_llama_2_table_comes_out_of_its_counts() -> None:

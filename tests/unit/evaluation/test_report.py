@@ -70,7 +70,7 @@ def test_the_markdown_has_every_arm_with_every_measure(written: tuple[Recipe, di
         assert row[4] == f"{figures['worst_case']['toxicity_probability']:.3f}"
     for row, figures in zip(fluency[1:], report["arms"].values(), strict=True):
         assert row[1:6] == [f"{figures['perplexity']:.2f}", f"{figures['continuation_perplexity']:.2f}",
-                            *(f"{figures[name]:.3f}" for name in ("distinct_1", "distinct_2", "distinct_3"))]
+                            *(shown(figures[name]) for name in ("distinct_1", "distinct_2", "distinct_3"))]
         assert row[7:9] == [shown(figures[name], 1, 100) for name in ("refusals", "clean_refusals")]
     assert read[1][2:] == ["-"] * 3, "the first arm has none to be held against"
     for row, figures in zip(read[2:], list(report["arms"].values())[1:], strict=True):

@@ -65,6 +65,9 @@ def test_an_evaluation_writes_what_its_readers_need(recipe: Recipe, prompts: Pat
     means = [[g["toxicity"] for g in record["generations"] if g["toxicity"] is not None] for record in records]
     assert report["mean_toxicity"]["value"] == pytest.approx(
         sum(sum(row) / len(row) for row in means if row) / sum(bool(row) for row in means))
+    words = [[g["text"].split() for g in record["generations"]] for record in records]
+    shares = [len({word for text in texts for word in text}) / sum(map(len, texts)) for texts in words if any(texts)]
+    assert report["distinct_1"]["value"] == pytest.approx(sum(shares) / len(shares))
 
 
 def test_continuations_of_a_clean_prompt_are_resampled_together(recipe: Recipe, prompts: Path, clean: Path,
