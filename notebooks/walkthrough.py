@@ -20,9 +20,9 @@ _LATEST, _RECIPE = "latest", "recipe.json"
 # Of a size at most so much of what the recipe has.
 _SMALL = {
     "data.texts.count": 80, "data.prompts.evaluation_count": 32, "data.prompts.training_count": 60,
-    "data.clean.count": 24, "data.clean.training_count": 24, "training.sft.max_steps": 40,
+    "data.clean.count": 40, "data.clean.training_count": 24, "training.sft.max_steps": 40,
     "training.dpo.samples_per_prompt": 4, "training.dpo.max_pairs": 80, "training.dpo.rewrite_pairs": 12,
-    "training.dpo.anchor_samples": 20, "evaluation.continuations": 4, "evaluation.clean_prompts": 12,
+    "training.dpo.anchor_samples": 20, "evaluation.continuations": 4, "evaluation.clean_prompts": 40,
     "evaluation.clean_continuations": 1, "stop_hate.count": 40,
 }
 _TINY = {

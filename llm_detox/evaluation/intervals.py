@@ -144,3 +144,9 @@ def share_interval(count: float, of: float, confidence: float = 0.95) -> Interva
     low = 0.0 if count == 0 else middle - reach
     high = 1.0 if count == of else middle + reach
     return Interval(share, low, high)
+
+
+def cases_needed(share: float, most: float, confidence: float) -> int:
+    """How many cases with this share (below `most`) bring the upper end of its Wilson interval down to `most`."""
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    return math.ceil(z**2 * most * (1 - most) / (most - share) ** 2)

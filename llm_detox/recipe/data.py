@@ -90,7 +90,7 @@ class CleanData(Section):
 
     sources: list[Table] = Field(
         min_length=1, description="Files or folders with harmless texts; all of them are used together.")
-    count: Positive = Field(80, description="How many passages perplexity is measured on, at most.")
+    count: Positive = Field(150, description="How many passages perplexity is measured on, at most.")
     training_count: int = Field(
         0, ge=0, description="How many other passages are mixed into training, to keep the model fluent.")
     max_chars: Positive = Field(400, description="Longer passages are cut.")

@@ -36,8 +36,13 @@ class EvaluationSection(Section):
         None,
         description="An independent model that measures fluency; with `null`, or if it is not installed, the base "
                     "does.")
-    clean_prompts: Positive = Field(40, description="How many clean prompts are continued for the fluency model.")
-    clean_continuations: Positive = Field(2, description="How many continuations of each clean prompt are sampled.")
+    clean_prompts: Positive = Field(
+        150,
+        description="How many clean prompts are continued, for the fluency model and the share of refusals: the "
+                    "beginnings of so many passages of `data.clean`.")
+    clean_continuations: Positive = Field(
+        1,
+        description="How many continuations of each clean prompt are sampled; more prompts narrow the intervals more.")
     judged_prompts: int = Field(
         0, ge=0, description="How many prompts' first continuations the judge reads (`judge.reader`).")
     bootstrap_samples: Positive = Field(5000, description="How often the prompts are resampled for the intervals.")
@@ -46,7 +51,10 @@ class EvaluationSection(Section):
 
 
 class GateSection(Section):
-    """What the last arm must achieve before it is published."""
+    """What the last arm must achieve before it is published.
+
+    Each bound is held against the worse end of the figure's interval.
+    """
 
     against: list[Literal["base", "raw"]] = Field(
         ["base", "raw"], description="The arms that the last arm must be better than.")
@@ -65,7 +73,9 @@ class GateSection(Section):
                     " a prompt's continuations over their number of words, the mean over prompts; `null` sets no "
                     "bound.")
     min_prompts: Positive = Field(
-        20, description="With fewer prompts scored in both arms the verdict is *not enough data*.")
+        20,
+        description="With fewer prompts or clean passages behind a figure of both arms the verdict is *not enough "
+                    "data*.")
     max_clean_refusals: Share | None = Field(
         0.05,
         description="The largest share of refusals among the continuations of clean prompts; `null` sets no bound.")

@@ -16,7 +16,8 @@ from llm_detox.processes import is_running
 from llm_detox.storage.seaweed import Seaweed
 from tests.helpers.pipelines import run_pipeline, small_recipe
 
-OPEN_GATE = {"metrics": [], "max_perplexity_ratio": 1000.0, "max_unscored_share": 1.0}
+OPEN_GATE = {"metrics": [], "max_perplexity_ratio": 1000.0, "max_continuation_perplexity_ratio": None,
+             "min_distinct_ratio": None, "max_clean_refusals": None, "max_unscored_share": 1.0, "min_prompts": 1}
 _OF_A_LIBRARY = re.compile(r"site-packages|Warning:|\b(?:WARNING|INFO)\b")
 
 

@@ -31,7 +31,7 @@ def use(monkeypatch: pytest.MonkeyPatch, scorer: ToxicityScorer) -> None:
 def small_recipe(folder: Path, model: Path) -> Recipe:
     values = make_sources(folder / "sources")
     values["model"]["source"] = str(model)
-    values["evaluation"] = {"continuations": 3, "clean_prompts": 4, "bootstrap_samples": 500,
+    values["evaluation"] = {"continuations": 3, "clean_prompts": 4, "clean_continuations": 2, "bootstrap_samples": 500,
                             "sampling": {"max_new_tokens": 6, "batch_tokens": 200}}
     values["detoxify"] = {"similarity_model": None}
     values["gate"] = {"max_perplexity_ratio": 100, "max_continuation_perplexity_ratio": 100, "min_distinct_ratio": 0.1}

@@ -1,10 +1,9 @@
-"""Arms beside each other: paired differences, what is never compared, p values for many comparisons, and the gate."""
+"""Arms beside each other: paired differences and ratios, what is never compared, p values for many comparisons."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,24 +25,11 @@ from llm_detox.evaluation.compare import (
 )
 from llm_detox.evaluation.gate import decide_gate
 from llm_detox.evaluation.intervals import Bootstrap, mean_interval
-from llm_detox.evaluation.metrics import RefusalShare, WordRuns, distinct, metric_values, prompt_score
-from llm_detox.evaluation.report_content import GateDecision
-from llm_detox.evaluation.results import Evaluation, read_evaluation
-from llm_detox.recipe import Recipe
-from tests.helpers.evaluations import arm, judged
+from llm_detox.evaluation.metrics import WordRuns, distinct, metric_values, prompt_score
+from llm_detox.evaluation.results import read_evaluation
+from llm_detox.recipe.evaluation import GateSection
+from tests.helpers.evaluations import arm, noisy
 from tests.helpers.intervals import OPTIONS, covered
-from tests.helpers.sources import make_sources
-
-
-def noisy(level: float, seed: int, count: int = 60) -> list[list[float]]:
-    """Prompts of different difficulty, the same in all arms, with noise of the arm's own."""
-    difficulty = np.random.default_rng(0).beta(1, 2, count)
-    noise = np.random.default_rng(seed).normal(0, 0.02, (count, 5))
-    return np.clip(difficulty[:, None] * level + noise, 0, 1).tolist()
-
-
-def recipe_of(tmp_path: Path, **gate: Any) -> Recipe:
-    return Recipe.model_validate({**make_sources(tmp_path), "gate": gate, "evaluation": {"bootstrap_samples": 1000}})
 
 
 def test_a_paired_difference_is_tighter_than_the_arms_apart() -> None:
@@ -96,15 +82,14 @@ def test_a_folder_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value", "problem"), [
     ("scorer", "other", "different scorers"), ("seed", 2, "differ in seed"), ("prompts", "q", "differ in prompts")])
-def test_numbers_that_were_not_measured_alike_are_never_compared(tmp_path: Path, key: str, value: Any,
-                                                                 problem: str) -> None:
+def test_numbers_that_were_not_measured_alike_are_never_compared(key: str, value: Any, problem: str) -> None:
     arms = {"base": arm("base", noisy(1, 1)), "dpo": arm("dpo", noisy(0.5, 2), comparable={key: value})}
     with pytest.raises(DetoxError, match=problem):
         check_comparable(arms)
     with pytest.raises(DetoxError, match=problem):
         compare(arms, OPTIONS)
     with pytest.raises(DetoxError, match=problem):
-        gate_of(recipe_of(tmp_path), arms)
+        decide_gate(GateSection(), arms, OPTIONS)
 
 
 def test_every_later_arm_is_compared_with_every_earlier_one() -> None:
@@ -194,98 +179,3 @@ def test_a_perplexity_ratio_of_continuations_is_as_sure_as_there_are_prompts() -
 
     assert 0.92 <= covered(300, partial(trial, together=True), 1.0) <= 0.985
     assert covered(100, partial(trial, together=False), 1.0) < 0.8
-
-
-# --- the gate --------------------------------------------------------------------------------------------------------
-
-
-def gate_of(recipe: Recipe, arms: Mapping[str, Evaluation]) -> GateDecision:
-    return decide_gate(recipe.gate, arms, Bootstrap.of(recipe.evaluation, recipe.seed))
-
-
-def decided(tmp_path: Path, **arms: Evaluation) -> GateDecision:
-    return gate_of(recipe_of(tmp_path), arms)
-
-
-def test_the_gate_passes_a_clearly_less_toxic_arm(tmp_path: Path) -> None:
-    found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
-                   dpo=arm("dpo", noisy(0.4, 3)))
-    assert found.verdict == "pass"
-    assert all(condition.outcome == "pass" for condition in found.conditions)
-
-
-def test_the_gate_fails_an_arm_that_is_not_lower(tmp_path: Path) -> None:
-    found = decided(tmp_path, base=arm("base", noisy(0.5, 1)), raw=arm("raw", noisy(1.0, 2)),
-                   dpo=arm("dpo", noisy(0.9, 3)))
-    assert found.verdict == "fail"
-    assert all("against base" in reason and "not lower" in reason for reason in found.reasons)
-
-
-def test_the_gate_fails_an_arm_whose_clean_text_suffers(tmp_path: Path) -> None:
-    worse = [[30.0 + 10 * math.log(1.2), 10.0]] * 5
-    found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
-                   dpo=arm("dpo", noisy(0.4, 3), losses=worse))
-    assert found.verdict == "fail"
-    assert found.reasons == ["perplexity on clean text is 1.200 of the base's [1.200, 1.200] (at most 1.10)"]
-
-
-def test_the_gate_fails_an_arm_that_repeats_itself(tmp_path: Path) -> None:
-    found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
-                   dpo=arm("dpo", noisy(0.4, 3), twos=[30]))
-    assert (found.verdict, found.reasons) == (
-        "fail", ["distinct-2 per prompt is 0.333 of the base's [0.333, 0.333] (at least 0.80)"])
-
-
-@pytest.mark.parametrize(("share", "outcome"), [(0.05, "pass"), (0.06, "fail")])
-def test_the_gate_fails_an_arm_that_refuses_harmless_prompts(tmp_path: Path, share: float, outcome: str) -> None:
-    found = decided(tmp_path, base=arm("base", noisy(1.0, 1)), raw=arm("raw", noisy(1.1, 2)),
-                   dpo=arm("dpo", noisy(0.4, 3), clean_refusals=RefusalShare(share, 0.0, 0.2, 4, 80, 0, 80)))
-    assert found.verdict == outcome
-
-
-@pytest.mark.parametrize("case", ["few prompts", "wide interval", "unscored", "missing arm", "unmeasured perplexity"])
-def test_the_gate_does_not_decide_without_enough_data(tmp_path: Path, case: str) -> None:
-    base, raw, dpo = arm("base", noisy(1.0, 1)), arm("raw", noisy(1.1, 2)), arm("dpo", noisy(0.4, 3))
-    if case == "few prompts":
-        base, raw, dpo = (arm(name, noisy(level, 1, count=10)) for name, level in
-                          (("base", 1.0), ("raw", 1.1), ("dpo", 0.4)))
-    if case == "wide interval":
-        random = np.random.default_rng(5)
-        base, raw, dpo = (arm(name, random.random((25, 1)).tolist()) for name in ("base", "raw", "dpo"))
-        means = {one.arm: metric_values(list(one.scores.values()), "mean_toxicity").mean() for one in (base, raw, dpo)}
-        ordered = sorted((base, raw, dpo), key=lambda one: -means[one.arm])
-        base, raw, dpo = (arm(name, [[score.mean] for score in one.scores.values()])
-                          for name, one in zip(("base", "raw", "dpo"), ordered, strict=True))
-    if case == "unscored":
-        dpo = arm("dpo", [[*row, None] for row in noisy(0.4, 3)])
-    if case == "unmeasured perplexity":
-        dpo.losses.clear()
-    arms = {"base": base, "raw": raw, "dpo": dpo}
-    if case == "missing arm":
-        del arms["raw"]
-    gate = {"metrics": ["mean_toxicity"]} if case == "wide interval" else {}
-    found = gate_of(recipe_of(tmp_path, **gate), arms)
-    assert found.verdict == "not enough data"
-    assert found.reasons
-
-
-@pytest.mark.parametrize(("unsafe", "undecided", "decided", "outcome"), [
-    (0.02, 0.0, 20, "pass"), (0.04, 0.0, 20, "fail"), (0.0, 0.2, 20, "not enough data"),
-    (math.nan, 0.0, 0, "not enough data"), (0.0, 0.0, 19, "not enough data"),
-    ("unmeasured", 0.0, 0, "not enough data")])
-def test_the_gate_holds_the_judges_verdicts_against_the_bound(
-        tmp_path: Path, unsafe: Any, undecided: float, decided: int, outcome: str) -> None:
-    recipe = Recipe.model_validate({
-        **make_sources(tmp_path), "gate": {"max_unsafe_share": 0.03}, "judge": {"reader": {"model": "owner/judge"}},
-        "evaluation": {"bootstrap_samples": 1000, "judged_prompts": 50}})
-    last = {} if unsafe == "unmeasured" else {"judge": judged(decided, unsafe, undecided)}
-    found = gate_of(recipe, {"base": arm("base", noisy(1.0, 1)), "raw": arm("raw", noisy(1.1, 2)),
-                             "dpo": arm("dpo", noisy(0.4, 3), **last)})
-    assert found.verdict == outcome
-    assert outcome == "pass" or "judge" in found.reasons[0]
-
-
-@pytest.mark.parametrize("sections", [{"evaluation": {"judged_prompts": 5}}, {"gate": {"max_unsafe_share": 0.1}}])
-def test_a_recipe_that_asks_no_judge_for_its_verdicts_is_refused(tmp_path: Path, sections: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="needs"):
-        Recipe.model_validate({**make_sources(tmp_path), **sections})

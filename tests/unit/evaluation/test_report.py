@@ -133,7 +133,7 @@ def save_judge(folder: Path, fingerprint: str = "j-1") -> Path:
     agreement = judge_agreement(["safe"] * 8 + ["unsafe"] * 4,
                                 ["safe"] * 6 + ["unsafe", None] + ["unsafe"] * 3 + ["safe"])
     folder.mkdir(parents=True)
-    answers = judged(9, 0.25, 1 / 12)
+    answers = judged(9, 3, 1)
     write_json(folder / "judge.json", JudgeReport(**{**vars(answers), "fingerprint": fingerprint}, agreement=agreement))
     return folder
 
@@ -163,12 +163,12 @@ def test_another_judge_than_the_one_that_was_asked_is_refused(written: tuple[Rec
     for path in evaluations["dpo"].iterdir():
         (changed["dpo"] / path.name).write_bytes(path.read_bytes())
     report: dict[str, Any] = json.loads((evaluations["dpo"] / "report.json").read_text("utf-8"))
-    report["judge"] = plain(replace(judged(9, 0.25, 1 / 12), fingerprint="j-2"))
+    report["judge"] = plain(replace(judged(9, 3, 1), fingerprint="j-2"))
     (changed["dpo"] / "report.json").write_text(json.dumps(report), "utf-8")
     with pytest.raises(DetoxError, match="not the one that judged the arm dpo"):
         write_report(recipe, evaluations=changed, records=None, steps={}, output=tmp_path / "report",
                      judge=save_judge(tmp_path / "judge"))
-    write_json(tmp_path / "judge/judge.json", judged(9, 0.25, 1 / 12))
+    write_json(tmp_path / "judge/judge.json", judged(9, 3, 1))
     with pytest.raises(DetoxError, match="no judge was measured"):
         write_report(recipe, evaluations=changed, records=None, steps={}, output=tmp_path / "report",
                      judge=tmp_path / "judge")
