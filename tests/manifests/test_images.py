@@ -34,7 +34,9 @@ def test_every_image_ends_as_a_user_that_is_not_root_and_may_be_any(path: Path) 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_image_installs_from_its_lock_and_carries_no_installer(path: Path) -> None:
     runs = " ".join(value for name, value in instructions(path) if name == "RUN")
-    assert re.search(r"pip install -r /build/torch\.txt .*--no-deps -r /build/requirements\.txt", runs)
+    for lock in ("torch", "torch-cuda", "requirements"):
+        assert f"pip install --no-deps --require-hashes -r /build/{lock}.txt" in runs
+    assert len(re.findall(r"--require-hashes -r ", runs)) == len(re.findall(r" -r ", runs))
     assert "pip uninstall --yes pip" in runs
     for package in re.findall(r"pip install (?:--\S+ (?:\"[^\"]*\" )?)*([a-z]\S+)", runs):
         assert "==" in package, f"{package} is not pinned"
@@ -66,7 +68,8 @@ def packages_in(target: str) -> set[str]:
             words = value.split()
             todo += [words[0].removeprefix("--from=")] if name == "FROM" or words[0].startswith("--from=") else []
             if name == "COPY" and words[0].startswith("requirements/"):
-                names |= locked(REPOSITORY / words[0])
+                for lock in (word for word in words[:-1] if word.endswith(".txt")):
+                    names |= locked(REPOSITORY / lock)
     return names
 
 

@@ -32,7 +32,7 @@ _NOT_FOLLOWED = {"caikit-tgis-backend"}
 
 def pins(lock: Path) -> dict[str, str]:
     return {str(canonicalize_name(name)): version for name, version in
-            re.findall(r"^([\w.-]+)==(\S+)$", lock.read_text("utf-8"), re.MULTILINE)}
+            re.findall(r"^([\w.-]+)==(\S+)", lock.read_text("utf-8"), re.MULTILINE)}
 
 
 def installed_beside(python: str) -> dict[str, metadata.Distribution]:
@@ -81,6 +81,38 @@ def test_a_lock_holds_what_its_roots_need_and_nothing_else(name: str) -> None:
     assert not set(lock) - needed, "nothing needs it"
     missing = {one for one in needed - set(lock) - set(shared) if not one.startswith(("nvidia-", "triton", "cuda-"))}
     assert not missing
+
+
+@pytest.mark.parametrize("path", sorted(LOCKS.glob("*.in")), ids=lambda path: path.stem)
+def test_every_pin_is_locked_with_the_digests_of_its_files(path: Path) -> None:
+    lock = path.with_suffix(".txt")
+    assert pins(lock) == pins(path), "make locks"
+    entries = lock.read_text("utf-8").split("\n", 1)[1]
+    assert re.fullmatch(r"(?:[\w.-]+==\S+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n)+", entries)
+
+
+def test_what_torch_needs_on_gpus_is_locked_apart() -> None:
+    gpu = pins(LOCKS / "torch-cuda.txt")
+    assert {"triton", "nvidia-cublas"} <= set(gpu)
+    assert not set(gpu) & set(pins(SHARED))
+
+
+@pytest.mark.heavy
+def test_a_file_with_another_digest_is_not_installed(tmp_path: Path) -> None:
+    locked = (LOCKS / "test.txt").read_text("utf-8")
+    entry = re.search(r"^iniconfig==.*\n(?:    --hash.*\n)+", locked, re.MULTILINE)
+    assert entry is not None
+    changed = re.sub(r"sha256:.{8}", "sha256:00000000", entry[0])
+    answers = {}
+    for name, text in (("right", entry[0]), ("changed", changed)):
+        (tmp_path / f"{name}.txt").write_text(text, "utf-8")
+        answers[name] = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes", "--target", tmp_path / name,
+             "-r", tmp_path / f"{name}.txt"], capture_output=True, text=True)
+    assert answers["right"].returncode == 0, answers["right"].stderr
+    assert answers["changed"].returncode == 1
+    assert "DO NOT MATCH THE HASHES" in answers["changed"].stderr
+    assert not (tmp_path / "changed").exists()
 
 
 def test_torch_is_pinned_in_one_place_and_what_is_pinned_twice_has_one_version() -> None:
