@@ -24,6 +24,7 @@ from llm_detox.export.readers import (
     old_tokenizer_config,
     unreadable,
 )
+from llm_detox.generation.tensor_files import read_object
 from llm_detox.progress import say
 from llm_detox.runs.artifacts import ModelFolder, ReportFolder, TrainedFolder
 from llm_detox.runs.folders import digest_of, sha256_of, step_folder
@@ -70,13 +71,13 @@ def convert(*, model: str, output: Path, card: Path | None = None, oldest_reader
         artifacts = folder / ARTIFACTS
         artifacts.mkdir()
         written = ModelFolder(artifacts)
-        config = old_config(_read_json(ModelFolder(base).config))
+        config = old_config(read_object(ModelFolder(base).config))
         _write_json(written.config, config)
         if ModelFolder(base).generation_config.exists():
-            settings = old_generation_config(_read_json(ModelFolder(base).generation_config))
+            settings = old_generation_config(read_object(ModelFolder(base).generation_config))
             _write_json(written.generation_config, settings)
         tokens = _write_tokenizer(tokenizer, artifacts)
-        readers = _check_readers(config, _read_json(written.tokenizer), oldest_reader, base)
+        readers = _check_readers(config, read_object(written.tokenizer), oldest_reader, base)
         figures = write_weights(base, adapters, artifacts)
         _copy_papers(base, card_file, artifacts)
         _write_caikit(folder / "config.yml", config, tokens, artifacts)
@@ -114,9 +115,7 @@ def _card_file(card: Path | None) -> Path | None:
 
 def _write_tokenizer(source: Path, artifacts: Path) -> dict[str, Any]:
     """Write the tokenizer's files down-levelled, and check that it still makes the same tokens; returns its config."""
-    from transformers import AutoTokenizer
-
-    from llm_detox.generation.models import load_tokenizer
+    from llm_detox.generation.models import load_tokenizer, open_tokenizer
 
     tokenizer: Any = load_tokenizer(source)
     if not tokenizer.is_fast:
@@ -124,15 +123,15 @@ def _write_tokenizer(source: Path, artifacts: Path) -> dict[str, Any]:
                          remedy="use a model whose tokenizer the `tokenizers` library can express")
     tokenizer.save_pretrained(artifacts)
     written = ModelFolder(artifacts)
-    templates = _take_templates(artifacts, _read_json(written.tokenizer_config).get("chat_template"))
+    templates = _take_templates(artifacts, read_object(written.tokenizer_config).get("chat_template"))
     config = old_tokenizer_config(
-        {key: value for key, value in _read_json(written.tokenizer_config).items()
+        {key: value for key, value in read_object(written.tokenizer_config).items()
          if key not in ("chat_template", "padding_side")},
         templates, ["input_ids", "attention_mask"], bool(tokenizer.clean_up_tokenization_spaces))
     config["padding_side"] = "left"  # for generation
     _write_json(written.tokenizer_config, config)
-    _write_json(written.tokenizer, old_tokenizer(_read_json(written.tokenizer)), indent=None)
-    again = AutoTokenizer.from_pretrained(artifacts)
+    _write_json(written.tokenizer, old_tokenizer(read_object(written.tokenizer)), indent=None)
+    again: Any = open_tokenizer(artifacts)
     for text in _PROBES:
         ids = tokenizer(text)["input_ids"]
         if again(text)["input_ids"] != ids or again.decode(ids) != tokenizer.decode(ids):
@@ -192,14 +191,6 @@ def _write_caikit(path: Path, config: dict[str, Any], tokens: dict[str, Any], ar
 
 def _text_of(token: Any) -> str | None:
     return str(token["content"]) if isinstance(token, dict) else token if isinstance(token, str) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DetoxError(f"cannot be read: {error}", place=str(path), remedy="fetch or save the model again") from None
-    return value
 
 
 def _write_json(path: Path, value: object, indent: int | None = 2) -> None:

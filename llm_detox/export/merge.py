@@ -1,83 +1,28 @@
 """Merging LoRA adapters into their base (Hu et al. 2021, W + scale * B A), tensor by tensor, without torch and without
 holding a model in memory.
 
-The sum is made in float32 and rounded once to the type that the base is stored in. A safetensors file is eight bytes of
-header length, a JSON header (name -> dtype, shape, offsets), then the raw values.
+The sum is made in float32 and rounded once to the type that the base is stored in.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm_detox.errors import DetoxError
+from llm_detox.generation.tensor_files import TensorFile, narrow, open_tensors, read_object, weight_files
 from llm_detox.progress import track
 from llm_detox.runs.artifacts import ModelFolder, TrainedFolder
 
-_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
-_MAX_HEADER = 100_000_000
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt"}  # these keep their weights transposed
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
-
-
-class TensorFile:
-    """An open safetensors file: `header` maps names to dtype, shape and offsets; values are read on demand."""
-
-    def __init__(self, path: Path, data: memoryview) -> None:
-        self.path, self._data = path, data
-        try:
-            length = int.from_bytes(data[:8], "little")
-            if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
-                raise ValueError("header length")
-            header: dict[str, Any] = json.loads(bytes(data[8:8 + length]))
-            self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-            self.header = header
-            self._start = 8 + length
-            for entry in header.values():
-                begin, end = entry["data_offsets"]
-                if not 0 <= begin <= end <= len(data) - self._start:
-                    raise ValueError("offsets")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DetoxError("damaged: not a whole safetensors file", place=str(path),
-                             remedy="fetch or save the model again") from None
-
-    def raw(self, name: str) -> memoryview:
-        begin, end = self.header[name]["data_offsets"]
-        return self._data[self._start + begin:self._start + end]
-
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """A tensor's values, widened without loss from bfloat16, float16 or float32.
-
-        Raises:
-            DetoxError: the tensor has another type, such as that of a quantised model.
-        """
-        entry = self.header[name]
-        if entry["dtype"] not in _SIZES:
-            raise DetoxError(f"the tensor {name} is stored as {entry['dtype']}", place=str(self.path),
-                             remedy="use weights in bfloat16, float16 or float32")
-        raw = np.frombuffer(self.raw(name), dtype=np.uint8)
-        return _widen(raw, entry["dtype"]).reshape(entry["shape"])
-
-
-def open_tensors(path: Path) -> TensorFile:
-    """Map a safetensors file into memory; it is unmapped with the last array that shows into it.
-
-    Raises:
-        DetoxError: it is damaged.
-    """
-    if path.stat().st_size == 0:
-        raise DetoxError("damaged: the file is empty", place=str(path), remedy="fetch or save the model again")
-    with path.open("rb") as file:
-        return TensorFile(path, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def rewrite(source: TensorFile, target: Path, change: Callable[[str], NDArray[np.float32] | None]) -> int:
@@ -110,22 +55,6 @@ def rewrite(source: TensorFile, target: Path, change: Callable[[str], NDArray[np
             file.write(narrow(new, entry["dtype"]).tobytes())
             changed += 1
     return changed
-
-
-def narrow(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """float32 -> the named type, rounded to nearest even; bfloat16 as its 16 bits."""
-    if dtype == "BF16":
-        bits = np.ascontiguousarray(values).view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        quiet = (bits >> np.uint32(16)) | np.uint32(0x40)  # rounding could carry a NaN over to an infinity
-        return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
-    return values.astype({"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype])
-
-
-def _widen(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
-    if dtype == "BF16":
-        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return raw.view({"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -164,26 +93,6 @@ class AdapterConfig:
         return float(alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in order.
-
-    Raises:
-        DetoxError: there are none, or a shard is missing.
-    """
-    index = ModelFolder(folder).weights_index
-    names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())) if index.exists() else []
-    if not names and ModelFolder(folder).weights.exists():
-        names = [ModelFolder.weights]
-    if not names:
-        raise DetoxError("the model folder has no safetensors weights", place=str(folder),
-                         remedy="save them: `model.save_pretrained(folder)`; pickled weights (.bin) are not read")
-    files = [folder / name for name in names]
-    for file in files:
-        if file.parent != folder or not file.is_file():
-            raise DetoxError("the model folder lacks a weight file", place=str(file), remedy="fetch the model again")
-    return files
-
-
 def write_weights(base: Path, adapters: list[Path], target: Path) -> dict[str, int]:
     """Write the base's weight files, with the adapters merged, into the folder `target`.
 
@@ -199,7 +108,7 @@ def write_weights(base: Path, adapters: list[Path], target: Path) -> dict[str, i
         DetoxError: an adapter is of a kind that cannot be merged, or does not fit the base.
     """
     files = weight_files(base)
-    model_type = json.loads(ModelFolder(base).config.read_text("utf-8")).get("model_type", "")
+    model_type = read_object(ModelFolder(base).config).get("model_type", "")
     opened = [open_tensors(file) for file in files]
     names = {name for one in opened for name in one.header}
     updates: dict[str, list[Update]] = {}
@@ -236,9 +145,6 @@ def _merged(file: TensorFile, name: str, updates: list[Update] | None, transpose
 def _read_adapter(folder: Path, names: set[str], updates: dict[str, list[Update]]) -> bool:
     """Add an adapter's updates by weight name; returns whether it says that weights are kept transposed."""
     config = _read_config(folder)
-    if not (TrainedFolder(folder).adapter_weights).exists():
-        raise DetoxError(f"the adapter folder has no {TrainedFolder.adapter_weights}", place=str(folder),
-                         remedy="save it: `model.save_pretrained(folder)`; pickled weights are not read")
     file = open_tensors(TrainedFolder(folder).adapter_weights)
     modules: dict[str, dict[str, str]] = {}
     for key in file.header:
@@ -248,6 +154,9 @@ def _read_adapter(folder: Path, names: set[str], updates: dict[str, list[Update]
                              remedy="merge it with PEFT (`merge_and_unload`), save that, and convert the result")
         modules.setdefault(match["module"], {})[match["side"]] = key
     for module, sides in modules.items():
+        if sides.keys() != {"A", "B"}:
+            raise DetoxError(f"the adapter has half of its update of {module}", place=str(folder),
+                             remedy="save the adapter again")
         a, b = file.float32(sides["A"]), file.float32(sides["B"])
         update = Update(a, b, config.scale(module, a.shape[0]))
         updates.setdefault(_weight_name(module, names, folder), []).append(update)
@@ -260,7 +169,7 @@ def _read_config(folder: Path) -> AdapterConfig:
     Raises:
         DetoxError: the adapter is of a kind that adds more than low-rank updates of weights.
     """
-    config = json.loads(TrainedFolder(folder).adapter_config.read_text("utf-8"))
+    config = read_object(TrainedFolder(folder).adapter_config)
     reasons = [name for name in ("use_dora", "modules_to_save", "layer_replication", "lora_bias", "target_parameters",
                                  "trainable_token_indices", "use_qalora") if config.get(name)]
     if config.get("peft_type") != "LORA":

@@ -28,9 +28,9 @@ def greedy(folder: str, prompts: list[str], count: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # `torch_dtype` is the name that every release takes.
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=False)
         model.eval()
         answers = []
         for prompt in prompts:

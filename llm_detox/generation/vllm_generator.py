@@ -79,8 +79,8 @@ class VllmGenerator:
         defaults: dict[str, Any] = {"gpu_memory_utilization": _GPU_SHARE} if gpu else {"enforce_eager": True}
         folder, dtype = str(self._folder(source)), str(compute_dtype()).removeprefix("torch.")
         with _stdout_to_stderr():  # and only safetensors: vLLM would read pickled weights where it finds no others
-            self.llm = vllm.LLM(model=folder, dtype=dtype, load_format="safetensors", enable_prefix_caching=True,
-                                **{**defaults, **options})
+            self.llm = vllm.LLM(model=folder, dtype=dtype, load_format="safetensors", trust_remote_code=False,
+                                enable_prefix_caching=True, **{**defaults, **options})
         self._params, self._kind = vllm.SamplingParams, vllm.sampling_params.RequestOutputKind
         self._longest: int = self.llm.llm_engine.model_config.max_model_len
 

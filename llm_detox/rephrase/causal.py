@@ -21,9 +21,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import LikelihoodReader
-from llm_detox.generation.models import model_folder
+from llm_detox.generation.models import model_folder, put_adapter
 from llm_detox.rephrase.acceptance import Scorer, perplexity
 from llm_detox.rephrase.words import deletions, smallest_masks, spans, without
 
@@ -201,15 +200,7 @@ def adapter_readers(engine: LikelihoodReader, sources: Mapping[str, str]) -> dic
     """
     adapted: PeftModel | None = None
     for name, source in sources.items():
-        folder = str(model_folder(source))
-        try:
-            if adapted is None:
-                adapted = PeftModel.from_pretrained(engine.model, folder, adapter_name=name)
-            else:
-                adapted.load_adapter(folder, adapter_name=name)
-        except (ValueError, RuntimeError) as error:
-            raise DetoxError(f"the adapter does not fit the model ({error})", place=source,
-                             remedy="train it on the recipe's model: `llm-detox train-experts`") from error
+        adapted = put_adapter(engine.model if adapted is None else adapted, model_folder(source), name=name)
     if adapted is None:
         return {}
     adapted.eval()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.bart.modeling_bart import (
     BartAttention,
     BartDecoder,
@@ -44,11 +44,10 @@ _ENCODED_BATCHES = 4  # whose encoder states are kept at once
 
 def is_seq2seq(source: str) -> bool:
     """Whether the source is an encoder with a decoder; an adapter of ours is of a causal model."""
-    from llm_detox.generation.models import model_folder
+    from llm_detox.generation.models import model_folder, open_config
 
     folder = model_folder(source)
-    return not TrainedFolder(folder).is_adapter and bool(
-        AutoConfig.from_pretrained(folder).is_encoder_decoder)
+    return not TrainedFolder(folder).is_adapter and bool(open_config(folder).is_encoder_decoder)
 
 
 def load_seq2seq(source: str | PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -61,22 +60,18 @@ def load_seq2seq(source: str | PreTrainedModel, dtype: torch.dtype | None = None
     if not isinstance(source, str):
         source.eval()
         return source
-    from llm_detox.generation.models import compute_dtype, device, model_folder
+    from llm_detox.generation.models import compute_dtype, model_folder, open_weights
 
-    model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
-        model_folder(source), dtype=dtype or compute_dtype(), use_safetensors=True)
-    model.to(device())  # type: ignore[arg-type]
-    model.eval()
-    return model
+    return open_weights(AutoModelForSeq2SeqLM, model_folder(source), dtype=dtype or compute_dtype())
 
 
 def load_seq2seq_tokenizer(source: str | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer of a source, splitting words as the reference does (with a space in front of the first)."""
     if not isinstance(source, str):
         return source
-    from llm_detox.generation.models import model_folder
+    from llm_detox.generation.models import model_folder, open_tokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_folder(source), add_prefix_space=True)
+    tokenizer = open_tokenizer(model_folder(source), add_prefix_space=True)
     if tokenizer.mask_token_id is None or tokenizer.eos_token_id is None:
         raise DetoxError("the tokenizer has no mask and end tokens", place=source,
                          remedy="masking needs a BART-like model, such as facebook/bart-base")

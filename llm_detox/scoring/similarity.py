@@ -12,14 +12,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel
 
 from llm_detox.data.sources import fetch
-from llm_detox.errors import DetoxError
 from llm_detox.generation.batching import budget_batches
-from llm_detox.generation.models import compute_dtype, device
+from llm_detox.generation.models import compute_dtype, model_folder, open_tokenizer, open_weights
 from llm_detox.recipe.scorers import SENTENCE_ENCODER
-from llm_detox.runs.artifacts import ModelFolder
 from llm_detox.runs.folders import cache_dir, sha256_of
 
 _DEFAULT_MAX_TOKENS = 256
@@ -41,10 +39,8 @@ class SentenceSimilarity:
         self.name = source
         self.batch_tokens = batch_tokens
         self.max_tokens = _max_tokens(folder)
-        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        self._model: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=compute_dtype(), use_safetensors=True)
-        self._model.to(device())  # type: ignore[arg-type]
-        self._model.eval()
+        self._tokenizer = open_tokenizer(folder)
+        self._model = open_weights(AutoModel, folder, optional="pooler", dtype=compute_dtype())  # it is not read
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -92,12 +88,8 @@ def _max_tokens(folder: Path) -> int:
 
 def _encoder_folder(source: str) -> Path:
     path = fetch(source, kind="model")
-    if path.is_file() and zipfile.is_zipfile(path):
-        path = _unpacked(path)
-    if not ModelFolder(path).config.exists():
-        raise DetoxError("no config.json: this is not a sentence encoder", place=source,
-                         remedy="give a Hugging Face folder with safetensors and a tokenizer, or a zip of one")
-    return path
+    packed = path.is_file() and zipfile.is_zipfile(path)
+    return model_folder(str(_unpacked(path)) if packed else source)
 
 
 def _unpacked(archive: Path) -> Path:

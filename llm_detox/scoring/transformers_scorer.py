@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
-from llm_detox.generation.models import compute_dtype, device
+from llm_detox.generation.models import (
+    compute_dtype,
+    device,
+    model_folder,
+    open_config,
+    open_tokenizer,
+    open_weights,
+)
 from llm_detox.runs.folders import input_digest
 from llm_detox.scoring.base import Attribute, Scores, ToxicityScorer
 
@@ -29,8 +36,8 @@ class TransformersScorer(ToxicityScorer):
     """Sigmoid over the labels of a multi-label head, softmax where the labels exclude each other."""
 
     def __init__(self, source: str, *, attribute: str = "toxicity", batch_size: int = 64) -> None:
-        folder = fetch(source, kind="model")
-        config = AutoConfig.from_pretrained(folder)
+        folder = model_folder(source)
+        config: Any = open_config(folder)
         labels = {int(number): str(name).lower().replace("-", "_").replace(" ", "_")
                   for number, name in config.id2label.items()}
         self.columns = label_columns(labels, source)
@@ -40,9 +47,8 @@ class TransformersScorer(ToxicityScorer):
         fingerprint = f"transformers-{input_digest(folder)[:16]}"
         super().__init__(source, fingerprint, tuple(self.columns), attribute, batch_size,
                          version=getattr(config, "_commit_hash", None) or "local", device=device().type)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=compute_dtype(), use_safetensors=True).to(device()).eval()
+        self.tokenizer = open_tokenizer(folder)
+        self.model = open_weights(AutoModelForSequenceClassification, folder, dtype=compute_dtype())
         limit = getattr(config, "max_position_embeddings", 512) or 512
         self.max_tokens = min(self.tokenizer.model_max_length, limit - 2)  # RoBERTa numbers positions from 2
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from llm_detox import processes
 from llm_detox.client import GenerationError, TextGenerationClient
 from llm_detox.errors import DetoxError
+from llm_detox.generation.checks import check_model
 from llm_detox.processes import Process
 from llm_detox.progress import task
 
@@ -78,11 +79,12 @@ def start(model: Path, name: str, ports: Ports, work: Path, *, lifeline: bool = 
         lifeline: whether they end with this process, even where it is killed.
 
     Raises:
-        DetoxError: the folder is no Caikit model, or a program is missing.
+        DetoxError: the folder is no Caikit model, `check_model` refuses it, or a program is missing.
     """
     if not (model / "config.yml").is_file() or not (model / "artifacts").is_dir():
         raise DetoxError("this is not a Caikit model folder (config.yml and artifacts/)", place=str(model),
                          remedy="make one: llm-detox convert --model MODEL --output DIR")
+    check_model(model / "artifacts")
     caikit, serving = caikit_python(), _serving_folder()
     work = work.absolute()
     bound = ["--end-with-stdin", "true"] if lifeline else []

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -22,16 +20,20 @@ from transformers import (
 )
 
 from llm_detox.errors import DetoxError
-from llm_detox.export.merge import open_tensors, weight_files, write_weights
+from llm_detox.export.merge import write_weights
+from llm_detox.generation.checks import check_adapter
 from llm_detox.generation.models import (
     compute_dtype,
     device,
     load_model,
     load_tokenizer,
     model_folder,
+    open_config,
+    put_adapter,
     read_base_source,
     write_base_source,
 )
+from llm_detox.generation.tensor_files import open_tensors, read_object, weight_files
 from llm_detox.progress import say
 from llm_detox.recipe.training import LoraSection, OptimisationSection, TrainingSection
 from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
@@ -123,7 +125,8 @@ def open_adapter(folder: Path, training: TrainingSection, seed: int = 0, dtype: 
         raise DetoxError("no adapter_config.json: this is not an adapter folder", place=str(folder),
                          remedy="give the folder that `llm-detox sft` wrote")
     base = load_training_base(read_base_source(folder), training, dtype)
-    model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    check_adapter(folder)
+    model = put_adapter(base, folder, trainable=True)
     call_by_hooks(model)
     return model
 
@@ -174,7 +177,7 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The type in which a model folder stores its weights, by its configuration, else by the first tensor."""
-    config = json.loads(ModelFolder(folder).config.read_text("utf-8"))
+    config = read_object(ModelFolder(folder).config)
     if name := config.get("dtype") or config.get("torch_dtype"):
         dtype: torch.dtype = getattr(torch, name)
         return dtype
@@ -245,9 +248,9 @@ def bytes_needed(source: str, lora: LoraSection, stage: OptimisationSection, *, 
     (Korthikanti et al. 2022, eq. 2, without the attention scores, which are never held), or their inputs alone where
     they are computed again; logits are held in part (the largest share of what is held is counted).
     """
-    config = AutoConfig.from_pretrained(model_folder(source)).get_text_config()
+    config = open_config(model_folder(source)).get_text_config()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     width = (dtype or compute_dtype()).itemsize
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = [part.in_features + part.out_features for part in model.modules() if isinstance(part, torch.nn.Linear)]

@@ -186,6 +186,6 @@ async def _make(folder: Path, settings: Settings) -> Any:
         raise ValueError("encoder-decoder models are not served by this engine")
     return AsyncLLM.from_engine_args(AsyncEngineArgs(
         model=str(folder), tokenizer=str(folder), skip_tokenizer_init=True, load_format="safetensors",
-        dtype=(settings.dtype or "auto") if gpu else "float32", max_model_len=settings.max_sequence_length,
-        max_num_seqs=settings.max_batch_size, logprobs_mode="processed_logprobs", enforce_eager=not gpu,
-        disable_log_stats=True))
+        trust_remote_code=False, dtype=(settings.dtype or "auto") if gpu else "float32",
+        max_model_len=settings.max_sequence_length, max_num_seqs=settings.max_batch_size,
+        logprobs_mode="processed_logprobs", enforce_eager=not gpu, disable_log_stats=True))

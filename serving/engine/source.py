@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from llm_detox.generation.models import load_tokenizer, model_folder
+from llm_detox.generation.models import load_tokenizer, model_folder, open_config
 from llm_detox.generation.tokens import Vocabulary
 
 
@@ -38,9 +38,7 @@ def _eos(folder: Path, tokenizer: Any) -> frozenset[int]:
     try:
         config = GenerationConfig.from_pretrained(folder)
     except OSError:  # no generation_config.json: what the model's own configuration says
-        from transformers import AutoConfig
-
-        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+        config = GenerationConfig.from_model_config(open_config(folder))
     ids = config.eos_token_id
     if ids is None:
         ids = tokenizer.eos_token_id

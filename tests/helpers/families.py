@@ -24,7 +24,7 @@ def save_family(kind: str, settings: dict[str, Any], folder: Path) -> Path:
     """A tiny model of a family in bfloat16, with weights large enough that rope settings change the tokens."""
     save_tiny_llama(folder)  # its tokenizer stays
     torch.manual_seed(5)
-    config = AutoConfig.for_model(kind, vocab_size=400, bos_token_id=0, eos_token_id=1, pad_token_id=1, **settings)
+    config = AutoConfig.for_model(kind, vocab_size=404, bos_token_id=0, eos_token_id=1, pad_token_id=1, **settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, weight in model.named_parameters():
         if "norm" not in name and weight.dim() > 1:

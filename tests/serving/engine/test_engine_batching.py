@@ -131,7 +131,7 @@ def test_a_model_whose_padding_leaks_is_not_batched(monkeypatch: pytest.MonkeyPa
 
 
 def test_rope_scaling_that_looks_at_the_whole_batch_is_not_batched(tiny_llama: Path, tmp_path: Path) -> None:
-    config = t.LlamaConfig(**COMMON, rope_parameters={
+    config = t.LlamaConfig(**{**COMMON, "vocab_size": 400}, rope_parameters={
         "rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 128})
     _model(config).save_pretrained(tmp_path)
     t.AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)

@@ -24,6 +24,7 @@ from llm_detox.export.merge import narrow
 from llm_detox.export.verify import verify
 from llm_detox.generation.models import write_base_source
 from llm_detox.runs.folders import read_manifest
+from tests.helpers.damage import with_code
 from tests.helpers.families import caikit_python
 from tests.helpers.tiny import save_tiny_llama
 
@@ -187,8 +188,10 @@ def test_a_cut_off_weight_file_is_refused(base: Path, tmp_path: Path) -> None:
 
 def test_own_code_and_readers_that_are_too_old_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(DetoxError, match="brings its own code"):
-        convert(model=str(broken(base, tmp_path / "a", config={"auto_map": {"AutoModel": "x.Y"}})),
-                output=tmp_path / "out")
+        convert(model=str(with_code(broken(base, tmp_path / "a"))), output=tmp_path / "out")
+    convert(model=str(broken(base, tmp_path / "c", config={"auto_map": {"AutoModel": "owner/name--x.Y"}})),
+            output=tmp_path / "native")
+    assert "auto_map" not in json.loads((tmp_path / "native/artifacts/config.json").read_text())
     rope = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     folder = broken(base, tmp_path / "b", config={"rope_parameters": rope})

@@ -195,8 +195,8 @@ def test_a_fluency_model_reads_along_with_a_paraphraser_of_its_vocabulary(place:
                      for weight in (0.0, 3.0))
     assert alone != guided
     other = tiny.causal_folder(tmp_path / "other")
-    words = tiny.tokenizer(["<|end|>", "<|more|>"])
-    words.add_special_tokens({"eos_token": "<|end|>", "bos_token": "<|end|>", "pad_token": "<|end|>"})
+    words = tiny.tokenizer(["<|stop|>"])
+    words.add_special_tokens({"eos_token": "<|stop|>", "bos_token": "<|stop|>", "pad_token": "<|stop|>"})
     words.save_pretrained(other)
     with pytest.raises(DetoxError, match="another vocabulary"):
         MethodFactory(weighted(place, 1.0, fluency_model=str(other))).link("paraphrase").candidates(texts)

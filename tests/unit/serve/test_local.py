@@ -18,12 +18,13 @@ from llm_detox.serve.foreground import serve
 from llm_detox.serve.local import deploy_local, stop_local
 from llm_detox.serve.local_stack import Ports
 from llm_detox.storage.fetch import LocalModel
+from tests.helpers.damage import copy_of, with_code
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    (folder / "artifacts").mkdir(parents=True)
+    copy_of(tiny_llama, folder / "artifacts")
     (folder / "config.yml").write_text("name: x")
     return folder
 
@@ -33,8 +34,7 @@ def published(model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Fetching brings the model, without a store."""
 
     def fetch(address: str, to: Path) -> LocalModel:
-        (to / "artifacts").mkdir(parents=True)
-        (to / "config.yml").write_text("name: x")
+        copy_of(model, to)
         return LocalModel(address + "/abc", "abc", files=1, bytes=7, seconds=0.1)
 
     monkeypatch.setattr(local, "fetch_model", fetch)
@@ -65,6 +65,17 @@ def test_a_process_that_ends_while_starting_is_named_with_its_last_words(
     assert [process.name for process in programs] == ["engine", "caikit"]
     assert not any(processes.is_running(process) for process in programs)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_with_code_is_refused_before_anything_is_started(
+    model: Path, tmp_path: Path, published: str, programs: list[processes.Process]
+) -> None:
+    with_code(model / "artifacts")
+    for start in (lambda: deploy_local(published, name="x", output=tmp_path / "out"),
+                  lambda: serve(str(model), name="x")):
+        with pytest.raises(DetoxError, match="the model brings its own code"):
+            start()
+    assert programs == []
 
 
 def test_serving_ends_with_the_same_words_and_leaves_nothing(

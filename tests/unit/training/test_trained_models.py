@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
@@ -154,6 +155,7 @@ def test_the_memory_of_a_llama_of_seven_billion_is_estimated_on_its_shape(tmp_pa
 
     LlamaConfig(vocab_size=32000).save_pretrained(tmp_path)  # the defaults are Llama-2-7B's
     (tmp_path / "tokenizer.json").write_bytes((tiny_llama / "tokenizer.json").read_bytes())
+    save_file({"unread": torch.zeros(1)}, tmp_path / "model.safetensors")
     training = TrainingSection()
     needed = lora.bytes_needed(str(tmp_path), training.lora, training.sft)
     width = lora.compute_dtype().itemsize
