@@ -14,7 +14,7 @@ from llm_detox.client.types import NEXT_TURN, plain_turns
 from llm_detox.data.chats import Messages
 from llm_detox.errors import DetoxError
 from llm_detox.generation.generators import EndpointGenerator, Generator, LocalGenerator, open_generator
-from llm_detox.generation.models import load_tokenizer
+from llm_detox.generation.models import load_tokenizer, positions
 from llm_detox.recipe.evaluation import SamplingSection
 from llm_detox.recipe.judge import ChatModelSection
 
@@ -92,7 +92,7 @@ class _Chat:
         """A prompt that is cut in front would lose what it asks."""
         if not isinstance(self._generator, LocalGenerator):
             return True
-        limit = getattr(self._generator.model.config, "max_position_embeddings", None)
+        limit = positions(self._generator.model.config)
         tokens: Any = self._generator.tokenizer(prompt)["input_ids"]
         return limit is None or len(tokens) + self._sampling.max_new_tokens <= limit
 

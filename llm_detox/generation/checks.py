@@ -18,7 +18,7 @@ from llm_detox.runs.artifacts import ModelFolder, TrainedFolder
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
                "sentencepiece.bpe.model")
 _EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|shared)\.weight")
-_POSITIONS = re.compile(r"(.*\.)?(embed_positions|wpe|position_embeddings)\.weight")
+POSITIONS = re.compile(r"(.*\.)?(embed_positions|wpe|position_embeddings)\.weight")
 _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
@@ -103,6 +103,6 @@ def _check_sizes(config: Mapping[str, Any], shapes: Iterator[tuple[str, list[int
         if _EMBEDDINGS.fullmatch(name) and isinstance(vocabulary, int) and shape[0] != vocabulary:
             raise DetoxError(f"vocab_size is {vocabulary}, but {name} has {shape[0]} rows", place=str(place),
                              remedy=AGAIN)
-        if _POSITIONS.fullmatch(name) and isinstance(positions, int) and shape[0] < positions:
+        if POSITIONS.fullmatch(name) and isinstance(positions, int) and shape[0] < positions:
             raise DetoxError(f"max_position_embeddings is {positions}, but {name} has {shape[0]} rows",
                              place=str(place), remedy=AGAIN)

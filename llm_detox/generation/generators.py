@@ -25,7 +25,7 @@ from llm_detox.client.types import Chunk, Parameters
 from llm_detox.data.records import Record, numbered_id, record_id
 from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import LikelihoodReader
-from llm_detox.generation.models import device, load_model, load_tokenizer
+from llm_detox.generation.models import device, load_model, load_tokenizer, positions
 from llm_detox.generation.next_token import draw, row_key
 from llm_detox.generation.sampling import end_tokens, iterate_continuations
 from llm_detox.generation.tokens import Vocabulary
@@ -169,7 +169,7 @@ class LocalStreamer:
         tokens: list[int] = self.tokenizer(prompt)["input_ids"]  # type: ignore[assignment]
         if not tokens:
             raise DetoxError("a prompt without tokens cannot be continued", remedy="write something")
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = positions(self.model.config)
         if limit and len(tokens) + new_tokens > limit:
             raise DetoxError(f"the prompt's {len(tokens)} tokens and {new_tokens} new ones are more than the model's "
                              f"{limit}", remedy="shorten the prompt, or ask for fewer tokens")

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.batching import budget_batches
-from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.generation.models import load_model, load_tokenizer, positions
 from llm_detox.generation.trees import Loss, Tree, TreeBatch, tree_batches
 
 LOGITS_AT_ONCE = 2**25  # float32 values: 128 MiB
@@ -41,7 +41,8 @@ class LikelihoodReader:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, context: str = "",
                  batch_tokens: int = 4096, max_tokens: int = 512, name: str = "given model") -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.batch_tokens, self.max_tokens = batch_tokens, max_tokens
+        self.batch_tokens = batch_tokens
+        self.max_tokens = min(max_tokens, positions(model.config) or max_tokens)
         self._lately: dict[str, Loss] = {}
         self._start = [_start_token(tokenizer), *self._tokens(context)]
 
@@ -149,7 +150,7 @@ class LikelihoodReader:
                                     position_ids=batch.positions.to(device), use_cache=False).logits
 
     def _passages(self, texts: Sequence[str], contexts: Sequence[str]) -> list[_Passage]:
-        limit = getattr(self.model.config, "max_position_embeddings", None) or 2**20
+        limit = positions(self.model.config) or 2**20
         passages = []
         for index, (text, context) in enumerate(zip(texts, contexts, strict=True)):
             encoded = self.tokenizer(context + text, return_offsets_mapping=True) if text else None

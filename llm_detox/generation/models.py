@@ -26,7 +26,7 @@ from transformers import (
 
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
-from llm_detox.generation.checks import check_adapter, check_model, code_refused
+from llm_detox.generation.checks import POSITIONS, check_adapter, check_model, code_refused
 from llm_detox.generation.gguf_files import converted, incomplete, packaged_gguf
 from llm_detox.generation.tensor_files import AGAIN, read_object
 from llm_detox.progress import say
@@ -118,10 +118,26 @@ def open_config(folder: Path) -> PretrainedConfig:
         raise _unusable("configuration", folder, error) from error
 
 
+def base_folder(folder: Path) -> Path:
+    """The folder of the whole model below a checked folder, which may be an adapter's."""
+    while TrainedFolder(folder).is_adapter:
+        folder = model_folder(read_base_source(folder))
+    return folder
+
+
 def positions(config: PretrainedConfig) -> int | None:
-    """How many tokens a causal model of this configuration can read; None where it does not say."""
+    """How many tokens a model of this configuration can read; None where it does not say.
+
+    Some models have an embedding for each position, and fail beyond the last; others get worse there.
+    """
     text = config.get_text_config()
     return next((int(length) for name in _LENGTHS if (length := getattr(text, name, None))), None)
+
+
+def learns_positions(model: PreTrainedModel) -> bool:
+    """Whether the model has an embedding for each position, as OPT and GPT-2 do."""
+    return any(isinstance(part, torch.nn.Embedding) and POSITIONS.fullmatch(f"{name}.weight")
+               for name, part in model.named_modules())
 
 
 def open_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
@@ -135,10 +151,7 @@ def open_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
         vocabulary = tokenizer.get_vocab()
     except Exception as error:  # the libraries raise bare ones for damaged files
         raise _unusable("tokenizer", folder, error) from error
-    home = folder
-    while TrainedFolder(home).is_adapter:
-        home = model_folder(read_base_source(home))
-    rows = getattr(open_config(home).get_text_config(), "vocab_size", None)
+    rows = getattr(open_config(base_folder(folder)).get_text_config(), "vocab_size", None)
     if rows and (beyond := {token for token, number in vocabulary.items() if number >= rows}):
         _leave_out(tokenizer, beyond, rows, folder)
     return tokenizer

@@ -25,9 +25,11 @@ from transformers.cache_utils import DynamicLayer
 from llm_detox.data.records import record_id
 from llm_detox.errors import DetoxError
 from llm_detox.generation.batching import copied_batches
+from llm_detox.generation.models import positions
 from llm_detox.generation.next_token import draw, row_key
 from llm_detox.generation.parallel import run_in_parallel
 from llm_detox.generation.tokens import Vocabulary
+from llm_detox.progress import say
 from llm_detox.recipe.evaluation import SamplingSection
 
 _MOST_AT_ONCE = 8  # batches side by side on a CPU
@@ -49,6 +51,17 @@ class Guide:
     model: PreTrainedModel
     context: list[int]
     weight: float
+
+    def check(self, new_tokens: int) -> None:
+        """Refuse continuations that the guide cannot read along to the end.
+
+        Raises:
+            DetoxError: they are too long for it.
+        """
+        longest = positions(self.model.config)
+        if longest and len(self.context) + new_tokens > longest:
+            raise DetoxError(f"the guide reads {longest} tokens, fewer than its context and {new_tokens} new ones",
+                             place="max_new_tokens", remedy="ask for fewer new tokens")
 
     def product(self, logits: Tensor, guiding: Tensor, stops: Tensor) -> Tensor:
         """Logits of the product, float32 [b, v], from those of both models.
@@ -112,6 +125,8 @@ def iterate_continuations(
     """Like `sample_continuations`, yielding (index of the prompt, its continuations) as prompts are finished."""
     keys = keys if keys is not None else [record_id(prompt) for prompt in prompts]
     encoded = _encode(model, tokenizer, prompts, sampling.max_new_tokens)
+    if guide is not None:
+        guide.check(sampling.max_new_tokens)
     stops = torch.tensor(sorted(end_tokens(model, tokenizer)), dtype=torch.long, device=model.device)
     vocabulary = Vocabulary.of(tokenizer)
     partial: dict[int, list[str]] = {}
@@ -142,13 +157,39 @@ def _encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
             new_tokens: int) -> list[list[int]]:
     if not prompts:
         return []
-    limit = getattr(model.config, "max_position_embeddings", None)
     encoded: list[list[int]] = tokenizer(list(prompts))["input_ids"]  # type: ignore[assignment]
     for number, tokens in enumerate(encoded):
         if not tokens:
             raise DetoxError("a prompt without tokens cannot be continued", place=f"prompt {number + 1}",
                              remedy="leave empty prompts out")
-    return [tokens[-(limit - new_tokens):] for tokens in encoded] if limit else encoded
+    return cut_prompts(encoded, tokenizer, positions(model.config), new_tokens)
+
+
+def cut_prompts(prompts: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, longest: int | None,
+                new_tokens: int) -> list[list[int]]:
+    """Token ids of prompts, each with room for its continuation; says how many lose their beginning.
+
+    A token that the tokenizer puts in front of every text stays in front.
+
+    Args:
+        prompts: token ids of each.
+        tokenizer: that made them.
+        longest: how many tokens the model reads; None for any number.
+        new_tokens: of a continuation.
+
+    Raises:
+        DetoxError: a continuation alone is as long as what the model reads.
+    """
+    if longest is None or all(len(tokens) + new_tokens <= longest for tokens in prompts):
+        return list(prompts)
+    room = longest - new_tokens
+    if room < 2:
+        raise DetoxError(f"continuations of {new_tokens} tokens leave no room for a prompt: the model reads {longest}",
+                         place="max_new_tokens", remedy="ask for fewer new tokens, or take a model that reads more")
+    say(f"{sum(len(tokens) > room for tokens in prompts)} of {len(prompts)} prompts lose their beginning: with "
+        f"{new_tokens} new tokens they are longer than the {longest} tokens that the model reads")
+    return [tokens if len(tokens) <= room else tokens[-room:] if tokens[0] != tokenizer.bos_token_id
+            else tokens[:1] + tokens[1 - room:] for tokens in prompts]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -22,6 +22,7 @@ import torch
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import compute_dtype, load_model, load_tokenizer, model_folder
 from llm_detox.generation.next_token import row_key
+from llm_detox.generation.sampling import cut_prompts
 from llm_detox.generation.trees import Loss
 from llm_detox.recipe.evaluation import SamplingSection
 from llm_detox.runs.artifacts import TrainedFolder
@@ -99,12 +100,13 @@ class VllmGenerator:
                       ) -> Iterator[tuple[int, list[str | None]]]:
         """Yield (index of the prompt, its k continuations) as prompts are finished, in any order."""
         engine = self.llm.llm_engine
-        waiting = iter(range(len(prompts)))
+        encoded = cut_prompts([self._tokens(prompt, index) for index, prompt in enumerate(prompts)], self.tokenizer,
+                              self._longest, sampling.max_new_tokens)
+        waiting = iter(enumerate(encoded))
         asked: set[int] = set()
 
         def ask(count: int) -> None:
-            for index in islice(waiting, count):
-                tokens = self._tokens(prompts[index], index, sampling)
+            for index, tokens in islice(waiting, count):
                 params = self._params(n=k, temperature=sampling.temperature, top_p=sampling.top_p,
                                       max_tokens=sampling.max_new_tokens, output_kind=self._kind.FINAL_ONLY,
                                       seed=row_key(seed, keys[index], 0) & 0x7FFFFFFF)
@@ -126,12 +128,12 @@ class VllmGenerator:
         finally:  # whoever stops asking leaves nothing behind for the next call
             engine.abort_request([str(index) for index in asked])
 
-    def _tokens(self, prompt: str, index: int, sampling: SamplingSection) -> list[int]:
+    def _tokens(self, prompt: str, index: int) -> list[int]:
         tokens: list[int] = self.tokenizer(prompt)["input_ids"]  # type: ignore[assignment]
         if not tokens:
             raise DetoxError("a prompt without tokens cannot be continued", place=f"prompt {index + 1}",
                              remedy="leave empty prompts out")
-        return tokens[-(self._longest - sampling.max_new_tokens):]
+        return tokens
 
     def losses(self, texts: Sequence[str], *,
                on_progress: Callable[[int], None] | None = None) -> list[Loss]:

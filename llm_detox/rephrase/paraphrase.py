@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 
 from llm_detox.generation.batching import budget_batches
 from llm_detox.generation.generators import EndpointGenerator
+from llm_detox.generation.models import positions
 from llm_detox.generation.next_token import draw, row_key
 from llm_detox.generation.sampling import Guide, sample_continuations
 from llm_detox.recipe.evaluation import SamplingSection
@@ -78,11 +79,22 @@ def first_line(answer: str) -> str:
 
 def causal_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, candidates: int,
                     sampling: SamplingSection, seed: int, chat: bool, guide: Guide | None = None) -> Generate:
-    """Sampled answers of a causal model, of a chat model through its template."""
+    """Sampled answers of a causal model, of a chat model through its template; none where a question is too long."""
 
     def generate(questions: Sequence[str]) -> list[list[str]]:
         prompts = [_as_chat(tokenizer, question) for question in questions] if chat else list(questions)
-        return sample_continuations(model, tokenizer, prompts, k=candidates, sampling=sampling, seed=seed, guide=guide)
+        fitting = [i for i, prompt in enumerate(prompts) if _fits(prompt)]
+        answers: list[list[str]] = [[] for _ in prompts]
+        for i, texts in zip(fitting, sample_continuations(
+                model, tokenizer, [prompts[i] for i in fitting], k=candidates, sampling=sampling, seed=seed,
+                guide=guide), strict=True):
+            answers[i] = texts
+        return answers
+
+    def _fits(prompt: str) -> bool:
+        """A prompt that is cut in front would lose what it asks, or the beginning of the text."""
+        longest = positions(model.config)
+        return longest is None or len(tokenizer(prompt)["input_ids"]) + sampling.max_new_tokens <= longest
 
     return generate
 
@@ -94,19 +106,22 @@ def _as_chat(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
 
 def seq2seq_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, candidates: int,
                      sampling: SamplingSection, seed: int) -> Generate:
-    """Sampled answers of a seq2seq model, in batches of like length."""
+    """Sampled answers of a seq2seq model, in batches of like length; none where a question is too long."""
     network: Any = model
+    longest = positions(model.config)
+    new_tokens = min(sampling.max_new_tokens, longest - 1) if longest else sampling.max_new_tokens
 
     def generate(questions: Sequence[str]) -> list[list[str]]:
-        ids = [tokenizer(question, truncation=True)["input_ids"] for question in questions]
+        ids = [tokenizer(question)["input_ids"] for question in questions]
         answers: list[list[str]] = [[] for _ in questions]
-        sizes = [candidates * (len(row) + sampling.max_new_tokens) for row in ids]
+        fitting = [i for i, row in enumerate(ids) if longest is None or len(row) <= longest]
+        sizes = [candidates * (len(ids[i]) + new_tokens) for i in fitting]
         for batch in budget_batches(sizes, sampling.batch_tokens):
-            rows = [(i, number) for i in batch for number in range(candidates)]
+            rows = [(fitting[place], number) for place in batch for number in range(candidates)]
             padded = tokenizer.pad({"input_ids": [ids[i] for i, _ in rows]}, return_tensors="pt").to(model.device)
             draws = _KeyedDraws([row_key(seed, questions[i], number) for i, number in rows], sampling)
             with torch.inference_mode():
-                out = network.generate(**padded, max_new_tokens=sampling.max_new_tokens, num_beams=1, do_sample=False,
+                out = network.generate(**padded, max_new_tokens=new_tokens, num_beams=1, do_sample=False,
                                        logits_processor=LogitsProcessorList([draws]))
             for (i, _), text in zip(rows, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
                 answers[i].append(str(text))

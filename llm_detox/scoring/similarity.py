@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from llm_detox.data.sources import fetch
 from llm_detox.generation.batching import budget_batches
-from llm_detox.generation.models import compute_dtype, model_folder, open_tokenizer, open_weights
+from llm_detox.generation.models import compute_dtype, model_folder, open_tokenizer, open_weights, positions
 from llm_detox.recipe.scorers import SENTENCE_ENCODER
 from llm_detox.runs.folders import cache_dir, sha256_of
 
@@ -38,9 +38,9 @@ class SentenceSimilarity:
         folder = _encoder_folder(source)
         self.name = source
         self.batch_tokens = batch_tokens
-        self.max_tokens = _max_tokens(folder)
         self._tokenizer = open_tokenizer(folder)
         self._model = open_weights(AutoModel, folder, optional="pooler", dtype=compute_dtype())  # it is not read
+        self.max_tokens = min(_max_tokens(folder), positions(self._model.config) or _DEFAULT_MAX_TOKENS)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:

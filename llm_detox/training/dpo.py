@@ -39,7 +39,7 @@ from llm_detox.runs.artifacts import TrainedFolder
 from llm_detox.runs.folders import MANIFEST, StepFolder
 from llm_detox.training import distributed
 from llm_detox.training.batches import LikeLengthBatches, padded
-from llm_detox.training.encoding import clean_texts, report_truncation
+from llm_detox.training.encoding import clean_texts, report_truncation, within_positions
 from llm_detox.training.lora import (
     REFERENCE_ADAPTER,
     adapters_in_float32,
@@ -160,7 +160,8 @@ def _anchor_texts(
 def _optimise(adapter: Path, pairs: Sequence[Pair], anchor_texts: Sequence[str], training: TrainingSection,
               folder: StepFolder, *, seed: int) -> tuple[TrainingResult, Truncation]:
     """Train on the pairs and write the outcome into the folder."""
-    dtype, dpo, work = resolve_dtype(training.precision), training.dpo, folder.work_file("work")
+    dtype, work = resolve_dtype(training.precision), folder.work_file("work")
+    dpo = within_positions(training.dpo, str(adapter), "training.dpo")
     tokenizer = load_tokenizer(adapter)
     base, whole = read_base_source(adapter), is_whole_model(adapter)
     decided = resolve_quantization(training, str(adapter) if whole else base, dpo, work, dtype=dtype, sides=2)
@@ -199,9 +200,9 @@ def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_len
     Only whole answers end with an end-of-text token, unlike in TRL's own preparation: a sampled continuation is
     cut off at its 20 tokens, and a likelihood term would teach the model to stop there. A prompt keeps its last
     `max_prompt_length` tokens, or half of `max_length` (TRL 1 cuts no prompts). `counts` gets the pairs
-    `left_out`, and those `cut` at the end of an answer.
+    `left_out`, those `cut` at the end of an answer, and `prompts` that lose their beginning.
     """
-    keep = max_prompt_length or max_length // 2
+    keep = max_prompt_length if max_prompt_length and max_prompt_length < max_length else max_length // 2
     rows: list[PairRow] = []
     counts = Counter() if counts is None else counts
     for pair in pairs:
@@ -211,6 +212,7 @@ def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_len
         while shared < min(map(len, (alone, *both))) and alone[shared] == both[0][shared] == both[1][shared]:
             shared += 1
         prompt = alone[:shared][-keep:]
+        counts["prompts"] += shared > keep
         end = tokenizer.eos_token_id if pair.ends else None
         # A chat template writes the end itself, and may put a line break after it.
         answers = [ids[shared:] + ([] if end is None or end in ids[shared:][-2:] else [end]) for ids in both]

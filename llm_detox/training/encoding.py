@@ -9,16 +9,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from llm_detox.data.records import Record, read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import apply_template
+from llm_detox.generation.models import base_folder, model_folder, open_config, positions
 from llm_detox.progress import say
+from llm_detox.recipe.rephrase import RephraserTrainingSection
+from llm_detox.recipe.training import DpoSection, SftSection
 
 IGNORED = -100
+Stage = TypeVar("Stage", SftSection, DpoSection, RephraserTrainingSection)
 
 
 class TokenRow(TypedDict):
@@ -151,11 +155,28 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record], max_l
     return rows
 
 
+def within_positions(section: Stage, source: str, place: str) -> Stage:
+    """The section with a `max_length` that the model can read, lowered with a message where the recipe has more.
+
+    Args:
+        section: of a training.
+        source: of the model; an adapter's is that of its base.
+        place: of the section in the recipe.
+    """
+    longest = positions(open_config(base_folder(model_folder(source))))
+    if longest is None or section.max_length <= longest:
+        return section
+    say(f"{place}.max_length is {section.max_length}, but the model reads {longest} tokens: longer texts are cut there")
+    return section.model_copy(update={"max_length": longest})
+
+
 def report_truncation(counts: Counter[str], setting: str) -> None:
     """Say how many examples lost their end, or all that they teach, to the setting."""
     if counts["cut"] or counts["left_out"]:
         say(f"{setting} cuts {counts['cut']} examples off, and {counts['left_out']} are left out, for nothing to learn "
             "is left of them")
+    if counts["prompts"]:
+        say(f"{setting} cuts the beginning of {counts['prompts']} prompts off")
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, example: Record) -> tuple[str, list[tuple[int, int]] | None, bool]:

@@ -34,7 +34,7 @@ from llm_detox.runs.artifacts import TrainedFolder
 from llm_detox.scoring.load import load_scorer
 from llm_detox.scoring.similarity import SentenceSimilarity
 from llm_detox.training import distributed
-from llm_detox.training.encoding import TokenRow, encode, report_truncation, tokenize
+from llm_detox.training.encoding import TokenRow, encode, report_truncation, tokenize, within_positions
 from llm_detox.training.lora import load_training_tokenizer
 from llm_detox.training.progress_callback import quiet_libraries
 from llm_detox.training.run import TrainingResult, summary
@@ -76,6 +76,7 @@ def train_paraphraser(recipe: Recipe, *, pairs: Path, output: Path) -> Paraphras
     with (distributed.shared_step_folder(output, "paraphraser", settings=recipe.settings(*_SETTINGS),
                                          inputs={"pairs": pairs}, resumable=True) as folder, quiet_libraries()):
         tokenizer, lost = load_training_tokenizer(source), Counter[str]()
+        section = within_positions(section, source, "rephraser_training")
         tidied = [(rude, as_printed(polite) if section.tidy else polite) for rude, polite in chosen]
         make = seq2seq_rows if is_seq2seq(source) else completion_rows
         rows = make(tokenizer, tidied, section.max_length, lost)
@@ -176,6 +177,7 @@ def train_experts(recipe: Recipe, *, texts: Path, output: Path) -> ExpertsResult
     rng = random.Random(recipe.seed)  # noqa: S311 - holes, not secrets
     with (distributed.shared_step_folder(output, "experts", settings=recipe.settings(*_SETTINGS),
                                          inputs={"texts": texts}, resumable=True) as folder, quiet_libraries()):
+        section = within_positions(section, source, "rephraser_training")
         training, lost = _sft_of(section, recipe.training, source), Counter[str]()
         tokenizer = load_training_tokenizer(source)
         rows = {name: infilling_rows(tokenizer, members, rng, section.max_length) if is_seq2seq(source)

@@ -45,6 +45,7 @@ from llm_detox.training.encoding import (
     report_truncation,
     tokenize,
     training_texts,
+    within_positions,
 )
 from llm_detox.training.lora import (
     adapters_in_float32,
@@ -111,6 +112,7 @@ def train_sft(recipe: Recipe, *, texts: Path, clean: Path | None, output: Path) 
     with (distributed.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
           quiet_libraries()):
         tokenizer, lost = load_training_tokenizer(source), Counter[str]()
+        training = training.model_copy(update={"sft": within_positions(training.sft, source, "training.sft")})
         rows = sft_rows(tokenizer, comments, passages, training.sft, lost)
         report_truncation(lost, "training.sft.max_length")
         say_translations(recipe.translations)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from llm_detox.errors import DetoxError
-from llm_detox.generation.models import compute_dtype, device, load_model
+from llm_detox.generation.models import compute_dtype, device, learns_positions, load_model, positions
 from serving.engine.cache import BatchCache
 from serving.engine.packing import pack
 from serving.engine.settings import Settings
@@ -21,8 +21,6 @@ from serving.engine.source import Source
 
 log = logging.getLogger(__name__)
 
-_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length",
-                "max_seq_length", "seq_len")
 _DEFAULT_LENGTH = 2048
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -188,12 +186,13 @@ class Model:
         self.rows = self._rows(settings.max_batch_size)
 
     def _length(self, settings: Settings) -> int:
-        text: Any = self.model.config.get_text_config()
-        own = next((int(n) for key in _LENGTH_KEYS if (n := getattr(text, key, None))), None)
-        if settings.max_sequence_length and own and settings.max_sequence_length > own:
-            log.warning("max_sequence_length %d is more than the model was made for (%d)",
-                        settings.max_sequence_length, own)
-        return settings.max_sequence_length or own or _DEFAULT_LENGTH
+        own = positions(self.model.config)
+        asked = settings.max_sequence_length
+        if asked and own and asked > own:
+            log.warning("max_sequence_length %d is more than the model was made for (%d)", asked, own)
+            if learns_positions(self.model):  # beyond the last of them it fails
+                return own
+        return asked or own or _DEFAULT_LENGTH
 
     def _rows(self, limit: int) -> Rows:
         if limit == 1:

@@ -76,12 +76,12 @@ def causal_folder(folder: Path) -> Path:
     return folder
 
 
-def bart(seed: int, words: PreTrainedTokenizerFast) -> BartForConditionalGeneration:
+def bart(seed: int, words: PreTrainedTokenizerFast, *, positions: int = 64) -> BartForConditionalGeneration:
     """A BART of two layers with random weights, large enough that its distributions differ clearly."""
     torch.manual_seed(seed)
     config = BartConfig(vocab_size=len(words), d_model=16, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=32,
                         decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
-                        max_position_embeddings=64, init_std=0.5, bos_token_id=0, pad_token_id=1, eos_token_id=2,
+                        max_position_embeddings=positions, init_std=0.5, bos_token_id=0, pad_token_id=1, eos_token_id=2,
                         decoder_start_token_id=2, forced_eos_token_id=2)
     model = BartForConditionalGeneration(config)
     model.eval()
