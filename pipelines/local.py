@@ -25,10 +25,6 @@ from llm_detox.storage.seaweed import Seaweed
 from pipelines.console import step_console
 from pipelines.detox_and_serve import detox_and_serve
 
-# A thread that waits for the others of its step spins; where something else runs on the machine, too, it takes a core
-# from the thread that it waits for, and training becomes several times slower.
-_PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-
 
 @dataclass(frozen=True)
 class LocalRun:
@@ -63,7 +59,7 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
     started = time.monotonic()
     done = False
     note = home / "error.json"
-    with (interrupted_by_sigterm(_terminate_steps), environment({ERROR_FILE_VARIABLE: str(note)} | _PATIENT_THREADS),
+    with (interrupted_by_sigterm(_terminate_steps), environment({ERROR_FILE_VARIABLE: str(note)}),
           _errors_of_steps(note)):
         store = Seaweed.start(home / "store", buckets=[urlsplit(recipe.publish.url).netloc])
         try:

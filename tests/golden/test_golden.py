@@ -24,7 +24,7 @@ from tests.golden.store import REPOSITORY
 # A busy machine may take some minutes.
 _LIMIT_SECONDS = 1500
 _PREFIX = "test_golden_"
-pytestmark = pytest.mark.timeout(_LIMIT_SECONDS + 60)
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(_LIMIT_SECONDS + 60)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,6 @@ def assert_as_recorded(section: str, captured: Path) -> None:
         pytest.fail("\n\n".join(problems), pytrace=False)
 
 
-@pytest.mark.heavy
 def test_golden_rehearsal(captured: Path) -> None:
     assert_as_recorded("rehearsal", captured)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from llm_detox.cli import main
 from tests.helpers.pipelines import small_recipe
 from tests.helpers.sources import make_sources
 
@@ -25,9 +27,16 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Path:
 
 
 def llm_detox(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llm_detox.cli", *map(str, arguments)], capture_output=True, text=True, timeout=120,
-        cwd=ROOT, env={**os.environ, **(env or {})}, check=False)
+    """The command in this process, which has imported what each would import anew."""
+    command = ["llm-detox", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended, redirect_stdout(out),
+          redirect_stderr(err)):
+        patch.setattr("sys.argv", command)
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        main()
+    return subprocess.CompletedProcess(command, ended.value.code, out.getvalue(), err.getvalue())
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
@@ -138,7 +147,9 @@ def test_an_s3_key_that_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_traceback_shows_with_debug_only(tmp_path: Path, recipe: Path) -> None:
-    done = llm_detox("--debug", "data", "--recipe", recipe, "--output", tmp_path / "out", "--set", "name=X Y")
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_detox.cli", "--debug", "data", "--recipe", recipe, "--output", tmp_path / "out",
+         "--set", "name=X Y"], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 

@@ -56,7 +56,7 @@ def test_equal_arms_differ_by_nothing_with_room_for_doubt() -> None:
     assert found.low < 0 == found.value < found.high
 
 
-@pytest.mark.parametrize("count", [30, 200])
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.heavy)])
 def test_paired_intervals_cover_the_true_difference_as_often_as_they_say(count: int) -> None:
     """Two arms on the same prompts, the second less toxic by a tenth of the first's mean."""
     random = np.random.default_rng(11)
