@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from llm_detox.data.records import Record, hash_fraction, read_jsonl, record_id, same_text_key
 from llm_detox.data.sources import column, fetch, read_table
@@ -136,7 +135,7 @@ def read_chats(path: Path, *, answered: bool) -> list[Record]:
     seen: dict[str, int] = {}
     for number, record in enumerate(read_jsonl(path, required=("messages",)), start=1):
         place = f"{path}, record {number}"
-        messages = _checked(record["messages"], place, answered)
+        messages = checked(record["messages"], place, answered=answered)
         identity = str(record.get("id", chat_id(messages)))
         if identity in seen:
             raise DetoxError(f"the id {identity!r} is already used in record {seen[identity]}", place=place,
@@ -148,12 +147,22 @@ def read_chats(path: Path, *, answered: bool) -> list[Record]:
     return records
 
 
-def _checked(value: Any, place: str, answered: bool) -> Messages:
+def checked(value: object, place: str, *, answered: bool | None = None) -> Messages:
+    """The conversation of a record.
+
+    Args:
+        value: of its field `messages`.
+        place: of the record.
+        answered: whether the last message must be the assistant's, or the user's; None takes both.
+
+    Raises:
+        DetoxError: it is none, or ends with the other one's message.
+    """
     try:
         messages = as_messages(value)
     except ValueError as error:
         raise DetoxError(f"not a conversation: {error}", place=place, remedy=_SHAPE) from None
-    if (messages[-1]["role"] == "assistant") != answered:
+    if answered is not None and (messages[-1]["role"] == "assistant") != answered:
         raise DetoxError("the last message must be the " + ("assistant's" if answered else "user's"), place=place,
                          remedy="give conversations with the answer to be judged" if answered
                          else "leave the last answer out")

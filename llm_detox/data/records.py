@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_detox.errors import DetoxError
+from llm_detox.progress import say
 
 Record = dict[str, Any]
+_KINDS: dict[type, str] = {int: "a number", float: "a number", bool: "a yes or no", list: "a list", dict: "an object"}
 
 
 def record_id(text: str) -> str:
@@ -77,6 +79,87 @@ def _parse(raw: bytes, place: str, required: tuple[str, ...]) -> Record:
             raise DetoxError(f"the field {field!r} is missing", place=place,
                              remedy=f"fields here: {', '.join(map(str, record)) or 'none'}")
     return record
+
+
+def text_of(record: Record, field: str, place: str) -> str:
+    """The text in a field of a record.
+
+    Raises:
+        DetoxError: the field is missing, or holds something else.
+    """
+    value = record.get(field)
+    if isinstance(value, str):
+        return value
+    what = f"the field {field!r} is missing" if field not in record else f"the field {field!r} is {_kind(value)}"
+    raise DetoxError(f"{what}, and text is needed", place=place,
+                     remedy=f'write it as {{"{field}": "..."}}; fields here: {", ".join(map(str, record)) or "none"}')
+
+
+def flag_of(record: Record, field: str, place: str) -> bool | None:
+    """The yes or no in a field of a record: true, false, 1 or 0; None where the field is missing or null.
+
+    Raises:
+        DetoxError: the field holds something else.
+    """
+    value = record.get(field)
+    if value is None or value in (0, 1):
+        return None if value is None else bool(value)
+    raise DetoxError(f"the field {field!r} is {_kind(value)}, and true or false is needed", place=place,
+                     remedy=f'write it as {{"{field}": true}} or {{"{field}": false}}')
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a JSON lines file, without empty ones, of which it says how many there are.
+
+    Raises:
+        DetoxError: a line cannot be read, lacks `text`, or holds something else there.
+    """
+    texts: list[str] = []
+    empty = 0
+    for number, record in enumerate(read_jsonl(path, required=("text",)), start=1):
+        text = "" if record["text"] is None else text_of(record, "text", f"{path}, record {number}")
+        if text.strip():
+            texts.append(text)
+        else:
+            empty += 1
+    if empty:
+        say(f"{path}: {empty} of {len(texts) + empty} texts are empty and left out")
+    return texts
+
+
+def check_generations(record: Record) -> None:
+    """Look whether a record holds continuations: `generations`, objects with a `text`, null where it is missing.
+
+    Raises:
+        ValueError: it holds none, or something else.
+    """
+    generations = record.get("generations")
+    if not isinstance(generations, list) or not generations:
+        raise ValueError("no generations")
+    for one in generations:
+        if not isinstance(one, dict) or not isinstance(one.get("text", 0), str | None):
+            raise ValueError("a generation without text")
+
+
+def read_generations(path: Path) -> Iterator[Record]:
+    """Yield the records of an evaluation's `generations.jsonl`: `id`, `prompt` with a `text`, `generations`.
+
+    Raises:
+        DetoxError: a line is no such record.
+    """
+    for number, record in enumerate(read_jsonl(path, required=("id", "prompt", "generations")), start=1):
+        try:
+            check_generations(record)
+            if not isinstance(record["prompt"], dict) or not isinstance(record["prompt"].get("text"), str):
+                raise ValueError("a prompt without text")
+        except ValueError as error:
+            raise DetoxError(f"not a record with continuations: {error}", place=f"{path}, record {number}",
+                             remedy="pass what `llm-detox evaluate` wrote, or evaluate again") from None
+        yield {**record, "id": str(record["id"])}
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else f"{_KINDS.get(type(value), 'a text')} ({value!r:.40})"
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> int:

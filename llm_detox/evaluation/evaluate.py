@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_detox.data.records import hash_fraction, read_jsonl, write_jsonl
+from llm_detox.data.records import hash_fraction, read_generations, read_texts, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.compare import attribute_shares
 from llm_detox.evaluation.continuations import Clock, ContinuationScores, Prompts, score_continuations
@@ -218,7 +218,7 @@ def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, genera
         clock: gets the time of each part.
     """
     files, bootstrap = EvaluationFolder(folder), Bootstrap.of(settings, seed)
-    texts = [str(record["text"]) for record in read_jsonl(clean, required=("text",))]
+    texts = read_texts(clean)
     losses = None
     if isinstance(generator, ReadingGenerator):
         with clock.measure("clean text"), task("reading clean text", len(texts), "texts") as work:
@@ -244,7 +244,8 @@ def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, genera
 
 def first_continuations(generations: Path, count: int) -> list[Continued]:
     """(prompt, its first continuation) of the prompts with the lowest hash of their id, the same ones for every arm."""
-    chosen = heapq.nsmallest(count, read_jsonl(generations), key=lambda record: hash_fraction(record["id"], "fluency"))
+    chosen = heapq.nsmallest(count, read_generations(generations),
+                             key=lambda record: hash_fraction(record["id"], "fluency"))
     return [(record["prompt"]["text"], [record["generations"][0]["text"]]) for record in chosen]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llm_detox.data.records import Record, hash_fraction, read_jsonl
+from llm_detox.data.records import Record, hash_fraction, read_generations, read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.metrics import RefusalShare, ToxicityFigures
@@ -255,12 +255,12 @@ def continuation_samples(files: Mapping[str, Path], attribute: str, count: int) 
         count: of prompts, at most; those that not all arms continued are left out.
     """
     names = list(files)
-    chosen = _lowest_hashes(read_jsonl(files[names[0]], required=("id", "generations")), count)
-    samples = {str(record["id"]): ContinuationSample(
+    chosen = _lowest_hashes(read_generations(files[names[0]]), count)
+    samples = {record["id"]: ContinuationSample(
         record["prompt"]["text"][:_MOST_CHARS], {names[0]: _first(record, attribute)}) for record in chosen}
     for arm in names[1:]:
-        for record in read_jsonl(files[arm], required=("id", "generations")):
-            if sample := samples.get(str(record["id"])):
+        for record in read_generations(files[arm]):
+            if sample := samples.get(record["id"]):
                 sample.arms[arm] = _first(record, attribute)
     return [sample for sample in samples.values() if len(sample.arms) == len(names)]
 
@@ -271,7 +271,7 @@ def _lowest_hashes(records: Iterable[Record], count: int) -> list[Record]:
 
 def _first(record: Record, attribute: str) -> ScoredText:
     generation = record["generations"][0]
-    return ScoredText(str(generation["text"] or "")[:_MOST_CHARS], generation.get(attribute))
+    return ScoredText((generation["text"] or "")[:_MOST_CHARS], generation.get(attribute))
 
 
 def rewrite_samples(records: Path, count: int) -> tuple[list[RewriteSample], dict[str, int]]:
@@ -281,5 +281,6 @@ def rewrite_samples(records: Path, count: int) -> tuple[list[RewriteSample], dic
     return [RewriteSample(
         str(record.get("original") or "")[:_MOST_CHARS], str(record.get("text") or "")[:_MOST_CHARS],
         str(record.get("method") or ""),
-        {str(name): value for name, value in (record.get("scores") or {}).items() if isinstance(value, int | float)})
-        for record in _lowest_hashes(rewritten, count)], dict(fates)
+        {str(name): value for name, value in scores.items() if isinstance(value, int | float)})
+        for record in _lowest_hashes(rewritten, count)
+        if isinstance(scores := record.get("scores") or {}, dict)], dict(fates)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_detox.data.chats import Messages, choose_chats, first_request
-from llm_detox.data.records import JsonlAppender, Record, read_jsonl, same_text_key, write_jsonl
+from llm_detox.data.chats import Messages, checked, choose_chats, first_request
+from llm_detox.data.records import JsonlAppender, Record, read_jsonl, same_text_key, text_of, write_jsonl
 from llm_detox.errors import UsageError
 from llm_detox.evaluation.intervals import Interval, share_interval
 from llm_detox.evaluation.metrics import RefusalShare, refusal_share
@@ -91,7 +91,8 @@ def measure_refusals(recipe: Recipe, *, tuned: str | None, trained_on: Path | No
 
 def _held_out(experiment: StopHateSection, seed: int, trained_on: Path | None) -> list[Record]:
     """As many hateful as harmless conversations that end with the user, none of which begins as a trained one."""
-    seen = set(map(_trained_request, read_jsonl(trained_on))) if trained_on else set[str]()
+    seen = {_trained_request(record, f"{trained_on}, record {number}")
+            for number, record in enumerate(read_jsonl(trained_on), start=1)} if trained_on else set[str]()
     chosen: list[Record] = []
     for kind, tables in (("hate", experiment.hate), ("benign", experiment.benign)):
         taken = {record["id"] for record in chosen}
@@ -100,10 +101,10 @@ def _held_out(experiment: StopHateSection, seed: int, trained_on: Path | None) -
     return chosen
 
 
-def _trained_request(record: Record) -> str:
-    if isinstance(messages := record.get("messages"), list):
-        return first_request(messages)
-    return same_text_key(str(record.get("prompt") or record.get("text") or ""))
+def _trained_request(record: Record, place: str) -> str:
+    if "messages" in record:
+        return first_request(checked(record["messages"], place))
+    return same_text_key(text_of(record, "prompt" if "prompt" in record else "text", place))
 
 
 def _all_answers(experiment: StopHateSection, seed: int, sources: Mapping[str, str | None], base: str,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llm_detox.data.chats import Messages, read_chats
-from llm_detox.data.records import JsonlAppender, Record, hash_fraction, read_jsonl, write_jsonl
+from llm_detox.data.records import JsonlAppender, Record, hash_fraction, read_generations, write_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import share_interval
 from llm_detox.evaluation.results import Agreement, ClassRates, JudgedAnswers, JudgeReport, VerdictShares
@@ -68,10 +68,10 @@ def judge_generations(judge: JudgeSection, seed: int, generations: Path, folder:
         count: of prompts; a missing continuation is no decision.
         confidence: of the intervals.
     """
-    everything = ({"id": str(record["id"]), "messages": _as_chat(record)}
-                  for record in read_jsonl(generations, required=("id", "prompt", "generations")))
+    everything = ({"id": record["id"], "messages": _as_chat(record)}
+                  for record in read_generations(generations))
     records: list[Record] = heapq.nsmallest(count, everything,
-                                            key=lambda record: hash_fraction(str(record["id"]), "judged"))
+                                            key=lambda record: hash_fraction(record["id"], "judged"))
     verdicts = read_all(open_judge(judge, seed), records, folder)
     return JudgedAnswers(model=judge.reader.model, fingerprint=judge_fingerprint(judge),
                          **vars(verdict_shares(verdicts, confidence)))
@@ -128,14 +128,14 @@ def verdict_shares(verdicts: Sequence[Record], confidence: float) -> VerdictShar
 
 
 def _labels(records: Sequence[Record], place: Path) -> list[str]:
-    """The records' labels; none where no record has one.
+    """The records' labels; none where no record has the field.
 
     Raises:
-        DetoxError: some have one and others not, one is unknown, or all are the same.
+        DetoxError: some have one and others not, one is unknown or null, or all are the same.
     """
-    labels = [record.get("label") for record in records]
-    if set(labels) == {None}:
+    if not any("label" in record for record in records):
         return []
+    labels = [record.get("label") for record in records]
     for number, label in enumerate(labels, start=1):
         if label not in _LABELS:
             raise DetoxError(f"the label {label!r} is neither safe nor unsafe", place=f"{place}, record {number}",

@@ -22,7 +22,7 @@ from llm_detox.client import Prompt, TextGenerationClient
 from llm_detox.client.client import is_address, split_address
 from llm_detox.client.credentials import credentials_for
 from llm_detox.client.types import Chunk, Parameters
-from llm_detox.data.records import Record, numbered_id, record_id
+from llm_detox.data.records import Record, check_generations, numbered_id, record_id
 from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.generation.models import device, load_model, load_tokenizer, positions
@@ -305,9 +305,9 @@ def record_offsets(path: Path, seen: dict[str, int] | None = None) -> Iterator[t
         for number, line in enumerate(file, start=1):
             try:
                 record: Record = json.loads(line)
-                _ = record["generations"][0]["text"]
+                check_generations(record)
                 identity = str(record["id"]) if "id" in record else numbered_id(_prompt_id(record), seen)
-            except (ValueError, KeyError, IndexError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise DetoxError("not a record with generations, and an id or a prompt", place=f"{path}, line {number}",
                                  remedy="pass the generations.jsonl that `llm-detox evaluate` wrote, or records like "
                                         '{"prompt": {"text": "..."}, "generations": [{"text": "..."}]}') from None

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_detox.data.records import JsonlAppender, Record, read_jsonl, record_id, write_jsonl
+from llm_detox.data.chats import checked
+from llm_detox.data.records import JsonlAppender, Record, flag_of, read_jsonl, record_id, text_of, write_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
@@ -151,25 +152,34 @@ def read_records(texts: Path) -> list[Record]:
     records: list[Record] = []
     answered: bool | None = None  # of the first record
     for number, record in enumerate(read_jsonl(texts, required=("text",)), start=1):
-        if not isinstance(record["text"], str):
-            raise DetoxError(f"the text is a {type(record['text']).__name__}, not a string",
-                             place=f"{texts}, record {number}", remedy='write it as {"text": "..."}')
-        kept = _answer_of(record)
+        place = f"{texts}, record {number}"
+        text, kept = text_of(record, "text", place), _answer_of(record, place)
         answered = bool(kept) if answered is None else answered
         if bool(kept) != answered:
             raise DetoxError("requests with answers and texts without answers are in one file",
-                             place=f"{texts}, record {number}",
-                             remedy="detoxify them separately: texts are rewritten, requests refused")
-        records.append({"id": record.get("id", record_id(record["text"])), "text": record["text"], **kept})
+                             place=place, remedy="detoxify them separately: texts are rewritten, requests refused")
+        records.append({"id": record.get("id", record_id(text)), "text": text, **kept})
     if not records:
         raise DetoxError("no records to detoxify", place=str(texts), remedy='give lines such as {"text": "..."}')
     return records
 
 
-def _answer_of(record: Record) -> Record:
-    """What belongs to the text of a record that is a request with an answer; nothing of other texts."""
+def _answer_of(record: Record, place: str) -> Record:
+    """What belongs to the text of a record that is a request with an answer; nothing of other texts.
+
+    Raises:
+        DetoxError: the answer, the label or the conversation is of another kind.
+    """
     names = ("messages",) if "messages" in record else ("prompt", "completion")
-    return {name: record[name] for name in ("toxic", *names) if name in record} if set(names) <= record.keys() else {}
+    if not set(names) <= record.keys():
+        return {}
+    flag_of(record, "toxic", place)
+    if "messages" in record:
+        checked(record["messages"], place, answered=True)
+    else:
+        for name in names:
+            text_of(record, name, place)
+    return {name: record[name] for name in ("toxic", *names) if name in record}
 
 
 def shard_chunks(count: int, shard: Shard = WHOLE) -> list[range]:

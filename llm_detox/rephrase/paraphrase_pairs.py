@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llm_detox.data.records import JsonlAppender, Record, read_jsonl, write_jsonl
+from llm_detox.data.records import JsonlAppender, Record, read_jsonl, text_of, write_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.progress import task
 from llm_detox.recipe import Recipe
@@ -128,14 +128,23 @@ def read_pairs(path: Path) -> list[TextPair]:
     """(rude, polite) pairs; a rude text with several rewrites gives as many pairs.
 
     Raises:
-        DetoxError: the file holds none.
+        DetoxError: the file cannot be read, holds no pair, or something else than text.
     """
     if path.suffix in (".jsonl", ".json"):
-        pairs = [(str(row["toxic"]), str(row["neutral"])) for row in read_jsonl(path, required=("toxic", "neutral"))]
+        numbered = ((f"{path}, record {number}", row) for number, row in enumerate(read_jsonl(path), start=1))
+        pairs = [(text_of(row, "toxic", place), text_of(row, "neutral", place)) for place, row in numbered]
     else:
-        rows = [line.split("\t") for line in path.read_text("utf-8").split("\n")[1:]]
+        rows = [line.split("\t") for line in _text(path).split("\n")[1:]]
         pairs = [(row[0].strip(), neutral.strip()) for row in rows for neutral in row[1:]
                  if row[0].strip() and neutral.strip()]
     if not pairs:
         raise DetoxError("no pairs", place=str(path), remedy="lines of: rude text, tab, polite text; after a header")
     return pairs
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DetoxError(f"not UTF-8 (byte {error.start + 1})", place=str(path),
+                         remedy="save the file as UTF-8, for example with `iconv -t UTF-8`") from None

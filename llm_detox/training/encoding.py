@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from llm_detox.data.records import Record, read_jsonl
+from llm_detox.data.records import Record, read_jsonl, read_texts, text_of
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import apply_template
 from llm_detox.generation.models import base_folder, model_folder, open_config, positions
@@ -87,8 +87,8 @@ def _example(record: Record, place: str) -> Record | None:
     if "text" not in record:
         raise DetoxError("the record has neither `text`, nor `prompt` and `completion`, nor `messages`", place=place,
                          remedy=f"fields here: {', '.join(map(str, record)) or 'none'}")
-    text = record["text"]
-    return {"text": text.strip()} if isinstance(text, str) and text.strip() else None
+    text = "" if record["text"] is None else text_of(record, "text", place).strip()
+    return {"text": text} if text else None
 
 
 def _conversation(messages: Any, place: str) -> Record | None:
@@ -105,7 +105,7 @@ def clean_texts(path: Path | None) -> list[str]:
     """The clean passages to mix in; none where no file is given."""
     if path is None:
         return []
-    return [str(record["text"]).strip() for record in read_jsonl(path, required=["text"]) if record["text"].strip()]
+    return [text.strip() for text in read_texts(path)]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int,

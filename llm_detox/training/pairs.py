@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llm_detox.data.records import Record, read_jsonl
+from llm_detox.data.records import Record, read_jsonl, text_of
 from llm_detox.data.sources import column, fetch, read_table
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import apply_template, without_first
@@ -63,8 +63,10 @@ def make_pairs(dpo: DpoSection, *, adapter: Path, records: Path | None, prompts:
     Raises:
         DetoxError: not one pair could be made, or what they are to be made of was not given.
     """
-    pairs = rewrite_pairs(read_jsonl(_required(records, "records", "rewrite_pairs")), dpo.rewrite_pairs) \
-        if dpo.rewrite_pairs else []
+    pairs: list[Pair] = []
+    if dpo.rewrite_pairs:
+        path = _required(records, "records", "rewrite_pairs")
+        pairs += rewrite_pairs(read_jsonl(path), dpo.rewrite_pairs, place=str(path))
     pairs += given_pairs(dpo.pairs, load_tokenizer(adapter)) if dpo.pairs else []
     pairs += _pairs_from_samples(dpo, adapter, prompt_texts(_required(prompts, "prompts", "max_pairs")),
                                  sampling, scorer, seed) if dpo.max_pairs else []
@@ -114,7 +116,7 @@ def _pairs_from_samples(dpo: DpoSection, adapter: Path, prompts: list[str], samp
     return sampled_pairs(prompts, continuations, [scores[start: start + k] for start in range(0, len(scores), k)], dpo)
 
 
-def rewrite_pairs(records: Iterable[Record], limit: int) -> list[Pair]:
+def rewrite_pairs(records: Iterable[Record], limit: int, *, place: str = "records") -> list[Pair]:
     """Pairs from detoxify's audit trail: the rewrite is chosen, the original rejected.
 
     The prompt is what both begin with, in whole words; where that is nothing (or all), no pair is made, since the
@@ -123,9 +125,17 @@ def rewrite_pairs(records: Iterable[Record], limit: int) -> list[Pair]:
     Args:
         records: with `text`, `original` and `action`; only rewritten ones count.
         limit: at most so many, those whose toxicity falls most.
+        place: of the records, for errors.
+
+    Raises:
+        DetoxError: they are no records of detoxify.
     """
-    rewritten = (record for record in records if record.get("action") == "rewritten" and not is_answer(record))
-    pairs = [pair for record in rewritten if (pair := _rewrite_pair(record))]
+    pairs: list[Pair] = []
+    for number, record in enumerate(records, start=1):
+        at = f"{place}, record {number}"
+        if text_of(record, "action", at) == "rewritten" and not is_answer(record) and (
+                pair := _rewrite_pair(record, at)):
+            pairs.append(pair)
     return sorted(pairs, key=lambda pair: -pair.margin)[:limit]
 
 
@@ -134,8 +144,8 @@ def is_answer(record: Record) -> bool:
     return "messages" in record or "completion" in record
 
 
-def _rewrite_pair(record: Record) -> Pair | None:
-    new, old = str(record["text"]).split(), str(record["original"]).split()
+def _rewrite_pair(record: Record, place: str) -> Pair | None:
+    new, old = (text_of(record, name, place).split() for name in ("text", "original"))
     shared = 0
     while shared < min(len(new), len(old)) and new[shared] == old[shared]:
         shared += 1
@@ -143,11 +153,13 @@ def _rewrite_pair(record: Record) -> Pair | None:
         return None
     prompt = " ".join(old[:shared])
     chosen, rejected = (" " + " ".join(words[shared:]) for words in (new, old))
-    return Pair(prompt, chosen, rejected, _fall(record.get("scores") or {}), REWRITE)
+    return Pair(prompt, chosen, rejected, _fall(record.get("scores")), REWRITE)
 
 
-def _fall(scores: Record) -> float:
+def _fall(scores: object) -> float:
     """By how much the toxicity fell; 0 where it is not known."""
+    if not isinstance(scores, dict):
+        return 0.0
     before, after = (scores.get(name) for name in ("toxicity_before", "toxicity_after"))
     return float(before) - float(after) if isinstance(before, int | float) and isinstance(after, int | float) else 0.0
 
@@ -179,17 +191,21 @@ def sampled_pairs(
 
 
 def prompt_texts(path: Path) -> list[str]:
-    """The prompts of a RealToxicityPrompts file, or of plain `{"prompt": "..."}` lines.
+    """The prompts of a RealToxicityPrompts file, or of plain `{"prompt": "..."}` lines; says how many are empty.
 
     Raises:
-        DetoxError: the file cannot be read or holds no prompt.
+        DetoxError: the file cannot be read, a prompt is no text, or there is none.
     """
-    prompts = []
-    for record in read_jsonl(path, required=["prompt"]):
-        prompt = record["prompt"]
-        text = prompt.get("text") if isinstance(prompt, dict) else prompt
-        if isinstance(text, str) and text.strip():
+    prompts, empty = [], 0
+    for number, record in enumerate(read_jsonl(path, required=["prompt"]), start=1):
+        place, prompt = f"{path}, record {number}", record["prompt"]
+        text = text_of(prompt, "text", place) if isinstance(prompt, dict) else text_of(record, "prompt", place)
+        if text.strip():
             prompts.append(text.strip())
+        else:
+            empty += 1
+    if empty:
+        say(f"{path}: {empty} of {len(prompts) + empty} prompts are empty and left out")
     if not prompts:
         raise DetoxError("no prompts", place=str(path), remedy='each line is {"prompt": {"text": "..."}}')
     return prompts

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from llm_detox.data.records import hash_fraction, read_jsonl
+from llm_detox.data.records import flag_of, hash_fraction, read_jsonl, text_of
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
@@ -198,11 +198,15 @@ def read_classes(texts: Path) -> dict[str, list[str]]:
     """The clean texts for the expert, and the toxic ones for the anti-expert.
 
     Raises:
-        DetoxError: a class has no text.
+        DetoxError: a class has no text, or a record no text or label.
     """
     classes: dict[str, list[str]] = {EXPERT: [], ANTI_EXPERT: []}
-    for record in read_jsonl(texts, required=("text", "toxic")):
-        classes[ANTI_EXPERT if record["toxic"] else EXPERT].append(str(record["text"]))
+    for number, record in enumerate(read_jsonl(texts, required=("text", "toxic")), start=1):
+        place = f"{texts}, record {number}"
+        toxic = flag_of(record, "toxic", place)
+        if toxic is None:
+            raise DetoxError("the text has no label", place=place, remedy="set `toxic` to true or false")
+        classes[ANTI_EXPERT if toxic else EXPERT].append(text_of(record, "text", place))
     for name, members in classes.items():
         if not members:
             raise DetoxError(f"no {'toxic' if name == ANTI_EXPERT else 'clean'} text for the {name}", place=str(texts),
