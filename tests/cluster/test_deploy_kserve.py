@@ -5,10 +5,10 @@ What happens inside of pods is scripted here; `test_end_to_end` runs them.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from llm_detox.cluster.objects import STOP
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.recipe.cluster import ConnectionSection
+from llm_detox.serve.kserve import status
 from llm_detox.serve.kserve.deploy import deploy_kserve, dry_run
 from llm_detox.serve.kserve.render import SPEC, VERSION, inference_service
 from tests.cluster.conftest import (
@@ -145,11 +146,19 @@ def test_a_version_that_does_not_load_is_taken_back(any_platform: Project) -> No
     assert [one["metadata"]["annotations"][VERSION] for one in any_platform.here.pods()] == [OLD]
 
 
-def test_a_step_that_is_told_to_end_puts_back_what_nobody_verified(project: Project) -> None:
+def test_a_step_that_is_told_to_end_puts_back_what_nobody_verified(
+        project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes where the wait looks: anywhere in this process, it could break a lock of the stand-ins."""
     project.deploy(OLD)
     project.play(ready_after(60.0), "2")
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
+    plain, looks = status._give_up_where_it_cannot_heal, count()
+
+    def told_to_end(*arguments: Any) -> None:
+        plain(*arguments)
+        if next(looks) == 10:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(status, "_give_up_where_it_cannot_heal", told_to_end)
     with pytest.raises(KeyboardInterrupt):
         project.deploy(NEW)
     assert version_of(live(project)) == OLD
