@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
+from benchmarks.detox_curve import between
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
-from llm_detox.generation.models import load_model, load_tokenizer
+from llm_detox.generation.models import load_model, load_tokenizer, write_base_source
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.training import TrainingSection
 from llm_detox.runs.folders import read_manifest
@@ -200,3 +202,21 @@ def test_a_fresh_adapter_on_a_whole_model_changes_nothing_yet(tmp_path: Path, ti
     model, trained = open_adapter(tmp_path / "sft", recipe.training), load_model(tmp_path / "sft")
     assert torch.allclose(model(ids).logits, trained(ids).logits, atol=1e-5)
     assert new_adapter(load_training_base(str(tiny_llama), recipe.training), recipe.training.lora, 1) is not None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_an_adapter_between_two_changes_every_weight_by_a_share_of_each(tmp_path: Path, tiny_llama: Path,
+                                                                       share: float) -> None:
+    """Not so the adapter whose two factors lie between theirs."""
+    ends = []
+    for seed in (1, 2):
+        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+        torch.manual_seed(seed)
+        model = get_peft_model(load_model(str(tiny_llama)), config)
+        model.save_pretrained(tmp_path / str(seed))
+        write_base_source(tmp_path / str(seed), str(tiny_llama))
+        ends.append(load_model(str(tmp_path / str(seed))).state_dict())
+    middle = load_model(str(between(tmp_path / "1", tmp_path / "2", share, tmp_path / "between"))).state_dict()
+    assert any(not torch.equal(ends[0][name], ends[1][name]) for name in middle)
+    for name, weight in middle.items():
+        torch.testing.assert_close(weight, (1 - share) * ends[0][name] + share * ends[1][name])
