@@ -18,7 +18,8 @@ from typing import BinaryIO, TextIO
 
 from llm_detox.data.records import Record, numbered_id, read_jsonl, record_id
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.evaluation.metrics import PromptScore, WordRuns, is_refusal, prompt_score, strata_of, word_runs
+from llm_detox.evaluation.metrics import PromptScore, WordRuns, prompt_score, strata_of, word_runs
+from llm_detox.evaluation.refusals import is_refusal
 from llm_detox.generation.generators import Generator, Texts, record_offsets
 from llm_detox.progress import Task, task
 from llm_detox.recipe.evaluation import EvaluationSection

@@ -17,7 +17,8 @@ from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.compare import attribute_shares
 from llm_detox.evaluation.continuations import Clock, ContinuationScores, Prompts, score_continuations
 from llm_detox.evaluation.intervals import Bootstrap, ratio_interval
-from llm_detox.evaluation.metrics import STRATA, RefusalShare, distinct, refusal_share, summarise, word_runs
+from llm_detox.evaluation.metrics import STRATA, distinct, summarise, word_runs
+from llm_detox.evaluation.refusals import RefusalShare, refusal_share
 from llm_detox.evaluation.results import (
     ComparableSettings,
     ContinuationFigures,

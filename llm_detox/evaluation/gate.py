@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 
 from llm_detox.evaluation.compare import check_comparable, distinct_ratio, paired_difference, perplexity_ratio
 from llm_detox.evaluation.intervals import Bootstrap, Interval, cases_needed
-from llm_detox.evaluation.metrics import Metric, RefusalShare
+from llm_detox.evaluation.metrics import Metric
+from llm_detox.evaluation.refusals import RefusalShare
 from llm_detox.evaluation.report_content import Condition, GateDecision, Outcome, PairedRatio
 from llm_detox.evaluation.results import Evaluation, JudgedAnswers
 from llm_detox.recipe.evaluation import GateSection

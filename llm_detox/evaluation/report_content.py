@@ -17,7 +17,8 @@ from typing import Literal
 from llm_detox.data.records import Record, hash_fraction, read_generations, read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import Interval
-from llm_detox.evaluation.metrics import RefusalShare, ToxicityFigures
+from llm_detox.evaluation.metrics import ToxicityFigures
+from llm_detox.evaluation.refusals import RefusalShare
 from llm_detox.evaluation.results import EvaluationReport, FluencyPerplexity, MeasuredJudge, ScorerIdentity
 from llm_detox.recipe import Recipe
 from llm_detox.runs.artifacts import ReportFolder, read_json

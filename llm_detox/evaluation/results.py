@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import Interval
-from llm_detox.evaluation.metrics import Distinct, PromptScore, RefusalShare, StratumFigures, WordRuns
+from llm_detox.evaluation.metrics import Distinct, PromptScore, StratumFigures, WordRuns
+from llm_detox.evaluation.refusals import RefusalShare
 from llm_detox.runs.artifacts import OPTIONAL, EvaluationFolder, JudgeFolder, Number, read_json, write_json
 
 Floats = NDArray[np.float64]

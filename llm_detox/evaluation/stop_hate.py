@@ -12,7 +12,7 @@ from llm_detox.data.chats import Messages, checked, choose_chats, first_request
 from llm_detox.data.records import JsonlAppender, Record, read_jsonl, same_text_key, text_of, write_jsonl
 from llm_detox.errors import UsageError
 from llm_detox.evaluation.intervals import Interval, share_interval
-from llm_detox.evaluation.metrics import RefusalShare, refusal_share
+from llm_detox.evaluation.refusals import RefusalShare, refusal_share
 from llm_detox.generation.chat import ChatModel, open_chat
 from llm_detox.progress import say, task
 from llm_detox.recipe import Recipe

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from llm_detox.evaluation.intervals import Bootstrap, Interval, share_interval
-from llm_detox.evaluation.metrics import PromptScore, RefusalShare, WordRuns, prompt_score, refusal_share, summarise
+from llm_detox.evaluation.metrics import PromptScore, WordRuns, prompt_score, summarise
+from llm_detox.evaluation.refusals import RefusalShare, refusal_share
 from llm_detox.evaluation.results import ComparableSettings, Evaluation, EvaluationReport, JudgedAnswers, ScorerIdentity
 
 _COMPARABLE = ComparableSettings(scorer="s", attribute="toxicity", threshold=0.5, continuations=1, seed=1, prompts="p",
