@@ -85,6 +85,13 @@ def test_the_readme_leads_to_every_page() -> None:
     assert not wanted - named - {"README.md"}
 
 
+def test_measured_figures_stand_beside_none_of_others() -> None:
+    """Published ones are of other models, prompts and scorers."""
+    paragraphs = (DOCS / "measured.md").read_text("utf-8").split("\n\n")
+    cited = [one for one in paragraphs if "et al." in one or "ublished figure" in one]
+    assert not [one for one in cited if re.search(r"\d %|\s\.\d", one)]
+
+
 def test_figures_of_the_recipes_page_are_measured() -> None:
     text = (DOCS / "recipes.md").read_text("utf-8")
     table = text.partition("## Measured")[2].partition("## What their sources report")[0]
