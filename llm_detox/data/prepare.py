@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from llm_detox.data.labels import Labels, read_label
 from llm_detox.data.records import Record, clean_text, cut_at_word, hash_fraction, record_id, same_text_key, write_jsonl
 from llm_detox.data.sources import column, fetch, read_table
 from llm_detox.errors import DetoxError
@@ -23,9 +24,10 @@ from llm_detox.recipe.data import BudgetSection, CleanData, Conversations, Promp
 from llm_detox.runs.artifacts import DataFolder
 from llm_detox.runs.folders import step_folder
 
-_TRUE, _FALSE = {"1", "1.0", "true", "yes", "toxic", "hate"}, {"0", "0.0", "false", "no", "", "nothate"}
 TEMPLATE_FIELD = re.compile(r"\{([\w.]+)\}")
 _EVALUATION_SHARE = 0.4
+_ATTRIBUTES = {"toxicity", "severe_toxicity", "identity_attack", "insult", "threat", "profanity", "sexually_explicit",
+               "flirtation"}  # whole numbers under other names are ids and positions
 _PROMPT_KEY_WORDS = 6
 
 
@@ -37,11 +39,14 @@ class DataResult:
         scale: the share of the recipe's sizes that this machine got.
         counts: name of a file, without its ending -> number of its records.
         toxic_texts: how many of the texts are toxic.
+        unlabelled, contradictory: how many texts of the source were left out for their labels.
     """
 
     scale: float
     counts: dict[str, int]
     toxic_texts: int
+    unlabelled: int
+    contradictory: int
 
 
 def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
@@ -56,13 +61,14 @@ def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
         scale = budget_scale(recipe.budget)
         evaluation, sampling = _prompts(data.prompts, scale, recipe.seed)
         taken = {prompt_key(record["prompt"]["text"]) for record in evaluation}
-        texts = _texts(data.texts, scale, recipe.seed, taken)
+        texts, labels = _texts(data.texts, scale, recipe.seed, taken)
         clean, clean_train = _clean(data.clean, scale, recipe.seed)
         files = DataFolder(folder.path)
         for path, records in ((files.texts, texts), (files.prompts, evaluation), (files.train_prompts, sampling),
                               (files.clean, clean), (files.clean_train, clean_train)):
             folder.counts[path.stem] = write_jsonl(path, records)
-        result = DataResult(scale, dict(folder.counts), sum(bool(record["toxic"]) for record in texts))
+        result = DataResult(scale, dict(folder.counts), sum(bool(record["toxic"]) for record in texts),
+                            labels.unlabelled, len(labels.contradictory))
         folder.finish(result)
         say("data: " + ", ".join(f"{count} {name}" for name, count in folder.counts.items()))
     return result
@@ -116,39 +122,13 @@ def _sorted_by_hash(records: Iterable[Record], text_of: Callable[[Record], str],
     return sorted(records, key=lambda record: hash_fraction(same_text_key(text_of(record)), f"order-{seed}"))
 
 
-def _is_toxic(label: object, place: str) -> bool:
-    value = str(label).strip().lower()
-    if value in _TRUE:
-        return True
-    if value in _FALSE:
-        return False
-    raise DetoxError(f"the label {label!r} is neither toxic nor clean", place=place,
-                     remedy="labels are 1 or 0, true or false; set the recipe's label_column")
-
-
-def _texts(settings: TextData, scale: float, seed: int, taken: set[str]) -> list[Record]:
-    """Comments of the wanted length, half toxic (or as the recipe says), none of which holds an evaluation prompt."""
-    longest = sys.maxsize if settings.max_chars == "mean" else settings.max_chars
-    seen: set[str] = set()
+def _texts(settings: TextData, scale: float, seed: int, taken: set[str]) -> tuple[list[Record], Labels]:
+    """Comments of the wanted length, half toxic (or as the recipe says); and the labels of all that could be used."""
+    by_key, labels = _usable_texts(settings, taken)
     by_label: dict[bool, list[Record]] = {True: [], False: []}
-    number = 0
-    for number, (record, text, parts) in enumerate(track(_read_training(settings), "reading comments"), start=1):
-        if not settings.min_chars <= len(text) <= longest:
-            continue
-        key = same_text_key(text)
-        if key in seen or any(
-                _first_words(one) in taken for one in (key, *(same_text_key(part) for part in parts if part != text))):
-            continue
-        seen.add(key)
-        place, toxic = f"{settings.source}, record {number}", None
-        if settings.label_column is not None:
-            toxic = _is_toxic(column(record, settings.label_column, place), place)
-        answer = _string(record, settings.answer_column, place) if settings.answer_column else None
-        by_label[bool(toxic)].append(
-            {"id": record_id(text), "text": text, "toxic": toxic, **_answered(text, answer, settings.chat)})
-    if not seen:
-        raise DetoxError(f"none of {number} records can be used", place=settings.source,
-                         remedy=f"texts of {settings.min_chars} to {settings.max_chars} characters are needed")
+    for key, record in by_key.items():
+        if key not in labels.contradictory:
+            by_label[bool(record["toxic"])].append(record)
     count = round(settings.count * scale)
     toxic_count = round(count * settings.toxic_share) if settings.label_column is not None else 0
     chosen = [
@@ -158,11 +138,43 @@ def _texts(settings: TextData, scale: float, seed: int, taken: set[str]) -> list
     if settings.max_chars == "mean":
         mean = sum(len(record["text"]) for record in chosen) / len(chosen)
         chosen = [record for record in chosen if len(record["text"]) <= mean]
+    seen = set(by_key)
     for table in settings.benign:
         chosen += _benign(table, round(table.count * scale), settings.chat, seen)
     if settings.label_column is None and not settings.benign:
-        return chosen
-    return _sorted_by_hash(chosen, lambda record: record["text"], seed + 1)
+        return chosen, labels
+    return _sorted_by_hash(chosen, lambda record: record["text"], seed + 1), labels
+
+
+def _usable_texts(settings: TextData, taken: set[str]) -> tuple[dict[str, Record], Labels]:
+    """The texts of the wanted length, by their keys, none of which holds an evaluation prompt.
+
+    Raises:
+        DetoxError: there is none, or too many labels say nothing.
+    """
+    longest = sys.maxsize if settings.max_chars == "mean" else settings.max_chars
+    by_key: dict[str, Record] = {}
+    labels, number = Labels(), 0
+    for number, (record, text, parts) in enumerate(track(_read_training(settings), "reading comments"), start=1):
+        if not settings.min_chars <= len(text) <= longest:
+            continue
+        key = same_text_key(text)
+        if any(_first_words(one) in taken for one in (key, *(same_text_key(part) for part in parts if part != text))):
+            continue
+        place, toxic = f"{settings.source}, record {number}", None
+        if settings.label_column is not None:
+            toxic = read_label(column(record, settings.label_column, place), place)
+            if not labels.add(key, toxic):
+                continue
+        if key not in by_key:
+            answer = _string(record, settings.answer_column, place) if settings.answer_column else None
+            by_key[key] = {"id": record_id(text), "text": text, "toxic": toxic,
+                           **_answered(text, answer, settings.chat)}
+    labels.check(settings.source)
+    if not by_key:
+        raise DetoxError(f"none of {number} records can be used", place=settings.source,
+                         remedy=f"texts of {settings.min_chars} to {settings.max_chars} characters are needed")
+    return by_key, labels
 
 
 def _answered(request: str, answer: str | None, chat: bool) -> Record:
@@ -221,7 +233,8 @@ def _prompts(settings: PromptData, scale: float, seed: int) -> tuple[list[Record
 def _scores(record: Record) -> dict[str, float]:
     """The toxicity scores that a prompt record brings, in the original's or the flat form."""
     inner = record["prompt"] if isinstance(record.get("prompt"), dict) else record
-    return {name: value for name, value in inner.items() if isinstance(value, float) and 0 <= value <= 1}
+    return {name: float(value) for name, value in inner.items()
+            if (isinstance(value, float) or (type(value) is int and name in _ATTRIBUTES)) and 0 <= value <= 1}
 
 
 def _clean(settings: CleanData, scale: float, seed: int) -> tuple[list[Record], list[Record]]:

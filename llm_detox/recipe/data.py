@@ -56,7 +56,8 @@ class TextData(Table):
     benign: list[Conversations] = Field([], description="Harmless conversations to mix in; their answers are kept.")
     label_column: str | None = Field(
         "is_offensive",
-        description="The column that is 1 for toxic texts and 0 for others; with `null` the scorer decides.")
+        description="The column that is 1 for toxic texts and 0 for others; with `null` the scorer decides. Texts "
+                    "without a label or with both are left out and counted; more than 5 % of them are an error.")
     count: Positive = Field(
         1000, description="How many training records are used at most, before `budget` scales the number.")
     toxic_share: Share = Field(0.5, description="The share of toxic texts among the training records.")

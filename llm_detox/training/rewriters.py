@@ -19,7 +19,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from llm_detox.data.records import flag_of, hash_fraction, read_jsonl, text_of
+from llm_detox.data.labels import Labels
+from llm_detox.data.records import flag_of, hash_fraction, read_jsonl, same_text_key, text_of
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
@@ -198,15 +199,20 @@ def read_classes(texts: Path) -> dict[str, list[str]]:
     """The clean texts for the expert, and the toxic ones for the anti-expert.
 
     Raises:
-        DetoxError: a class has no text, or a record no text or label.
+        DetoxError: a class has no text, a record no text or label, or too many texts have both labels.
     """
     classes: dict[str, list[str]] = {EXPERT: [], ANTI_EXPERT: []}
+    labels = Labels()
     for number, record in enumerate(read_jsonl(texts, required=("text", "toxic")), start=1):
         place = f"{texts}, record {number}"
-        toxic = flag_of(record, "toxic", place)
+        text, toxic = text_of(record, "text", place), flag_of(record, "toxic", place)
         if toxic is None:
             raise DetoxError("the text has no label", place=place, remedy="set `toxic` to true or false")
-        classes[ANTI_EXPERT if toxic else EXPERT].append(text_of(record, "text", place))
+        labels.add(same_text_key(text), toxic)
+        classes[ANTI_EXPERT if toxic else EXPERT].append(text)
+    labels.check(str(texts))
+    classes = {name: [text for text in members if same_text_key(text) not in labels.contradictory]
+               for name, members in classes.items()}
     for name, members in classes.items():
         if not members:
             raise DetoxError(f"no {'toxic' if name == ANTI_EXPERT else 'clean'} text for the {name}", place=str(texts),

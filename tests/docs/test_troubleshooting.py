@@ -71,6 +71,14 @@ def _going_on(stage: Stage) -> None:
             pass
 
 
+def _contradictory(stage: Stage) -> object:
+    from llm_detox.training.rewriters import read_classes
+
+    texts = stage.folder / "contradictory.jsonl"
+    texts.write_text("".join(json.dumps({"text": "a comment", "toxic": toxic}) + "\n" for toxic in (True, False)))
+    return read_classes(texts)
+
+
 def _no_text(stage: Stage) -> object:
     from llm_detox.training.encoding import training_texts
 
@@ -179,6 +187,7 @@ PROVOKED: dict[str, Provoke] = {
         lambda stage: read_manifest(stage.folder),
     "continuing the unfinished work in": _going_on,
     "no text to train on": _no_text,
+    "the labels cannot be trusted": _contradictory,
     "no preference pair could be made": _no_pairs,
     "no LoRA adapter can be put on this model": _no_layer,
     "texts stay unscored": _broken_scorer,

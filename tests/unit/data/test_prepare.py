@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.data import BudgetSection
-from tests.helpers.sources import make_sources
+from tests.helpers.sources import make_sources, write_lines
 
 
 def prepared(folder: Path, **changes: Any) -> dict[str, list[dict[str, Any]]]:
@@ -100,6 +101,60 @@ def test_a_label_that_is_neither_is_named(tmp_path: Path) -> None:
         file.write("maybe,a comment that is long enough to be used\n")
     with pytest.raises(DetoxError, match=r"record 62: the label 'maybe'"):
         prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+
+
+def save_comments(folder: Path, rows: list[tuple[object, str]]) -> dict[str, Any]:
+    """Forty labelled comments, and these; returns the recipe's values."""
+    values = make_sources(folder)
+    plain = [(number % 2, f"this is comment number {number} of some length") for number in range(40)]
+    write_lines(folder / "comments.jsonl", [{"label": label, "text": text} for label, text in plain + rows])
+    values["data"]["texts"].update(source=str(folder / "comments.jsonl"), label_column="label", count=60)
+    return values
+
+
+@pytest.mark.parametrize("empty", ["", "  ", None, math.nan])
+def test_a_text_without_a_label_is_counted_and_is_not_taken_for_clean(tmp_path: Path, empty: object) -> None:
+    values = save_comments(tmp_path, [(empty, "nobody has read this comment so far")])
+    result = prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    texts = [record["text"] for record in read_jsonl(tmp_path / "out/texts.jsonl")]
+    assert len(texts) == 40
+    assert "nobody has read this comment so far" not in texts
+    assert (result.unlabelled, result.contradictory) == (1, 0)
+
+
+def test_a_text_with_both_labels_is_counted_and_left_out_whichever_comes_first(tmp_path: Path) -> None:
+    for number, label in enumerate((0, 1)):
+        values = save_comments(tmp_path / str(number), [
+            (label, "some say this is rude, some do not"), (1 - label, "Some say this is rude; some do not!"),
+            (label, "some say this is rude, some do not"), (1, "this is comment number 1 of some length")])
+        output = tmp_path / str(number) / "out"
+        result = prepare_data(Recipe.model_validate(values), output=output)
+        texts = [record["text"] for record in read_jsonl(output / "texts.jsonl")]
+        assert len(texts) == 40
+        assert not any("some say" in text.lower() for text in texts)
+        assert (result.unlabelled, result.contradictory) == (0, 1)
+
+
+@pytest.mark.parametrize("rows", [
+    [("", f"the unlabelled comment with the number {number}") for number in range(3)],
+    [(label, f"the doubtful comment with the number {number}") for number in range(3) for label in (0, 1)]])
+def test_labels_of_which_too_many_say_nothing_are_refused(tmp_path: Path, rows: list[tuple[object, str]]) -> None:
+    values = save_comments(tmp_path, rows)
+    with pytest.raises(DetoxError, match=r"labels cannot be trusted: \d texts have no label and \d have both"):
+        prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+
+
+def test_scores_of_prompts_may_be_whole_numbers(tmp_path: Path) -> None:
+    values = make_sources(tmp_path)
+    write_lines(tmp_path / "whole.jsonl", [
+        {"id": 1, "prompt": {"text": f"number {number} is what they all", "toxicity": number % 2, "begin": 1}}
+        for number in range(8)])
+    values["data"]["prompts"].update(sources=[{"source": str(tmp_path / "whole.jsonl"), "text_column": "prompt.text"}],
+                                     training_count=0)
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    prompts = [record["prompt"] for record in read_jsonl(tmp_path / "out/prompts.jsonl")]
+    assert [prompt["toxicity"] for prompt in prompts] == [1.0] * 4 + [0.0] * 4
+    assert all(set(prompt) == {"text", "toxicity"} for prompt in prompts)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from llm_detox.training import rewriters, sft
 from llm_detox.training.encoding import IGNORED
 from llm_detox.training.rewriters import (
     completion_rows,
+    read_classes,
     select_pairs,
     seq2seq_rows,
     train_experts,
@@ -163,6 +164,15 @@ def test_experts_need_both_classes(place: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("toxic\tneutral1\n", "utf-8")
     with pytest.raises(DetoxError, match="no pairs"):
         train_paraphraser(recipe(place / "causal"), pairs=tmp_path / "pairs.tsv", output=tmp_path / "out")
+
+
+def test_experts_learn_no_text_with_both_labels(tmp_path: Path) -> None:
+    labelled = [{"text": f"text number {number}", "toxic": number % 2 == 0} for number in range(60)]
+    doubtful = [{"text": "doubtful", "toxic": True}, {"text": "Doubtful!", "toxic": False}]
+    classes = read_classes(write_lines(tmp_path / "texts.jsonl", labelled + doubtful))
+    assert {name: len(members) for name, members in classes.items()} == {"expert": 30, "anti_expert": 30}
+    with pytest.raises(DetoxError, match="1 have both labels, of 2"):
+        read_classes(write_lines(tmp_path / "texts.jsonl", [labelled[0], *doubtful]))
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40), st.integers(0, 1000))
