@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llm_detox.errors import DetoxError
+from llm_detox.processes import free_ports
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.deploy import DeploySection
 from llm_detox.scoring import load
@@ -76,3 +77,14 @@ def test_a_probe_that_gets_no_answer_says_why(answer: Callable[[Any], None], tok
     monkeypatch.setenv("LLM_DETOX_TOKEN", token)
     with http_server(guarded(answer)) as url, pytest.raises(DetoxError, match=words):
         require_answers({"rest": url}, "m", DeploySection())
+
+
+@pytest.mark.parametrize("silent", ["rest", "grpc"])
+def test_a_probe_asks_each_protocol(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose gRPC port was dead passed, for REST alone was asked."""
+    monkeypatch.setattr(probe, "_ANSWER_SECONDS", 0.0)
+    [closed] = free_ports(1)
+    with http_server(caikit([" fine"])) as url:
+        urls = {"rest": url, "grpc": url, silent: f"http://127.0.0.1:{closed}"}
+        with pytest.raises(DetoxError, match="ready, but it does not answer"):
+            require_answers(urls, "m", DeploySection())
