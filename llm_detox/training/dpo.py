@@ -212,7 +212,8 @@ def pair_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_len
         while shared < min(map(len, (alone, *both))) and alone[shared] == both[0][shared] == both[1][shared]:
             shared += 1
         prompt = alone[:shared][-keep:]
-        counts["prompts"] += shared > keep
+        if shared > keep:
+            counts["prompts"] += 1
         end = tokenizer.eos_token_id if pair.ends else None
         # A chat template writes the end itself, and may put a line break after it.
         answers = [ids[shared:] + ([] if end is None or end in ids[shared:][-2:] else [end]) for ids in both]
