@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +16,15 @@ from torch import Tensor
 from transformers import AutoModel
 
 from llm_detox.data.sources import fetch
+from llm_detox.errors import DetoxError
 from llm_detox.generation.batching import budget_batches
 from llm_detox.generation.models import compute_dtype, model_folder, open_tokenizer, open_weights, positions
 from llm_detox.recipe.scorers import SENTENCE_ENCODER
 from llm_detox.runs.folders import cache_dir, sha256_of
 
 _DEFAULT_MAX_TOKENS = 256
+# Of an archive: weights are hardly compressible, texts by a factor of about ten.
+_MOST_FILES, _MOST_BYTES, _LARGEST_RATIO, _FREE_BYTES = 1000, 8 * 2**30, 50, 2**20
 
 
 class SentenceSimilarity:
@@ -97,9 +101,30 @@ def _unpacked(archive: Path) -> Path:
     if target.exists():
         return target
     staging = target.with_name(f".{target.name}.{os.getpid()}")
-    with zipfile.ZipFile(archive) as file:
-        file.extractall(staging)  # absolute paths and ".." are dropped by zipfile
+    try:
+        with zipfile.ZipFile(archive) as file:
+            _check_archive(file, archive)
+            file.extractall(staging)  # absolute paths and ".." are dropped by zipfile
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last of encrypted ones
+        shutil.rmtree(staging, ignore_errors=True)
+        raise DetoxError(f"the zip file cannot be unpacked ({error})", place=str(archive),
+                         remedy="fetch it again, or give the folder itself") from None
     with suppress(OSError):
         staging.rename(target)
     shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _check_archive(file: zipfile.ZipFile, archive: Path) -> None:
+    """Refuse an archive that unpacks to much more than a model is. No file gives more bytes than it states here.
+
+    Raises:
+        DetoxError: it has too many files or bytes, or too many for its own size.
+    """
+    entries = file.infolist()
+    unpacked, packed = sum(entry.file_size for entry in entries), archive.stat().st_size
+    if len(entries) > _MOST_FILES or unpacked > _MOST_BYTES or unpacked > max(_LARGEST_RATIO * packed, _FREE_BYTES):
+        raise DetoxError(f"the zip file unpacks to {len(entries)} files with {unpacked / 2**20:.0f} MiB, and has "
+                         f"{packed / 2**20:.1f} MiB itself", place=str(archive),
+                         remedy=f"a sentence encoder has at most {_MOST_FILES} files with {_MOST_BYTES // 2**30} GiB, "
+                                f"and is packed to no less than 1/{_LARGEST_RATIO}; unpack others yourself")
