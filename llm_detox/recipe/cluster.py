@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from llm_detox.recipe.base import Section
 
@@ -28,6 +29,9 @@ def _toleration_text(value: Any) -> Any:
     return f"{value['key']}{equal}{effect}"
 
 
+_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_LABEL_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+Image = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|[KMGTPE]i?|k)?$")]
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 Namespace = Annotated[str, Field(pattern=LABEL_PATTERN)]
@@ -41,7 +45,7 @@ class ConnectionSection(Section):
 
     s3_secret: KubernetesName = Field(
         "llm-detox-s3", description="The Secret with the store's keys, as `manifests/connection` makes it.")
-    s3_keys: list[str] = Field(
+    s3_keys: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = Field(
         ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION"],
         description="Its keys that become environment variables.")
     hub_secret: KubernetesName | None = Field(
@@ -67,6 +71,16 @@ class PodSection(Section):
     node_selector: dict[str, str] = Field({}, description="The labels that a node must have.")
     account: KubernetesName = Field(
         "llm-detox-model", description="The ServiceAccount of the pods; it needs no rights.")
+
+    @field_validator("node_selector")
+    @classmethod
+    def _of_labels(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, wanted in value.items():
+            prefix, slash, name = key.rpartition("/")
+            if (slash and not _LABEL_PREFIX.fullmatch(prefix)) or not _LABEL.fullmatch(name) or (
+                    wanted and not _LABEL.fullmatch(wanted)):
+                raise ValueError(f"{key!r:.80} with {wanted!r:.80} is no label of a node")
+        return value
 
 
 def toleration(text: str) -> dict[str, str]:

@@ -68,6 +68,12 @@ class TextData(Table):
                     "ones.")
 
     @model_validator(mode="after")
+    def _lengths_in_order(self) -> TextData:
+        if self.max_chars != "mean" and self.min_chars > self.max_chars:
+            raise ValueError(f"min_chars is {self.min_chars}, more than max_chars, {self.max_chars}")
+        return self
+
+    @model_validator(mode="after")
     def _answers_to_chat_with(self) -> TextData:
         if self.answer_column is None and (self.chat or self.benign):
             raise ValueError("chat and benign need an answer_column")

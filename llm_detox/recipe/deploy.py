@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from llm_detox.recipe.addresses import check_publish_url, check_url
 from llm_detox.recipe.base import Positive, Section
 from llm_detox.recipe.cluster import KubernetesName, Namespace, PodSection
 
@@ -13,8 +14,10 @@ from llm_detox.recipe.cluster import KubernetesName, Namespace, PodSection
 class PublishSection(Section):
     """Where a model that passes the gate is published."""
 
-    url: str = Field(
-        "s3://llm-detox/models", pattern=r"^s3://[^/]+(/.*)?$", description="The bucket and the prefix in it.")
+    url: Annotated[str, AfterValidator(check_publish_url)] = Field(
+        "s3://llm-detox/models",
+        description="The bucket and the prefix in it, `s3://bucket/prefix`; a bucket's name has small letters, digits, "
+                    "hyphens and single dots.")
 
 
 def _switch_text(value: Any) -> Any:
@@ -23,6 +26,14 @@ def _switch_text(value: Any) -> Any:
 
 
 Switch = Annotated[Literal["keep", "on", "off"], BeforeValidator(_switch_text)]
+
+
+def _rest_url(value: str) -> str:
+    return check_url(value, ("https", "http"))
+
+
+def _grpc_url(value: str) -> str:
+    return check_url(value, ("grpcs", "grpc"))
 
 
 class KserveSection(PodSection):
@@ -54,12 +65,13 @@ class KserveSection(PodSection):
                     " GPU.")
     replicas: Positive | None = Field(
         None, description="The number of pods; `null` begins with one and leaves it to others then.")
-    rest_url: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
+    rest_url: Annotated[str, AfterValidator(_rest_url)] | None = Field(
         None,
-        description="Where REST answers, or with vLLM the OpenAI API; `null` takes the address in the "
-                    "InferenceService's status.")
-    grpc_url: Annotated[str, Field(pattern=r"^grpcs?://")] | None = Field(
-        None, description="Where gRPC answers; `null` takes the address in the InferenceService's status.")
+        description="Where REST answers, or with vLLM the OpenAI API, as `https://host:port`; `null` takes the address "
+                    "in the InferenceService's status.")
+    grpc_url: Annotated[str, AfterValidator(_grpc_url)] | None = Field(
+        None, description="Where gRPC answers, as `grpcs://host:port`; `null` takes the address in the "
+                          "InferenceService's status.")
     ready_seconds: Positive = Field(1800, description="How long to wait until the model answers.")
     pending_seconds: Positive = Field(600, description="How long to wait for pods that no node or quota admits.")
 
@@ -82,3 +94,9 @@ class DeploySection(Section):
     grpc_port: Annotated[int, Field(ge=0, lt=65536)] = Field(
         0, description="The gRPC port, for `local`; 0 takes a free port.")
     kserve: KserveSection = KserveSection()
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> DeploySection:
+        if self.rest_port and self.rest_port == self.grpc_port:
+            raise ValueError(f"rest_port and grpc_port are both {self.rest_port}: give each a port of its own, or 0")
+        return self

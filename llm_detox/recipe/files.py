@@ -4,26 +4,51 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from llm_detox.errors import UsageError
 from llm_detox.recipe import Recipe
-from llm_detox.recipe.base import OTHER, OWN
+from llm_detox.recipe.base import OTHER, OWN, types_in
+
+_LONGEST_FILE = 2**20  # characters
+_MOST_VALUES, _DEEPEST = 10_000, 30
+_TOO_MANY = f"more than {_MOST_VALUES} values, aliases counted"
+_TOO_DEEP = f"values lie more than {_DEEPEST} levels deep, or hold themselves"
+_MOST_MISTAKES = 20
+_BRANCH = re.compile(r"constrained-\w+|literal\[.*\]|list\[.*\]|function-.*|int|float|str", re.DOTALL)
+_LONGEST_KEY = 120
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without code, and without a key that silently overrides an earlier one."""
+    """YAML without code, without a key that silently overrides an earlier one, and of a bounded size."""
+
+    _values = _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._values, self._depth = self._values + 1, self._depth + 1
+        fault = _TOO_MANY if self._values > _MOST_VALUES else _TOO_DEEP if self._depth > _DEEPEST else None
+        if fault:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, fault, mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", node.start_mark)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            name = repr(self.construct_object(key, deep=True))
+            if name in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name} appears twice", node.start_mark)
+            keys.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -57,8 +82,8 @@ def resolve_recipe(text: str, *, changes: Mapping[str, Any] | None = None, overr
     """
     try:
         values = json.loads(text)
-    except ValueError:
-        values = _parse_yaml(text, "the parameter recipe")
+    except (ValueError, RecursionError):
+        values = parse_yaml(text, "the parameter recipe")
     if not isinstance(values, dict):
         raise _no_mapping("the parameter recipe")
     for key, value in (changes or {}).items():
@@ -74,8 +99,9 @@ def check_recipe(values: dict[str, Any], place: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
-        raise UsageError("the recipe is not valid:\n  " + "\n  ".join(lines), place=place,
+        lines = list(_mistakes(error.errors()))
+        more = [f"and {len(lines) - _MOST_MISTAKES} more"] if len(lines) > _MOST_MISTAKES else []
+        raise UsageError("the recipe is not valid:\n  " + "\n  ".join(lines[:_MOST_MISTAKES] + more), place=place,
                          remedy="`llm-detox recipe schema` lists every key with its type and default") from None
 
 
@@ -93,19 +119,63 @@ def _read_yaml(path: Path) -> dict[str, Any]:
                          remedy="the project's recipes are in recipes/") from None
     except UnicodeDecodeError:
         raise UsageError("the recipe is not UTF-8", place=str(path), remedy="save it as UTF-8") from None
-    values = _parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise _no_mapping(str(path))
     return values
 
 
-def _parse_yaml(text: str, place: str) -> Any:
+def parse_yaml(text: str, place: str) -> Any:
+    """The value of a YAML text, read without code and within limits: aliases can make gigabytes of a few lines.
+
+    Raises:
+        UsageError: it is no YAML, too long, too deep, or too large with its aliases written out.
+    """
+    if len(text) > _LONGEST_FILE:
+        raise UsageError(f"the file has {len(text)} characters, more than {_LONGEST_FILE}", place=place,
+                         remedy="settings belong here; data belongs into files of its own")
+    loader = None
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        loader = _UniqueKeyLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node, place)
+        return loader.construct_document(node)  # type: ignore[no-untyped-call]
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise UsageError(f"not valid YAML: {error.problem}", place=f"{place}, line {line}",
                          remedy="check indentation and quotes there") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character, a date or a number that is none
+        raise UsageError(f"not valid YAML: {' '.join(str(error).split()):.200}", place=place,
+                         remedy="check the value, and put quotes around it if it is a text") from None
+    finally:
+        if loader is not None:
+            loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _check_size(root: yaml.Node, place: str) -> None:
+    """Count the values that a document has once its aliases are written out, without writing them out.
+
+    Raises:
+        UsageError: they are too many, lie too deep, or hold themselves.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if depth > _DEEPEST:
+            raise UsageError(f"not valid YAML: {_TOO_DEEP}", place=place, remedy="check brackets and aliases")
+        if id(node) not in sizes:
+            parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else \
+                node.value if isinstance(node, yaml.SequenceNode) else []
+            total = 1 + sum(size(part, depth + 1) for part in parts)
+            if total > _MOST_VALUES:
+                raise UsageError(f"not valid YAML: {_TOO_MANY}", place=place,
+                                 remedy="write settings alone, with few aliases")
+            sizes[id(node)] = total
+        return sizes[id(node)]
+
+    size(root, 0)
 
 
 def _no_mapping(place: str) -> UsageError:
@@ -119,8 +189,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UsageError(f"{override!r} is not key=value", place="--set",
                          remedy="for example --set training.sft.learning_rate=1e-4")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text, "--set")
+    except UsageError:
         value = text
     _put(values, key.strip(), value)
 
@@ -134,19 +204,43 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     node[parts[-1]] = value
 
 
-def _explain(detail: Any) -> str:
-    """One pydantic error in the user's words."""
-    path = [str(part) for part in detail["loc"] if part not in (OWN, OTHER)]
-    key = ".".join(path)
+def _mistakes(details: Sequence[ErrorDetails]) -> Iterator[str]:
+    """pydantic's errors in the user's words, one for each key; where a key takes several kinds, all that was tried."""
+    several: dict[str, tuple[list[str], object]] = {}
+    for detail in details:
+        path = [str(part) for part in detail["loc"] if part not in (OWN, OTHER)]
+        branch = next((place for place, part in enumerate(path) if _BRANCH.fullmatch(part)), None)
+        if branch is None:
+            yield _explain(detail, path)
+        else:
+            messages, _ = several.setdefault(_key(path[:branch]), ([], detail["input"]))
+            messages.append(_message(detail))
+    for key, (messages, value) in several.items():
+        yield f"{key}: {', or '.join(dict.fromkeys(messages))}, got {value!r:.60}"
+
+
+def _explain(detail: ErrorDetails, path: Sequence[str]) -> str:
+    key = _key(path)
     if detail["type"] == "extra_forbidden":
         allowed = _keys_at(path[:-1])
-        near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(path[-1][:_LONGEST_KEY], allowed, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
         return f"{key}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{key}: this key is required"
+    return f"{key}: {_message(detail)}, got {detail['input']!r:.60}" if key else _message(detail)
+
+
+def _message(detail: ErrorDetails) -> str:
+    if detail["type"] == "model_type":
+        return "keys with values are needed"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}, got {detail['input']!r:.60}" if key else message
+    return f"{message[0].lower()}{message[1:]}"
+
+
+def _key(path: Sequence[str]) -> str:
+    key = ".".join(path)
+    return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."
 
 
 def _keys_at(path: Iterable[str]) -> list[str]:
@@ -154,14 +248,7 @@ def _keys_at(path: Iterable[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in path:
         field = section.model_fields.get(part)
-        nested = [kind for kind in _types_in(field.annotation) if issubclass(kind, BaseModel)] if field else []
+        nested = [kind for kind in types_in(field.annotation) if issubclass(kind, BaseModel)] if field else []
         if nested:
             section = nested[0]
     return list(section.model_fields)
-
-
-def _types_in(annotation: Any) -> list[type]:
-    """Every class named in an annotation, `list[Table]` and unions included."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        return [annotation]
-    return [kind for part in get_args(annotation) for kind in _types_in(part)]

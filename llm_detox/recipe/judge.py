@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from llm_detox.recipe.base import Positive, Section, Share, Source
+from llm_detox.recipe.base import Positive, Section, Source
 
 
 class ChatTable(Section):
@@ -59,7 +59,7 @@ class JudgeSection(Section):
     benign_count: Positive = Field(2000, description="How many harmless conversations are used at most.")
     per_class: Positive = Field(
         1000, description="How many training rows each verdict gets at most; both get the same number.")
-    test_share: Share = Field(
+    test_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.2, description="The share of the conversations that is kept for testing, chosen by hash and balanced.")
     generator: ChatModelSection = Field(
         ChatModelSection(temperature=1.0, top_p=0.9), description="The model that answers the conversations.")

@@ -152,7 +152,8 @@ class RephraserTrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="The learning rate at its highest.")
     epochs: Positive = Field(1, description="How often the data is passed over.")
     batch_size: Positive = Field(16, description="How many texts or pairs are in a step.")
-    max_length: Positive = Field(128, description="The length of a text, in tokens; longer texts are cut.")
+    max_length: Annotated[int, Field(ge=2)] = Field(
+        128, description="The length of a text, in tokens; longer texts are cut.")
     pair_toxicity: Share = Field(1.0, description="Pairs whose rewrite scores this or more are left out.")
     pair_similarity: Share = Field(0.0, description="Pairs whose two texts have a lower cosine, by "
                                             "`detoxify.similarity_model`, are left out.")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from llm_detox.recipe.base import PRECISION, Positive, Precision, Section, Share, Source
-from llm_detox.recipe.cluster import GPU_TAINT, KubernetesName, PodSection, Quantity, Toleration
+from llm_detox.recipe.cluster import GPU_TAINT, Image, KubernetesName, PodSection, Quantity, Toleration
 
 
 class TrainJobSection(PodSection):
     """A Kubeflow Trainer job that trains instead of the pipeline's own pod, and what each node gets."""
 
-    image: Annotated[str, Field(min_length=1)] | None = Field(
+    image: Image | None = Field(
         None,
         description="The workbench image; `null` takes the image of the pipeline's steps, "
                     "`$LLM_DETOX_WORKBENCH_IMAGE`.")
@@ -56,6 +56,13 @@ class LoraSection(Section):
     bias: Literal["none", "lora_only"] = Field(
         "none", description="With `lora_only` the biases of the target modules are trained, too.")
 
+    @field_validator("target_modules")
+    @classmethod
+    def _at_least_one(cls, value: list[str] | str) -> list[str] | str:
+        if not value or not all(name.strip() for name in value):
+            raise ValueError("the names of layers are needed, or all-linear")
+        return value
+
 
 class OptimisationSection(Section):
     """What SFT and DPO set alike."""
@@ -65,7 +72,8 @@ class OptimisationSection(Section):
     max_steps: Positive | None = Field(None, description="The number of steps, instead of `epochs`.")
     batch_size: Positive = Field(8, description="How many texts or pairs are in a batch, over all processes.")
     accumulation: Positive = Field(1, description="How many batches make one step.")
-    max_length: Positive = Field(128, description="The length of a text, in tokens; longer texts are cut.")
+    max_length: Annotated[int, Field(ge=2)] = Field(
+        128, description="The length of a text, in tokens; longer texts are cut.")
     warmup_ratio: Share
     warmup_steps: int | None = Field(None, ge=0, description="The number of warm-up steps, instead of `warmup_ratio`.")
     lr_scheduler: LearningRateSchedule = Field("cosine", description="How the learning rate falls after the warm-up.")
@@ -75,6 +83,12 @@ class OptimisationSection(Section):
         "adamw", description="`paged_adamw_8bit` needs less memory.")
     gradient_checkpointing: bool = Field(
         False, description="Whether activations are computed again instead of kept: slower, with less memory.")
+
+    @model_validator(mode="after")
+    def _warm_up_within_the_steps(self) -> OptimisationSection:
+        if self.max_steps and (self.warmup_steps or 0) > self.max_steps:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}, more than max_steps, {self.max_steps}")
+        return self
 
 
 class SftSection(OptimisationSection):
@@ -127,6 +141,13 @@ class DpoSection(OptimisationSection):
     max_pairs: int = Field(200, ge=0, description="How many sampled pairs are used at most.")
     rewrite_pairs: int = Field(60, ge=0, description="How many pairs of a rewrite and its original are used at most.")
     pairs: list[PairTable] = Field([], description="Preference sets made elsewhere.")
+
+    @model_validator(mode="after")
+    def _room_for_answers(self) -> DpoSection:
+        if self.max_prompt_length and self.max_prompt_length >= self.max_length:
+            raise ValueError(f"max_prompt_length is {self.max_prompt_length} and leaves no room for an answer in "
+                             f"max_length, {self.max_length}")
+        return self
 
 
 class TrainingSection(Section):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, one_voice, say
 from llm_detox.recipe import Recipe
+from llm_detox.recipe.addresses import check_store
 from llm_detox.recipe.files import resolve_recipe
 from llm_detox.runs.artifacts import plain
 
@@ -83,7 +84,9 @@ def pipeline_step(
     started = time.monotonic()
     say(f"== {name} ==")
     try:
-        yield resolve_recipe(recipe, changes=changes, overrides=overrides)
+        resolved = resolve_recipe(recipe, changes=changes, overrides=overrides)
+        _check_store()
+        yield resolved
     except DetoxError as error:
         _write_error(name, error)
         print(f"error in {name}: {error}", file=sys.stderr, flush=True)
@@ -92,6 +95,15 @@ def pipeline_step(
         _write_error(name, DetoxError(f"{type(error).__name__}: {error}", remedy="its log has the traceback"))
         raise
     say(f"== {name} done in {human_seconds(time.monotonic() - started)} ==")
+
+
+def _check_store() -> None:
+    """The store's settings are wrong for the first step as they are for the last, which would find out after hours."""
+    try:
+        check_store()
+    except ValueError as error:
+        raise DetoxError(str(error), place="the store's environment variables",
+                         remedy="correct them in the Secret with the store's keys (cluster.s3_secret)") from None
 
 
 def _write_error(name: str, error: DetoxError) -> None:

@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, UsageError
 from llm_detox.progress import say
+from llm_detox.recipe.addresses import check_publish_url
 from llm_detox.storage.layout import (
     INDEX,
     INNER_INDEX,
@@ -83,7 +84,7 @@ def publish(folder: Path, url: str) -> Publication:
     Raises:
         DetoxError: the folder is missing or empty, or the store refuses, fails or holds something else after all.
     """
-    started, place = time.monotonic(), Place.parse(url)
+    started, place = time.monotonic(), _publishable(url)
     client = connect()
     part = part_size(max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0))
     sums = sum_folder(folder, part)
@@ -158,6 +159,13 @@ def listing(client: Any, place: Place) -> dict[str, tuple[int, str]]:
         for item in page.get("Contents", ()):
             objects[item["Key"].removeprefix(prefix)] = (item["Size"], item["ETag"].strip('"'))
     return objects
+
+
+def _publishable(url: str) -> Place:
+    try:
+        return Place.parse(check_publish_url(url))
+    except ValueError as error:
+        raise UsageError(str(error), place=url, remedy="write it as s3://bucket/prefix") from None
 
 
 def _fill(client: Any, folder: Path, version: Place, place: Place, sums: Mapping[str, FileSum],

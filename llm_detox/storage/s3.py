@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.recipe.addresses import ENDPOINTS, check_store, split_s3
 
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 10, 60, 6
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "Forbidden", "403", "401", "Unauthorized",
@@ -30,10 +31,10 @@ class Place:
         Raises:
             UsageError: it has another form.
         """
-        bucket, _, key = url.removeprefix("s3://").partition("/")
-        if not url.startswith("s3://") or not bucket or any(part in ("..", ".") for part in key.split("/")):
-            raise UsageError("not an S3 address", place=url, remedy="write it as s3://bucket/prefix")
-        return cls(bucket, key.strip("/"))
+        try:
+            return cls(*split_s3(url))
+        except ValueError as error:
+            raise UsageError(str(error), place=url, remedy="write it as s3://bucket/prefix") from None
 
     def __truediv__(self, name: str) -> Place:
         return Place(self.bucket, f"{self.key}/{name}" if self.key else name)
@@ -45,7 +46,7 @@ class Place:
 def endpoint_of(env: Mapping[str, str] | None = None) -> str | None:
     """The store's address; None for AWS itself."""
     env = os.environ if env is None else env
-    return env.get("AWS_S3_ENDPOINT") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
+    return next((env[name] for name in ENDPOINTS if env.get(name)), None)
 
 
 def connect(env: Mapping[str, str] | None = None, **config: Any) -> Any:
@@ -58,6 +59,9 @@ def connect(env: Mapping[str, str] | None = None, **config: Any) -> Any:
     Args:
         env: instead of `os.environ`.
         config: overrides for `botocore.config.Config`.
+
+    Raises:
+        DetoxError: a variable has the wrong form, or boto3 is missing.
     """
     try:
         import boto3
@@ -65,6 +69,11 @@ def connect(env: Mapping[str, str] | None = None, **config: Any) -> Any:
     except ImportError:
         raise DetoxError("boto3 is not installed", remedy="pip install 'llm-detox[storage]'") from None
     given = os.environ if env is None else env
+    try:
+        check_store(given)
+    except ValueError as error:
+        raise DetoxError(str(error), place="the store's environment variables",
+                         remedy="correct them; docs/troubleshooting.md lists all that are read") from None
     endpoint = endpoint_of(given)
     settings: dict[str, Any] = {
         "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "max_pool_connections": 64,
@@ -76,9 +85,6 @@ def connect(env: Mapping[str, str] | None = None, **config: Any) -> Any:
     if ca_bundle and not os.path.isfile(ca_bundle):
         raise DetoxError("the CA bundle named by AWS_CA_BUNDLE does not exist", place=ca_bundle,
                          remedy="point AWS_CA_BUNDLE to a PEM file, or unset it")
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise DetoxError("the store's address is not a URL", place=f"AWS_S3_ENDPOINT={endpoint}",
-                         remedy="write it as https://host:port")
     with clear_errors("the store"):
         return boto3.session.Session().client(
             "s3", endpoint_url=endpoint, verify=ca_bundle or None,

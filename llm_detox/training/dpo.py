@@ -39,7 +39,7 @@ from llm_detox.runs.artifacts import TrainedFolder
 from llm_detox.runs.folders import MANIFEST, StepFolder
 from llm_detox.training import distributed
 from llm_detox.training.batches import LikeLengthBatches, padded
-from llm_detox.training.encoding import clean_texts, report_truncation, within_positions
+from llm_detox.training.encoding import clean_texts, readable_length, report_truncation
 from llm_detox.training.lora import (
     REFERENCE_ADAPTER,
     adapters_in_float32,
@@ -161,7 +161,8 @@ def _optimise(adapter: Path, pairs: Sequence[Pair], anchor_texts: Sequence[str],
               folder: StepFolder, *, seed: int) -> tuple[TrainingResult, Truncation]:
     """Train on the pairs and write the outcome into the folder."""
     dtype, work = resolve_dtype(training.precision), folder.work_file("work")
-    dpo = within_positions(training.dpo, str(adapter), "training.dpo")
+    longest = readable_length(training.dpo.max_length, str(adapter), "training.dpo.max_length")
+    dpo = training.dpo.model_copy(update={"max_length": longest})
     tokenizer = load_tokenizer(adapter)
     base, whole = read_base_source(adapter), is_whole_model(adapter)
     decided = resolve_quantization(training, str(adapter) if whole else base, dpo, work, dtype=dtype, sides=2)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,11 +18,8 @@ from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import apply_template
 from llm_detox.generation.models import base_folder, model_folder, open_config, positions
 from llm_detox.progress import say
-from llm_detox.recipe.rephrase import RephraserTrainingSection
-from llm_detox.recipe.training import DpoSection, SftSection
 
 IGNORED = -100
-Stage = TypeVar("Stage", SftSection, DpoSection, RephraserTrainingSection)
 
 
 class TokenRow(TypedDict):
@@ -155,19 +152,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record], max_l
     return rows
 
 
-def within_positions(section: Stage, source: str, place: str) -> Stage:
-    """The section with a `max_length` that the model can read, lowered with a message where the recipe has more.
+def readable_length(max_length: int, source: str, setting: str) -> int:
+    """The tokens of a text that the model can read: at most `max_length`, with a message where the recipe has more.
 
     Args:
-        section: of a training.
+        max_length: of the recipe.
         source: of the model; an adapter's is that of its base.
-        place: of the section in the recipe.
+        setting: the key of `max_length`.
     """
     longest = positions(open_config(base_folder(model_folder(source))))
-    if longest is None or section.max_length <= longest:
-        return section
-    say(f"{place}.max_length is {section.max_length}, but the model reads {longest} tokens: longer texts are cut there")
-    return section.model_copy(update={"max_length": longest})
+    if longest is None or max_length <= longest:
+        return max_length
+    say(f"{setting} is {max_length}, but the model reads {longest} tokens: longer texts are cut there")
+    return longest
 
 
 def report_truncation(counts: Counter[str], setting: str) -> None:

@@ -35,13 +35,13 @@ from llm_detox.runs.artifacts import TrainedFolder
 from llm_detox.scoring.load import load_scorer
 from llm_detox.scoring.similarity import SentenceSimilarity
 from llm_detox.training import distributed
-from llm_detox.training.encoding import TokenRow, encode, report_truncation, tokenize, within_positions
+from llm_detox.training.encoding import TokenRow, encode, readable_length, report_truncation, tokenize
 from llm_detox.training.lora import load_training_tokenizer
 from llm_detox.training.progress_callback import quiet_libraries
 from llm_detox.training.run import TrainingResult, summary
 from llm_detox.training.sft import Run, fine_tune
 
-_NAN_REMEDY = "lower rephraser_training.learning_rate"
+_NAN_REMEDY, _MAX_LENGTH = "lower rephraser_training.learning_rate", "rephraser_training.max_length"
 # The sections of a recipe that decide what a rewriter becomes.
 _SETTINGS = ("model", "rephraser_training", "scoring", "detoxify")
 _WARMUP_RATIO = 0.05
@@ -77,12 +77,12 @@ def train_paraphraser(recipe: Recipe, *, pairs: Path, output: Path) -> Paraphras
     with (distributed.shared_step_folder(output, "paraphraser", settings=recipe.settings(*_SETTINGS),
                                          inputs={"pairs": pairs}, resumable=True) as folder, quiet_libraries()):
         tokenizer, lost = load_training_tokenizer(source), Counter[str]()
-        section = within_positions(section, source, "rephraser_training")
+        longest = readable_length(section.max_length, source, _MAX_LENGTH)
         tidied = [(rude, as_printed(polite) if section.tidy else polite) for rude, polite in chosen]
         make = seq2seq_rows if is_seq2seq(source) else completion_rows
-        rows = make(tokenizer, tidied, section.max_length, lost)
-        report_truncation(lost, "rephraser_training.max_length")
-        figures = fine_tune(source, tokenizer, rows, _sft_of(section, recipe.training, source),
+        rows = make(tokenizer, tidied, longest, lost)
+        report_truncation(lost, _MAX_LENGTH)
+        figures = fine_tune(source, tokenizer, rows, _sft_of(section, recipe.training, source, longest),
                             Run("paraphraser", folder.path, folder.work_file("work"), _NAN_REMEDY), seed=recipe.seed)
         folder.counts["pairs"] = len(chosen)
         result = ParaphraserResult(**asdict(figures), pairs=len(chosen))
@@ -178,12 +178,12 @@ def train_experts(recipe: Recipe, *, texts: Path, output: Path) -> ExpertsResult
     rng = random.Random(recipe.seed)  # noqa: S311 - holes, not secrets
     with (distributed.shared_step_folder(output, "experts", settings=recipe.settings(*_SETTINGS),
                                          inputs={"texts": texts}, resumable=True) as folder, quiet_libraries()):
-        section = within_positions(section, source, "rephraser_training")
-        training, lost = _sft_of(section, recipe.training, source), Counter[str]()
+        longest = readable_length(section.max_length, source, _MAX_LENGTH)
+        training, lost = _sft_of(section, recipe.training, source, longest), Counter[str]()
         tokenizer = load_training_tokenizer(source)
-        rows = {name: infilling_rows(tokenizer, members, rng, section.max_length) if is_seq2seq(source)
-                else tokenize(tokenizer, members, section.max_length, lost) for name, members in classes.items()}
-        report_truncation(lost, "rephraser_training.max_length")
+        rows = {name: infilling_rows(tokenizer, members, rng, longest) if is_seq2seq(source)
+                else tokenize(tokenizer, members, longest, lost) for name, members in classes.items()}
+        report_truncation(lost, _MAX_LENGTH)
         results = {}
         for name, members in classes.items():
             run = Run(name, folder / name, folder.work_file("work") / name, _NAN_REMEDY)
@@ -274,16 +274,18 @@ def _base_of(section: RephraserTrainingSection, model: str) -> str:
     return section.base or model
 
 
-def _sft_of(section: RephraserTrainingSection, training: TrainingSection, source: str) -> TrainingSection:
+def _sft_of(section: RephraserTrainingSection, training: TrainingSection, source: str,
+            max_length: int) -> TrainingSection:
     """A rephraser's training as the SFT that it is: LoRA on an unquantised causal base, a seq2seq base whole.
 
     Args:
         section: of the rephraser.
         training: says how often a checkpoint is made, and whether event files are written.
         source: of the base.
+        max_length: of a text, in tokens.
     """
     stage = SftSection(method="full" if is_seq2seq(source) else "lora", learning_rate=section.learning_rate,
-                       epochs=section.epochs, batch_size=section.batch_size, max_length=section.max_length,
+                       epochs=section.epochs, batch_size=section.batch_size, max_length=max_length,
                        warmup_ratio=_WARMUP_RATIO)
     return training.model_copy(update={
         "quantization": "none", "precision": section.precision, "lora": section.lora, "sft": stage})

@@ -42,10 +42,10 @@ from llm_detox.training.encoding import (
     TokenRow,
     clean_texts,
     encode,
+    readable_length,
     report_truncation,
     tokenize,
     training_texts,
-    within_positions,
 )
 from llm_detox.training.lora import (
     adapters_in_float32,
@@ -112,7 +112,8 @@ def train_sft(recipe: Recipe, *, texts: Path, clean: Path | None, output: Path) 
     with (distributed.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
           quiet_libraries()):
         tokenizer, lost = load_training_tokenizer(source), Counter[str]()
-        training = training.model_copy(update={"sft": within_positions(training.sft, source, "training.sft")})
+        longest = readable_length(training.sft.max_length, source, "training.sft.max_length")
+        training = training.model_copy(update={"sft": training.sft.model_copy(update={"max_length": longest})})
         rows = sft_rows(tokenizer, comments, passages, training.sft, lost)
         report_truncation(lost, "training.sft.max_length")
         say_translations(recipe.translations)

@@ -199,7 +199,8 @@ PROVOKED: dict[str, Provoke] = {
     "no credentials for the store": lambda stage: stage.store(AWS_S3_ENDPOINT="http://127.0.0.1:9"),
     "the store does not answer": lambda stage: stage.store(
         AWS_S3_ENDPOINT="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret"),
-    "the store's address is not a URL": lambda stage: stage.store(AWS_S3_ENDPOINT="127.0.0.1:9"),
+    "not an S3 address": lambda stage: load_recipe(DEMO, ["publish.url=s3://My_Bucket/x"]),
+    "the store's address is wrong": lambda stage: stage.store(AWS_S3_ENDPOINT="127.0.0.1:9"),
     "this is not a Caikit model folder": _no_caikit_folder,
     "no model is given, and no local run has deployed one": lambda stage: stage.command("serve"),
     "cannot be used": _taken,

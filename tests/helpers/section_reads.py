@@ -58,7 +58,7 @@ def unread(root: type[BaseModel], found: set[tuple[str, str]]) -> list[str]:
 
 def sections(root: type[BaseModel]) -> list[type[BaseModel]]:
     """A section and all below it."""
-    from llm_detox.recipe.files import _types_in
+    from llm_detox.recipe.base import types_in
 
     known: list[type[BaseModel]] = []
     waiting = [root]
@@ -66,7 +66,7 @@ def sections(root: type[BaseModel]) -> list[type[BaseModel]]:
         kind = waiting.pop()
         if kind not in known:
             known.append(kind)
-            waiting += [inner for value in kind.model_fields.values() for inner in _types_in(value.annotation)
+            waiting += [inner for value in kind.model_fields.values() for inner in types_in(value.annotation)
                         if issubclass(inner, BaseModel)]
     return known
 

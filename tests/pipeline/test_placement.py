@@ -109,7 +109,7 @@ def test_every_step_of_every_pipeline_has_a_place_and_none_is_left_over() -> Non
     ("s3_secret: x\ns3_keys: []\nsteps: {data: {cpu: '2', memory: 4Gi, gpu: 1}}", "steps.data.gpu"),
     ("s3_secret: UPPER\ns3_keys: []\nsteps: {}", "s3_secret"),
     ("steps: {sfr: {cpu: '2'}}", "there is no step 'sfr'"),
-    ("steps: [", "cannot be read"),
+    ("steps: [", "not valid YAML"),
 ])
 def test_a_wrong_placement_is_refused_with_the_key(text: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "placement.yaml"
