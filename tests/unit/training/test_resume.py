@@ -229,7 +229,9 @@ def test_memory_that_runs_out_is_said_with_what_to_change(
 
 
 def test_texts_of_which_nothing_is_left_stop_the_run(tmp_path: Path, tiny_llama: Path) -> None:
-    recipe = small_recipe(tmp_path / "data", tiny_llama, sft={"max_length": 1})
+    recipe = small_recipe(tmp_path / "data", tiny_llama)
+    short = recipe.training.sft.model_copy(update={"max_length": 1})  # a recipe refuses it itself
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"sft": short})})
     with pytest.raises(DetoxError, match="no row of two tokens") as caught:
         sft_step.train_sft(recipe, texts=texts_file(tmp_path), clean=None, output=tmp_path / "sft")
     assert "max_length" in (caught.value.remedy or "")
