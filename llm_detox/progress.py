@@ -17,7 +17,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_LINES = 10.0
@@ -25,6 +25,7 @@ _CONTROLS = "\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f"  # all but tab and newline
 _DIRECTIONS = "\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069"  # Unicode's Bidi_Control
 _UNPRINTABLE = "\\u2028\\u2029\\ud800-\\udfff"  # separators, and halves of surrogate pairs
 _UNSAFE = re.compile(f"[{_CONTROLS}{_DIRECTIONS}{_UNPRINTABLE}]")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # in what libraries log
 
 
 def visible(text: str) -> str:
@@ -38,6 +39,51 @@ def visible(text: str) -> str:
 def visible_json(value: Any) -> str:
     """The value as JSON on one line: readable, exact when parsed, and without such characters in it."""
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
+
+
+class _SafeStream:
+    """A text stream that writes control and direction characters out, and is otherwise the stream behind it."""
+
+    def __init__(self, stream: TextIO, *, drop_colours: bool) -> None:
+        self.behind, self._drop_colours = stream, drop_colours
+
+    def write(self, text: str) -> int:
+        self.behind.write(visible(_COLOUR.sub("", text) if self._drop_colours else text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.behind, name)
+
+
+@contextmanager
+def safe_output() -> Iterator[None]:
+    """Within the block all that is written to stdout and stderr, by whomever, goes through `visible`.
+
+    That takes in what libraries log and warn of (the names in a model's files, for example), the command line's own
+    words about its arguments, and tracebacks. Progress bars write behind it.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout = cast("TextIO", _SafeStream(_behind(sys.stdout), drop_colours=False))
+    sys.stderr = cast("TextIO", _SafeStream(_behind(sys.stderr), drop_colours=True))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        sys.excepthook = _show_exception  # of an error that ends the program, behind the block
+
+
+def _behind(stream: TextIO) -> TextIO:
+    return stream.behind if isinstance(stream, _SafeStream) else stream
+
+
+def _show_exception(*details: Any) -> None:
+    """Show an error that nobody expected."""
+    with safe_output():
+        sys.__excepthook__(*details)
 
 
 def say(message: str) -> None:
@@ -134,16 +180,16 @@ class _BarTask(Task):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(),
             TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
+            console=Console(file=_behind(sys.stderr)),
         )
-        self._bar = self._progress.add_task(description, total=total, unit=unit, note="")
+        self._bar = self._progress.add_task(visible(description), total=total, unit=unit, note="")
         self._progress.start()
 
     def _show(self, note: str = "") -> None:
-        self._progress.update(self._bar, completed=self.done, note=note)
+        self._progress.update(self._bar, completed=self.done, note=visible(note))
 
     def finish(self) -> None:
         self._progress.stop()

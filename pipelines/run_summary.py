@@ -29,7 +29,7 @@ def show_summary(run: LocalRun, *, keep_serving: bool) -> None:
         GateNotPassed: the verdict is not "pass".
     """
     report, page = read_report(run.report), ReportFolder(run.report).page
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 120, color_system=None)
     console.print(_arms_table(report))
     console.print(f"verdict: [bold]{run.verdict}[/bold] (after {human_seconds(run.seconds)})")
     for reason in report.verdict.reasons:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import typer.core
 from llm_detox import __version__
 from llm_detox.cli import bench, measure, models, recipe, serve, steps, train
 from llm_detox.errors import DetoxError
-from llm_detox.progress import one_voice, visible
+from llm_detox.progress import one_voice, safe_output, say, visible_json
 
 
 class _Steps(typer.core.TyperGroup):
@@ -68,15 +67,16 @@ def main() -> None:
 def run_app(command: typer.Typer) -> None:
     """Run a command line: an error that the user can act on is one message, without a traceback."""
     one_voice()
-    try:
-        command()
-    except DetoxError as error:
-        if os.environ.get("LLM_DETOX_DEBUG"):
-            raise
-        if "--json" in sys.argv:
-            print(json.dumps({"error": error.message, "place": error.place, "remedy": error.remedy}))
-        print(visible(f"error: {error}"), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; steps that keep their work continue where they stopped", file=sys.stderr)
-        sys.exit(130)
+    with safe_output():
+        try:
+            command()
+        except DetoxError as error:
+            if os.environ.get("LLM_DETOX_DEBUG"):
+                raise
+            if "--json" in sys.argv:
+                print(visible_json({"error": error.message, "place": error.place, "remedy": error.remedy}))
+            say(f"error: {error}")
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            say("interrupted; steps that keep their work continue where they stopped")
+            sys.exit(130)

@@ -13,7 +13,7 @@ import typer
 from llm_detox.cli import common
 from llm_detox.cli.common import AsJson, read_recipe
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.progress import visible
+from llm_detox.progress import visible_json
 
 if TYPE_CHECKING:
     from llm_detox.bench.load import BenchReport
@@ -87,9 +87,9 @@ def _show(report: BenchReport, output: Path | None, as_json: bool) -> None:
         (output / "bench.json").write_text(json.dumps(plain(report), indent=1), "utf-8")
         (output / "bench.html").write_text(page(report), "utf-8")
     if as_json:
-        print(json.dumps(plain(report)))
+        print(visible_json(plain(report)))
     for line in lines(report):
-        print(visible(line), file=stream)
+        print(line, file=stream)
     if output:
         print(f"written to {output / 'bench.html'}", file=stream)
 
@@ -148,7 +148,7 @@ def compare_ui(
     sides = [open_side(called, source, timeout=timeout, token=token, ca_file=ca, cert_file=cert, key_file=key)
              for called, source, token in zip(names, (base, other), tokens, strict=True)]
     serve(Comparison(sides, open_reader(specs), settings), host=host, port=port,
-          on_ready=lambda address: print(json.dumps({"url": address}) if as_json else address, flush=True))
+          on_ready=lambda address: print(visible_json({"url": address}) if as_json else address, flush=True))
 
 
 def _two_names(given: list[str] | None) -> tuple[str, str]:

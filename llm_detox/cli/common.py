@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_detox.errors import UsageError
-from llm_detox.progress import visible
+from llm_detox.progress import visible_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -89,11 +88,11 @@ def show_outcome(result: DataclassInstance | Mapping[str, Any], output: Path | N
 
     values = plain(result)
     if as_json:
-        print(json.dumps({**values, **({"output": str(output)} if output else {})}, ensure_ascii=False))
+        print(visible_json({**values, **({"output": str(output)} if output else {})}))
         return
     for name, value in values.items():
         if isinstance(value, str | int | float | bool):
-            print(visible(f"{name}: {value}"))
+            print(f"{name}: {value}")
     if output:
         print(f"written to {output}")
 

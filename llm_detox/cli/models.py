@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llm_detox.cli.common import AsJson, existing, show_outcome
+from llm_detox.progress import visible_json
 
 app = typer.Typer(no_args_is_help=True, help="The versions of a published model.")
 exports = typer.Typer(no_args_is_help=True, help="Folders that `convert` wrote.")
@@ -23,7 +23,7 @@ def list_versions(url: Url, as_json: AsJson = False) -> None:
 
     listed = versions(url)
     if as_json:
-        print(json.dumps({"versions": [asdict(one) for one in listed]}))
+        print(visible_json({"versions": [asdict(one) for one in listed]}))
         return
     for one in listed:
         print(f"{'*' if one.current else ' '} {one.digest}  {one.published}  {one.bytes / 2**20:8.1f} MiB")
@@ -53,7 +53,7 @@ def fetch(url: Url, to: Annotated[Path, typer.Argument(help="The folder to make.
     from llm_detox.storage import fetch_model
 
     model = fetch_model(url, to)
-    print(json.dumps(asdict(model)) if as_json else f"{model.address} is in {to}")
+    print(visible_json(asdict(model)) if as_json else f"{model.address} is in {to}")
 
 
 @exports.callback()

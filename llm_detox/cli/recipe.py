@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llm_detox.cli.common import Overrides, read_recipe
+from llm_detox.progress import visible_json
 
 app = typer.Typer(no_args_is_help=True, help="Show, check or rehearse a recipe.")
 File = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
@@ -24,7 +25,7 @@ def show(
     """Print the recipe with every default filled in."""
     recipe = read_recipe(file, overrides)
     if as_json:
-        print(recipe.model_dump_json())
+        print(visible_json(recipe.model_dump(mode="json")))
         return
     from llm_detox.recipe.files import recipe_yaml
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from llm_detox.cli import common
 from llm_detox.cli.common import AsJson, Overrides, RecipeFile, read_recipe
 from llm_detox.errors import GateNotPassed, UsageError
-from llm_detox.progress import say, visible, visible_json
+from llm_detox.progress import say, visible_json
 
 if TYPE_CHECKING:
     from llm_detox.guard.filter import GuardedClient
@@ -32,7 +31,7 @@ def serve(
 
     def ready(state: DeploymentState) -> None:
         if as_json:
-            print(json.dumps({"model_id": name, **state.urls}), flush=True)
+            print(visible_json({"model_id": name, **state.urls}), flush=True)
             return
         address = state.urls["grpc"].removeprefix("grpc://")
         print(f'llm-detox ask --url {state.urls["rest"]} --model {name} "The best thing about my neighbours is"')
@@ -67,7 +66,7 @@ def doctor(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fa
     from llm_detox.doctor import examine
 
     result = examine(settings)
-    print(json.dumps(asdict(result), ensure_ascii=False) if as_json
+    print(visible_json(asdict(result)) if as_json
           else "\n".join(one.line() for one in result.findings))
     if not result.ready:
         raise typer.Exit(1)
@@ -113,11 +112,11 @@ def ask(
             return
         if stream and not as_json:
             for chunk in client.stream(text, **given):
-                print(visible(chunk.text), end="", flush=True)
+                print(chunk.text, end="", flush=True)
             print()
             return
         answer = client.generate(text, **given)
-    print(visible_json(asdict(answer)) if as_json else visible(answer.text))
+    print(visible_json(asdict(answer)) if as_json else answer.text)
 
 
 def _guarded(client: GuardedClient, text: str, given: dict[str, Any], *, stream: bool, as_json: bool) -> None:
@@ -125,14 +124,14 @@ def _guarded(client: GuardedClient, text: str, given: dict[str, Any], *, stream:
 
     if stream:
         for piece in client.stream(text, **given):
-            print(visible(piece.text), end="", flush=True)
+            print(piece.text, end="", flush=True)
         print()
     else:
         piece = client.generate(text, **given)
         if as_json:
             print(visible_json(asdict(piece)))
         elif piece.finish_reason != WITHHELD:
-            print(visible(piece.text))
+            print(piece.text)
     if piece.finish_reason == WITHHELD:
         say(f"withheld by {client.guard.name}: {piece.verdict.reason}")
         raise typer.Exit(GateNotPassed.exit_code)

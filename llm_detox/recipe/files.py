@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llm_detox.errors import UsageError
+from llm_detox.progress import visible
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.base import OTHER, OWN, types_in
 
@@ -108,6 +109,8 @@ def check_recipe(values: dict[str, Any], place: str) -> Recipe:
 def recipe_yaml(recipe: Recipe) -> str:
     """The whole recipe, defaults filled in, as YAML."""
     text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    if visible(text) != text:  # YAML has escapes for what cannot be shown
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     return text
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_detox.errors import DetoxError
-from llm_detox.progress import human_seconds, one_voice, say
+from llm_detox.progress import human_seconds, one_voice, safe_output, say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.addresses import check_store
 from llm_detox.recipe.files import resolve_recipe
@@ -82,19 +81,20 @@ def pipeline_step(
     """
     one_voice()
     started = time.monotonic()
-    say(f"== {name} ==")
-    try:
-        resolved = resolve_recipe(recipe, changes=changes, overrides=overrides)
-        _check_store()
-        yield resolved
-    except DetoxError as error:
-        _write_error(name, error)
-        print(f"error in {name}: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(error.exit_code) from None
-    except Exception as error:
-        _write_error(name, DetoxError(f"{type(error).__name__}: {error}", remedy="its log has the traceback"))
-        raise
-    say(f"== {name} done in {human_seconds(time.monotonic() - started)} ==")
+    with safe_output():
+        say(f"== {name} ==")
+        try:
+            resolved = resolve_recipe(recipe, changes=changes, overrides=overrides)
+            _check_store()
+            yield resolved
+        except DetoxError as error:
+            _write_error(name, error)
+            say(f"error in {name}: {error}")
+            raise SystemExit(error.exit_code) from None
+        except Exception as error:
+            _write_error(name, DetoxError(f"{type(error).__name__}: {error}", remedy="its log has the traceback"))
+            raise
+        say(f"== {name} done in {human_seconds(time.monotonic() - started)} ==")
 
 
 def _check_store() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from llm_detox.errors import DetoxError
+from llm_detox.progress import safe_output
 from serving.caikit.lifeline import end_with_stdin
 from serving.engine.settings import Settings, parse
 
@@ -51,4 +52,5 @@ class _JsonFormatter(logging.Formatter):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with safe_output():
+        sys.exit(main())

@@ -10,7 +10,7 @@ import threading
 
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.build import open_guard
-from llm_detox.progress import say
+from llm_detox.progress import safe_output, say
 from serving.guard.server import GuardServer
 
 
@@ -40,4 +40,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with safe_output():
+        sys.exit(main())

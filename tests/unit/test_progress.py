@@ -12,15 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llm_detox.client import TextGenerationClient
 from llm_detox.evaluation.report import write_report
 from llm_detox.guard.terminal_chat import chat
-from llm_detox.progress import say, visible, visible_json
+from llm_detox.progress import safe_output, say, visible, visible_json
+from tests.conftest import REPOSITORY
 from tests.helpers.answering import caikit, http_server
 from tests.helpers.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, save_clean, save_prompts, small_recipe, use
 
+DEMO = REPOSITORY / "recipes" / "smollm2-demo.yaml"
 EVIL = ["A\x1b[2J\x1b]0;title\x07B", "\x9b2JC\u202eD\n", "\x1b]52;c;", "eA==\x07\ttab\r\x7f\u2066E"]
 SHOWN = ("A\\x1b[2J\\x1b]0;title\\x07B\\x9b2JC\\u202eD\n\\x1b]52;c;eA==\\x07\ttab\\r\\x7f\\u2066E")
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -86,6 +89,65 @@ def test_errors_and_progress_do_not_work_the_terminal(tmp_path: Path, capsys: py
     assert not RAW.search(done.stderr)
     say("withheld: \x1b[2J")
     assert capsys.readouterr().err == "withheld: \\x1b[2J\n"
+
+
+def _safe(code: str, folder: Path) -> str:
+    """What a program prints, on both streams, whose code runs as a command of ours does."""
+    (folder / "evil.py").write_text(
+        "import typer\nfrom llm_detox.cli import run_app\napp = typer.Typer(add_completion=False, "
+        "pretty_exceptions_enable=False)\n@app.command()\ndef run(name: str = ''):\n"
+        + "".join(f"    {line}\n" for line in code.splitlines()) + "run_app(app)\n", "utf-8")
+    done = subprocess.run([sys.executable, str(folder / "evil.py"), "--name", "\x1b[2J"], capture_output=True,
+                          check=False, timeout=60, env=dict(os.environ, PYTHONIOENCODING="utf-8"))
+    assert not RAW.search((done.stdout + done.stderr).decode())
+    return (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize(("code", "shown"), [
+    ("print('a\\x1b[2Jb')", "a\\x1b[2Jb\n"),
+    ("print(name)", "\\x1b[2J\n"),
+    ("import sys; sys.stderr.writelines(['a\\x07', 'b\\r\\n'])", "a\\x07b\\r\n"),
+    ("import logging; logging.warning('tensor %s', 'a\\x1b]0;t\\x07')", "WARNING:root:tensor a\\x1b]0;t\\x07\n"),
+    ("import logging; logging.warning('\\x1b[1mbold\\x1b[0m')", "WARNING:root:bold\n"),
+    ("import warnings; warnings.warn('a\\x9bb')", "UserWarning: a\\x9bb\n"),
+    ("import typer; typer.echo('a\\u202eb')", "a\\u202eb\n"),
+    ("raise ValueError('a\\x1b[2J')", "ValueError: a\\x1b[2J\n"),
+    ("from llm_detox.errors import DetoxError; raise DetoxError('a', place='b\\x1b[2J')", "error: b\\x1b[2J: a\n"),
+], ids=lambda value: value[:30].encode("unicode_escape").decode())
+def test_whatever_a_command_prints_logs_or_raises_does_not_work_the_terminal(
+    tmp_path: Path, code: str, shown: str
+) -> None:
+    assert shown in _safe(code, tmp_path)
+
+
+def test_the_command_lines_own_words_about_arguments_do_not_work_the_terminal() -> None:
+    for arguments in (["report\x1b[2J"], ["recipe", "validate", "a", "b\x1b[2J"]):
+        done = _run(*arguments)
+        assert done.returncode == 2
+        assert "\\x1b[2J" in done.stderr
+        assert not RAW.search(done.stdout + done.stderr)
+
+
+def test_a_recipe_with_direction_characters_is_shown_so_that_it_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = DEMO.read_text("utf-8").replace("\ndescription: ", "\n# ", 1)
+    path.write_text(text.replace("name: ", 'description: "a\u202eb"\nname: ', 1), "utf-8")
+    for more, read in (([], yaml.safe_load), (["--json"], json.loads)):
+        done = _run("recipe", "show", str(path), *more)
+        assert done.returncode == 0, done.stderr
+        assert not RAW.search(done.stdout)
+        assert read(done.stdout)["description"] == "a\u202eb"
+
+
+def test_the_streams_are_as_before_behind_the_block(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    with safe_output(), safe_output():
+        assert sys.stdout.fileno
+        print("a\x07")
+        print("b\x07", file=sys.stderr)
+        assert sys.stdout.behind is before[0]  # type: ignore[attr-defined]
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr() == ("a\\x07\n", "b\\x07\n")
 
 
 @pytest.fixture(scope="module")
