@@ -19,7 +19,7 @@ def compare(
     evaluations: Annotated[list[Path], typer.Argument(help="Folders that `llm-detox evaluate` wrote, the base first.")],
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")] = 0.95,
     samples: Annotated[int, typer.Option(min=1000, help="Bootstrap resamples.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 42,
     as_json: AsJson = False,
 ) -> None:
     """Paired differences between evaluations. They must be of the same prompts by the same scorer."""

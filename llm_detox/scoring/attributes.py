@@ -233,16 +233,22 @@ def load_attribute_scorer(path: Path, *, attribute: str = "toxicity") -> Attribu
         if notes.get("format") != _FORMAT:
             raise ValueError(f"format {notes.get('format')}")
         tokenizer = (path.parent / TOKENIZER_FILE).read_text("utf-8") if "pieces" in tensors else ""
+        model = _model(tensors, notes, tokenizer)
+    except DetoxError:  # of its encoder
+        raise
     except Exception as error:  # safetensors raises its own kinds
-        raise DetoxError(f"not a trained attribute scorer ({error})", place=str(path),
+        raise DetoxError(f"not a trained attribute scorer ({type(error).__name__}: {error})", place=str(path),
                          remedy="give the folder that `llm-detox train-scorer` wrote") from None
+    return AttributeScorer(model, f"attributes-{digest_of([sha256_of(path), tokenizer])[:16]}", attribute)
+
+
+def _model(tensors: dict[str, NDArray[Any]], notes: dict[str, str], tokenizer: str) -> AttributeModel:
     names = tuple(json.loads(notes["attributes"]))
     weights, idf = np.zeros((BUCKETS, len(names)), dtype=np.float32), np.zeros(BUCKETS, dtype=np.float32)
     weights[tensors["kept"]], idf[tensors["kept"]] = tensors["weights"], tensors["idf"]
-    model = AttributeModel(names, weights, tensors["dense_weights"], idf, tensors["base"].astype(np.float32),
-                           tensors["evidence_scale"], _encoder(tensors, notes, tokenizer), _landmarks(tensors),
-                           tensors["calibration"])
-    return AttributeScorer(model, f"attributes-{digest_of([sha256_of(path), tokenizer])[:16]}", attribute)
+    return AttributeModel(names, weights, tensors["dense_weights"], idf, tensors["base"].astype(np.float32),
+                          tensors["evidence_scale"], _encoder(tensors, notes, tokenizer), _landmarks(tensors),
+                          tensors["calibration"])
 
 
 def _encoder(tensors: dict[str, NDArray[Any]], notes: dict[str, str], tokenizer: str) -> TextEncoder | None:

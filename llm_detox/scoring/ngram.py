@@ -110,10 +110,14 @@ def load_ngram_scorer(source: str | None = None, *, attribute: str = "toxicity")
 
 
 def _read(path: Path, attribute: str) -> NgramScorer:
-    with safe_open(path, framework="numpy") as file:
-        weights = file.get_tensor("weights").astype(np.float32)
-        bias, scale, shift = file.get_tensor("calibration").tolist()
-        figures = json.loads((file.metadata() or {}).get("figures", "{}"))
+    try:
+        with safe_open(path, framework="numpy") as file:
+            weights = file.get_tensor("weights").astype(np.float32)
+            bias, scale, shift = file.get_tensor("calibration").tolist()
+            figures = json.loads((file.metadata() or {}).get("figures", "{}"))
+    except Exception as error:  # safetensors raises its own kinds
+        raise DetoxError(f"not the weights of a scorer of labelled text ({error})", place=str(path),
+                         remedy="fetch it again; what lies in the cache is made anew where it is removed") from None
     return NgramScorer(weights, (bias, scale, shift), f"ngram-{sha256_of(path)[:16]}", figures, attribute)
 
 

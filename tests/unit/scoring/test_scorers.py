@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.models import load_tokenizer
@@ -32,6 +33,7 @@ from llm_detox.scoring.ngram import (
     word_attributions,
 )
 from llm_detox.scoring.transformers_scorer import label_columns, load_transformers_scorer
+from tests.helpers.damage import LFS_POINTER, WEB_PAGE
 from tests.helpers.scorers import Faulty
 
 GOOD = {"toxicity": 0.2}
@@ -342,3 +344,26 @@ def test_a_sequence_classifier_scores_and_leaves_too_long_texts_unscored(tiny_ll
 def test_a_transformers_scorer_needs_a_source() -> None:
     with pytest.raises(DetoxError, match="needs a source"):
         load_scorer(ScorerSection(kind="transformers"))
+
+
+_NO_WEIGHTS = r"not (the weights|a trained attribute scorer)"
+
+
+@pytest.mark.parametrize("content", [b"", WEB_PAGE, LFS_POINTER, b"\x89HDF"])
+@pytest.mark.parametrize("kind", ["ngram", "attributes", "bilstm"])
+def test_weights_that_are_something_else_are_refused_with_a_message(tmp_path: Path, kind: str, content: bytes) -> None:
+    for name in ("scorer.safetensors", "weights.safetensors", bilstm_module.WEIGHTS_FILE, bilstm_module.WORDS_FILE):
+        (tmp_path / name).write_bytes(content)
+    source = tmp_path / "weights.safetensors" if kind == "ngram" else tmp_path
+    with pytest.raises(DetoxError, match=_NO_WEIGHTS) as caught:
+        load_scorer(ScorerSection(kind=kind, source=str(source)))
+    assert caught.value.remedy
+
+
+def test_weights_of_another_shape_are_refused_with_a_message(tmp_path: Path) -> None:
+    save_file({"weights": np.zeros(3)}, tmp_path / "ngram.safetensors")
+    save_file({"kept": np.array([10**9])}, tmp_path / "scorer.safetensors",
+              metadata={"format": "llm-detox-attributes-2", "attributes": "[]"})
+    for kind, source in (("ngram", tmp_path / "ngram.safetensors"), ("attributes", tmp_path)):
+        with pytest.raises(DetoxError, match=_NO_WEIGHTS):
+            load_scorer(ScorerSection(kind=kind, source=str(source)))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.generation.likelihood import LikelihoodReader
-from llm_detox.generation.models import load_model, load_tokenizer, positions
+from llm_detox.generation.models import load_model, load_tokenizer, model_folder, positions
 from llm_detox.generation.sampling import Guide, sample_continuations
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.evaluation import SamplingSection
@@ -23,6 +23,7 @@ from llm_detox.training.dpo import DpoResult, train_dpo
 from llm_detox.training.rewriters import train_experts, train_paraphraser
 from llm_detox.training.sft import train_sft
 from tests.helpers import tiny_rewriters
+from tests.helpers.damage import copy_of, edit_json
 from tests.helpers.sources import write_lines
 from tests.helpers.tiny import save_tiny_llama
 from tests.helpers.training import small_recipe
@@ -176,6 +177,17 @@ def test_the_engine_takes_no_longer_sequences_than_there_are_positions(model: Pa
 
     served = Model(Source(str(model)), Settings("m", "127.0.0.1", max_sequence_length=asked))
     assert served.max_sequence_length == READ
+
+
+def test_positions_that_the_weights_do_not_have_are_refused_before_anything_is_loaded(
+    model: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    [name] = config.keys() & {"max_position_embeddings", "n_positions"}
+    edit_json(folder / "config.json", **{name: 4 * READ})
+    with pytest.raises(DetoxError, match=f"max_position_embeddings is {4 * READ}, but .* has {READ}|{READ + 2} rows"):
+        model_folder(str(folder))
 
 
 def test_the_length_is_read_by_every_name_that_configurations_have_for_it(model: Path) -> None:
