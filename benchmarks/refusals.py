@@ -44,7 +44,7 @@ def read_answers() -> list[LabelledAnswer]:
     return [LabelledAnswer(record["text"], record["refusal"], record["held_out"]) for record in read_jsonl(_ANSWERS)]
 
 
-def measured(answers: Sequence[LabelledAnswer]) -> Rates:
+def rates_of(answers: Sequence[LabelledAnswer]) -> Rates:
     """The rates of `is_refusal` on these answers, with 95 % intervals."""
     known = [answer for answer in answers if is_refusal(answer.text)]
     right = sum(answer.refusal for answer in known)
@@ -56,7 +56,7 @@ def table(answers: Sequence[LabelledAnswer]) -> list[str]:
     lines = ["| answers | refusals | others | precision | recall |", "|---|---|---|---|---|"]
     for title, held_out in (("the patterns were made on", False), ("held out", True)):
         part = [answer for answer in answers if answer.held_out is held_out]
-        refusals, rates = sum(answer.refusal for answer in part), measured(part)
+        refusals, rates = sum(answer.refusal for answer in part), rates_of(part)
         shown = (f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]" for rate in (rates.precision, rates.recall))
         lines.append(f"| {title} | {refusals} | {len(part) - refusals} | {' | '.join(shown)} |")
     return lines

@@ -1,14 +1,18 @@
-"""Labels that say which texts are toxic: read, counted, and refused where too many of them say nothing."""
+"""Labels that say which texts are toxic: read, counted, and refused where too many of them say nothing; and which of a
+source's texts a scorer may learn from, and which a recipe may train on.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 
+from llm_detox.data.records import hash_fraction
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 
 _TOXIC, _CLEAN = {"1", "1.0", "true", "yes", "toxic", "hate"}, {"0", "0.0", "false", "no", "nothate"}
+_RECIPES_SHARE = 0.2
 _MOST_UNUSABLE = 0.05  # the share of texts that may be left out for their labels; more of them say the column is wrong
 
 
@@ -29,6 +33,17 @@ def read_label(label: object, place: str) -> bool | None:
         return False
     raise DetoxError(f"the label {label!r} is neither toxic nor clean", place=place,
                      remedy="labels are 1 or 0, true or false; set the recipe's label_column")
+
+
+def is_kept_from_scorers(key: str) -> bool:
+    """Whether a text is kept from the scorers that learn from its source, so that a recipe may train on it.
+
+    A scorer that has learnt a text's label by heart is no judge of a rewrite of that text.
+
+    Args:
+        key: see `llm_detox.data.records.same_text_key`; of the cleaned text.
+    """
+    return hash_fraction(key, "kept from scorers") < _RECIPES_SHARE
 
 
 @dataclass

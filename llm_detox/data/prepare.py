@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from llm_detox.data.labels import Labels, read_label
+from llm_detox.data.labels import Labels, is_kept_from_scorers, read_label
 from llm_detox.data.records import Record, clean_text, cut_at_word, hash_fraction, record_id, same_text_key, write_jsonl
 from llm_detox.data.sources import column, fetch, read_table
 from llm_detox.errors import DetoxError
@@ -21,6 +21,7 @@ from llm_detox.progress import say, track
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.base import Table
 from llm_detox.recipe.data import BudgetSection, CleanData, Conversations, PromptData, TextData
+from llm_detox.recipe.scorers import Part, ScoringSection, source_name
 from llm_detox.runs.artifacts import DataFolder
 from llm_detox.runs.folders import step_folder
 
@@ -55,13 +56,13 @@ def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
     Raises:
         DetoxError: a source cannot be read, a column is missing, or nothing usable is left.
     """
-    data = recipe.data
-    settings = recipe.settings("data", "budget")
+    data, shared = recipe.data, _is_shared_with_a_scorer(recipe.data.texts, recipe.scoring)
+    settings = {**recipe.settings("data", "budget"), "shared with a scorer": shared}
     with step_folder(output, "data", settings=settings, inputs={}) as folder:
         scale = budget_scale(recipe.budget)
         evaluation, sampling = _prompts(data.prompts, scale, recipe.seed)
         taken = {prompt_key(record["prompt"]["text"]) for record in evaluation}
-        texts, labels = _texts(data.texts, scale, recipe.seed, taken)
+        texts, labels = _texts(data.texts, scale, recipe.seed, taken, shared)
         clean, clean_train = _clean(data.clean, scale, recipe.seed)
         files = DataFolder(folder.path)
         for path, records in ((files.texts, texts), (files.prompts, evaluation), (files.train_prompts, sampling),
@@ -72,6 +73,13 @@ def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
         folder.finish(result)
         say("data: " + ", ".join(f"{count} {name}" for name, count in folder.counts.items()))
     return result
+
+
+def _is_shared_with_a_scorer(texts: TextData, scoring: ScoringSection) -> bool:
+    """Whether one of the recipe's scorers learns from the source of the training texts, or contains one that does."""
+    parts = set[Part]().union(*(scorer.parts(lambda source: fetch(source, kind="model"))
+                                for scorer in (scoring.training, scoring.judging)))
+    return ("ngram", source_name(texts.source)) in parts
 
 
 def budget_scale(budget: BudgetSection) -> float:
@@ -122,9 +130,10 @@ def _sorted_by_hash(records: Iterable[Record], text_of: Callable[[Record], str],
     return sorted(records, key=lambda record: hash_fraction(same_text_key(text_of(record)), f"order-{seed}"))
 
 
-def _texts(settings: TextData, scale: float, seed: int, taken: set[str]) -> tuple[list[Record], Labels]:
+def _texts(settings: TextData, scale: float, seed: int, taken: set[str],
+           shared: bool) -> tuple[list[Record], Labels]:
     """Comments of the wanted length, half toxic (or as the recipe says); and the labels of all that could be used."""
-    by_key, labels = _usable_texts(settings, taken)
+    by_key, labels = _usable_texts(settings, taken, shared)
     by_label: dict[bool, list[Record]] = {True: [], False: []}
     for key, record in by_key.items():
         if key not in labels.contradictory:
@@ -146,20 +155,28 @@ def _texts(settings: TextData, scale: float, seed: int, taken: set[str]) -> tupl
     return _sorted_by_hash(chosen, lambda record: record["text"], seed + 1), labels
 
 
-def _usable_texts(settings: TextData, taken: set[str]) -> tuple[dict[str, Record], Labels]:
+def _usable_texts(settings: TextData, taken: set[str], shared: bool) -> tuple[dict[str, Record], Labels]:
     """The texts of the wanted length, by their keys, none of which holds an evaluation prompt.
+
+    Args:
+        taken: keys of the evaluation prompts.
+        shared: whether a scorer learns from this source; what it may learn is left out.
 
     Raises:
         DetoxError: there is none, or too many labels say nothing.
     """
     longest = sys.maxsize if settings.max_chars == "mean" else settings.max_chars
     by_key: dict[str, Record] = {}
-    labels, number = Labels(), 0
+    labels, number, left_out = Labels(), 0, 0
     for number, (record, text, parts) in enumerate(track(_read_training(settings), "reading comments"), start=1):
+        cleaned = map(clean_text, parts) if settings.answer_column else parts  # as a scorer's labelled text is
         if not settings.min_chars <= len(text) <= longest:
             continue
         key = same_text_key(text)
         if any(_first_words(one) in taken for one in (key, *(same_text_key(part) for part in parts if part != text))):
+            continue
+        if shared and not all(map(is_kept_from_scorers, map(same_text_key, cleaned))):
+            left_out += 1
             continue
         place, toxic = f"{settings.source}, record {number}", None
         if settings.label_column is not None:
@@ -171,6 +188,8 @@ def _usable_texts(settings: TextData, taken: set[str]) -> tuple[dict[str, Record
             by_key[key] = {"id": record_id(text), "text": text, "toxic": toxic,
                            **_answered(text, answer, settings.chat)}
     labels.check(settings.source)
+    if left_out:
+        say(f"{settings.source}: a scorer learns from it, too; {left_out} texts are left to it, {len(by_key)} are not")
     if not by_key:
         raise DetoxError(f"none of {number} records can be used", place=settings.source,
                          remedy=f"texts of {settings.min_chars} to {settings.max_chars} characters are needed")

@@ -55,7 +55,7 @@ def _worst(conditions: Sequence[Condition]) -> Outcome:
     return "fail" if "fail" in outcomes else "not enough data" if "not enough data" in outcomes else "pass"
 
 
-def _kept(value: float, worse_end: float, most: float, reason: str, needed: str) -> Condition:
+def _bounded(value: float, worse_end: float, most: float, reason: str, needed: str) -> Condition:
     """Whether a figure keeps the bound; `needed` says how much data would tell."""
     if worse_end <= most:
         return Condition("pass", reason)
@@ -131,7 +131,7 @@ def _ratio(ratio: PairedRatio | None, gate: GateSection, title: str, rows: str, 
         return Condition("not enough data", f"{reason}, over {ratio.count} {rows}; {gate.min_prompts} are needed")
     value, worse_end, most = (ratio.value, ratio.high, most) if least is None else (-ratio.value, -ratio.low, -least)
     needed = f"{_rows_needed(ratio.count, worse_end - value, most - value)} {rows}"
-    return _kept(value, worse_end, most, reason, needed)
+    return _bounded(value, worse_end, most, reason, needed)
 
 
 def _rows_needed(count: int, width: float, room: float) -> int:
@@ -152,7 +152,7 @@ def _willing(gate: GateSection, refusals: RefusalShare | None, confidence: float
 def _share(share: Interval, most: float, confidence: float, title: str, cases: str) -> Condition:
     reason = f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}] {title} (at most {most:.1%})"
     needed = f"{cases_needed(share.value, most, confidence)} {cases}" if share.value < most else ""
-    return _kept(share.value, share.high, most, reason, needed)
+    return _bounded(share.value, share.high, most, reason, needed)
 
 
 def _safe(gate: GateSection, answers: JudgedAnswers | None, confidence: float) -> list[Condition]:

@@ -1,7 +1,7 @@
 """A linear toxicity scorer on hashed n-grams, trained in seconds on labelled text and kept in the cache.
 
 Its weights say which words make a text toxic, which the rewriting uses. Its probability is calibrated (Platt)
-on texts held out by hash.
+on texts held out by hash. A share of the labelled texts is kept from it, so that a recipe may train on them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from llm_detox.data.records import hash_fraction
+from llm_detox.data.labels import Labels, is_kept_from_scorers, read_label
+from llm_detox.data.records import clean_text, hash_fraction, same_text_key
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say, task
@@ -37,7 +38,7 @@ from llm_detox.scoring.features import (
     word_shares,
 )
 
-_VERSION = "1"  # of the features and the training: a change makes new weights and a new fingerprint
+_VERSION = "2"  # of the features and the training: a change makes new weights and a new fingerprint
 _HELD_OUT = 0.1
 _MAX_TRAINING_CHARS = 500
 Weights = NDArray[np.float32]
@@ -122,24 +123,31 @@ def _read(path: Path, attribute: str) -> NgramScorer:
 
 
 def read_labelled(path: Path) -> tuple[list[str], NDArray[np.bool_]]:
-    """Texts and labels (True for toxic) of a CSV file.
+    """Texts and labels (True for toxic) of a CSV file, without those that are kept from scorers.
 
     Raises:
-        DetoxError: a column is missing, or one of the classes has no text.
+        DetoxError: a column is missing, one of the classes has no text, or too many labels say nothing.
     """
     csv.field_size_limit(10**7)
-    texts, labels = [], []
+    usable: list[tuple[str, str, bool]] = []  # key, text, whether it is toxic
+    labels = Labels()
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = csv.DictReader(file)
         for column in ("text", "is_offensive"):
             if column not in (rows.fieldnames or ()):
                 raise DetoxError(f"the column {column!r} is missing", place=str(path),
                                  remedy="the training text of a scorer has the columns `text` and `is_offensive`")
-        for row in rows:
-            if row["text"].strip():
-                texts.append(row["text"][:_MAX_TRAINING_CHARS])
-                labels.append(row["is_offensive"].strip() in ("1", "1.0", "true", "True"))
-    toxic = np.array(labels, dtype=bool)
+        for number, row in enumerate(rows, start=1):
+            key = same_text_key(clean_text(row["text"]))
+            if not row["text"].strip() or is_kept_from_scorers(key):
+                continue
+            label = read_label(row["is_offensive"], f"{path}, record {number}")
+            labels.add(key, label)
+            if label is not None:
+                usable.append((key, row["text"][:_MAX_TRAINING_CHARS], label))
+    labels.check(str(path))
+    known = [(text, label) for key, text, label in usable if key not in labels.contradictory]
+    texts, toxic = [text for text, _ in known], np.array([label for _, label in known], dtype=bool)
     if not toxic.any() or toxic.all():
         raise DetoxError("texts of both classes are needed", place=str(path),
                          remedy="`is_offensive` is 1 for toxic and 0 for other texts")

@@ -25,7 +25,7 @@ def detoxify(store: Store) -> None:
                   f"marco.expert={bart[1]}", f"marco.anti_expert={bart[2]}"),
         "paraphrase": ("methods=[paraphrase]", *accepting, "paraphrase.model=models/other",
                        "paraphrase.max_new_tokens=12", "paraphrase.candidates=2"),
-        "refusal": ("refusal=I would rather not.", "toxic_threshold=0.655"),
+        "refusal": ("refusal=I would rather not.", "toxic_threshold=0.7"),
     }
     for name, settings in variants.items():
         texts = "answered" if name == "refusal" else "texts"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from llm_detox.data.prepare import budget_scale, prepare_data
-from llm_detox.data.records import read_jsonl, same_text_key
+from llm_detox.data.records import clean_text, read_jsonl, same_text_key
 from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.data import BudgetSection
+from llm_detox.scoring.ngram import read_labelled
 from tests.helpers.sources import make_sources, write_lines
 
 
@@ -110,6 +114,44 @@ def save_comments(folder: Path, rows: list[tuple[object, str]]) -> dict[str, Any
     write_lines(folder / "comments.jsonl", [{"label": label, "text": text} for label, text in plain + rows])
     values["data"]["texts"].update(source=str(folder / "comments.jsonl"), label_column="label", count=60)
     return values
+
+
+def save_shared_source(folder: Path, scorer: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Labelled comments with links and marks that cleaning takes away, for texts and a scorer; the recipe's values."""
+    values = make_sources(folder)
+    path = folder / "shared.csv"
+    rows = [(number % 2, f'<b>"Comment {number} is here</b>, http://a.b/{number}!"') for number in range(200)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows += [(0, "comment 7 is here"), (1, "Comment 7 is here")]
+        csv.writer(file).writerows([("is_offensive", "text"), *rows])
+    values["data"]["texts"].update(source=str(path), count=200)
+    values["scoring"]["training"] = {"kind": "ngram", "source": str(path)} | scorer
+    return values, path
+
+
+def test_no_text_of_a_recipe_has_taught_its_scorer(tmp_path: Path) -> None:
+    values, path = save_shared_source(tmp_path, {})
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    trained = {same_text_key(record["text"]) for record in read_jsonl(tmp_path / "out/texts.jsonl")}
+    learnt = {same_text_key(clean_text(text)) for text in read_labelled(path)[0]}
+    assert 20 < len(trained) < 60
+    assert len(learnt) == 199 - len(trained), "and what is no recipe's the scorer learns; one text has both labels"
+    assert not trained & learnt
+
+
+def test_a_scorer_inside_another_counts_as_well(tmp_path: Path) -> None:
+    values, path = save_shared_source(tmp_path, {"kind": "attributes", "source": str(tmp_path / "scorer")})
+    (tmp_path / "scorer").mkdir()
+    save_file({"weights": np.zeros(1)}, tmp_path / "scorer/scorer.safetensors", metadata={"contains": str(path)})
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    assert len(list(read_jsonl(tmp_path / "out/texts.jsonl"))) < 60
+
+
+def test_texts_that_no_scorer_learns_from_are_all_a_recipes(tmp_path: Path) -> None:
+    values, _ = save_shared_source(tmp_path, {"source": str(tmp_path / "comments.csv")})
+    values["data"]["texts"]["toxic_share"] = 0.5
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    assert len(list(read_jsonl(tmp_path / "out/texts.jsonl"))) == 199
 
 
 @pytest.mark.parametrize("empty", ["", "  ", None, math.nan])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.refusals import measured, read_answers, table
+from benchmarks.refusals import rates_of, read_answers, table
 from llm_detox.evaluation.intervals import share_interval
 from llm_detox.evaluation.refusals import is_refusal, refusal_share
 
@@ -41,7 +41,7 @@ def test_most_labelled_answers_are_told_apart() -> None:
     answers = read_answers()
     assert sum(answer.refusal for answer in answers) == len(answers) / 2 >= 250
     for held_out, precision, recall in ((False, 0.98, 0.95), (True, 0.85, 0.85)):
-        rates = measured([answer for answer in answers if answer.held_out is held_out])
+        rates = rates_of([answer for answer in answers if answer.held_out is held_out])
         assert rates.precision.value >= precision
         assert rates.recall.value >= recall
 

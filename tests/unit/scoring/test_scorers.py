@@ -184,7 +184,10 @@ def test_area_under_roc_counts_pairs_and_halves_ties() -> None:
 
 
 @pytest.mark.parametrize(("header", "rows", "problem"), [
-    (["text"], [["a"]], "'is_offensive' is missing"), (["is_offensive", "text"], [["1", "a"]], "both classes")])
+    (["text"], [["a"]], "'is_offensive' is missing"), (["is_offensive", "text"], [["1", "a"]], "both classes"),
+    (["is_offensive", "text"], [["maybe", "a"]], "record 1: the label 'maybe'"),
+    (["is_offensive", "text"], [["1", "a"], ["0", "c"], ["", "d"]], "1 texts have no label"),
+    (["is_offensive", "text"], [["1", "a"], ["0", "c"], ["0", "A!"]], "1 have both labels")])
 def test_unusable_training_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: list[str],
                                            rows: list[list[str]], problem: str) -> None:
     monkeypatch.setenv("LLM_DETOX_CACHE", str(tmp_path / "cache"))
