@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,19 @@ settings.load_profile("busy-machines")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LLM_DETOX_SHARED", REPOSITORY.parent / "shared"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that wait for servers stand evenly among those that compute, so that the cores have something to do.
+
+    Among themselves the largest come first: one that is left for the end would keep a single core.
+    """
+    files: dict[bool, Counter[Path]] = {True: Counter(), False: Counter()}
+    for item in items:
+        files["serving" in item.path.parts][item.path] += 1
+    place = {path: number / len(some) for some in files.values()
+             for number, (path, _) in enumerate(some.most_common())}
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.fixture(scope="session")

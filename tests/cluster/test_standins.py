@@ -238,7 +238,9 @@ def test_a_crash_a_way_back_a_stop_a_start_and_a_protection(cloud: Cloud) -> Non
         wait_for(lambda: is_ready(here))
         here.change({"metadata": {"annotations": {STOP: "true"}}})
         wait_for(lambda: here.deployment() is None and not here.pods() and transition(here) == "")
+        kubelet.play(stays(starting))  # until KServe has seen it: it would skip what is over before it looks
         here.change({"metadata": {"annotations": {STOP: "false"}}})
+        goes_through(here, kubelet, (starting, "Pending"), (serving, "Loaded"))
         wait_for(lambda: is_ready(here))
         assert "lastFailureInfo" not in (here.service() or {})["status"]["modelStatus"], "stopping forgets it"
         here.change({"metadata": {"annotations": {AUTH: "true"}}})
