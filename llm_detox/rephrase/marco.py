@@ -1,14 +1,20 @@
 """MaRCo (Hallinan et al. 2023, "Detoxifying Text with MaRCo"): mask by disagreement, rewrite by product of experts.
 
 1. Mask each word w of a text in turn; the experts' predictions p, q at the mask disagree by
-   d_w = (KL(p | q) + KL(q | p)) / 2. Words with d_w over the text's mean by more than the threshold are masked.
-2. Rewrite the whole text token by token, greedily:
+   d_w = (KL(p | q) + KL(q | p)) / 2. Words whose d_w is at least the threshold times the text's mean are masked.
+2. Rewrite the whole text token by token, greedily, behind the tokens `</s><s>` that BART begins with:
    base(original) / T + alpha_e * expert(masked) - alpha_a * anti(masked),
    each with its own encoder text and its own key-value cache, over what all have chosen so far.
+
+Where paper and published code differ, this is the code: punctuation is no word, neither masked nor part of the mean;
+the penalty on repetition counts the two first tokens, so that `</s>`, the end, is penalised; and the length of 128
+tokens includes them.
 """
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,7 +44,7 @@ class Decoding:
     expert_weight: float
     temperature: float
     repetition_penalty: float = 1.0
-    max_new_tokens: int = 128
+    max_new_tokens: int = 126
 
 
 # The paper's settings for its three data sets.
@@ -72,34 +78,38 @@ class MaRCo:
         self.batch_tokens = batch_tokens
 
     def score(self, texts: Sequence[str]) -> list[list[float]]:
-        """For each text the disagreement over each whitespace word, 1 being the text's average."""
+        """For each text the disagreement over each word (see `words`), 1 being the text's average."""
         copies: list[tuple[Ids, int]] = []
-        for text in texts:
-            words = text.split()
-            for i in range(len(words)):
-                ids = self._ids(" ".join([*words[:i], str(self.tokenizer.mask_token), *words[i + 1:]]))
+        spans = [words(text) for text in texts]
+        for text, places in zip(texts, spans, strict=True):
+            for place in places:
+                ids = self._ids(self._with_masks(text, [place]))
                 copies.append((ids, ids.index(int(self.tokenizer.mask_token_id))))
         expert, anti = Seq2SeqReader(self.expert), Seq2SeqReader(self.anti)
         disagreements = torch.zeros(len(copies), dtype=torch.float64)
         for batch, logits in logits_at_masks((expert, anti), copies, self.batch_tokens):
             p, q = (one.cpu().double().log_softmax(-1) for one in logits)
             disagreements[batch] = symmetrised_kl(p, q)
-        rows = disagreements.split([len(text.split()) for text in texts])
+        rows = disagreements.split([len(places) for places in spans])
         return [(row / row.mean() if len(row) and row.mean() > 0 else row).tolist() for row in rows]
 
     def mask(self, texts: Sequence[str], threshold: float = 1.2) -> list[str]:
-        """The texts with each word over the threshold replaced by the mask token."""
+        """The texts with each word that reaches the threshold replaced by the mask token."""
         return [
-            " ".join(str(self.tokenizer.mask_token) if score > threshold else word
-                     for word, score in zip(text.split(), row, strict=True))
+            self._with_masks(text, [place for place, score in zip(words(text), row, strict=True) if score >= threshold])
             for text, row in zip(texts, self.score(texts), strict=True)
         ]
+
+    def _with_masks(self, text: str, places: Sequence[tuple[int, int]]) -> str:
+        for start, end in reversed(places):
+            text = text[:start] + str(self.tokenizer.mask_token) + text[end:]
+        return text
 
     def rephrase(self, texts: Sequence[str], threshold: float = 1.2) -> list[str]:
         """The texts rewritten; one in which nothing is masked comes back as it is."""
         masked = self.mask(texts, threshold)
         rewrites = list(texts)
-        todo = [i for i, text in enumerate(masked) if str(self.tokenizer.mask_token) in text.split()]
+        todo = [i for i, text in enumerate(masked) if text != texts[i]]
         originals, gapped = {i: self._ids(texts[i]) for i in todo}, {i: self._ids(masked[i]) for i in todo}
         sizes = [(len(originals[i]), self.decoding.max_new_tokens) for i in todo]
         for batch in paired_batches(sizes, self.batch_tokens):
@@ -121,8 +131,9 @@ class MaRCo:
             (-decoding.anti_weight, _Stream(self.anti, masked)),
         ]
         end = int(self.tokenizer.eos_token_id)
-        chosen: list[Ids] = [[] for _ in originals]
-        last = torch.full((len(originals), 1), int(self.base.config.decoder_start_token_id))
+        beginning = [int(self.base.config.decoder_start_token_id), int(self.tokenizer.bos_token_id)]
+        chosen: list[Ids] = [[*beginning] for _ in originals]
+        last = torch.tensor([beginning] * len(originals))
         over = torch.zeros(len(originals), dtype=torch.bool)
         for _ in range(decoding.max_new_tokens):
             product = torch.stack([weight * stream.next_logits(last) for weight, stream in streams]).sum(0)
@@ -135,7 +146,7 @@ class MaRCo:
             if over.all():
                 break
             last = token.unsqueeze(-1)
-        return chosen
+        return [ids[len(beginning):] for ids in chosen]
 
     def _ids(self, text: str) -> Ids:
         ids: Ids = self.tokenizer(text)["input_ids"]
@@ -157,12 +168,23 @@ class _Stream:
         self._cache: Any = None
 
     def next_logits(self, last: Tensor) -> Tensor:
-        """Float32 [rows, vocabulary] on the CPU, after the token chosen last, [rows, 1]."""
+        """Float32 [rows, vocabulary] on the CPU, after the tokens chosen since the last call, [rows, tokens]."""
         out = self._model(encoder_outputs=self._encoded, attention_mask=self._mask, past_key_values=self._cache,
                           decoder_input_ids=last.to(self._mask.device), use_cache=True)
         self._cache = out.past_key_values
         logits: Tensor = out.logits[:, -1].float().cpu()
         return logits
+
+
+def words(text: str) -> list[tuple[int, int]]:
+    """Where each word starts and ends, without the punctuation around it; punctuation alone is no word."""
+    places = []
+    for match in re.finditer(r"\S+", text):
+        word = match.group().lstrip(string.punctuation)
+        if core := word.rstrip(string.punctuation):
+            start = match.end() - len(word)
+            places.append((start, start + len(core)))
+    return places
 
 
 def penalised(logits: Tensor, chosen: Sequence[Ids], penalty: float) -> Tensor:

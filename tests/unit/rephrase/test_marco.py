@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llm_detox.rephrase.marco import PRESETS, Decoding, MaRCo, penalised, symmetrised_kl
+from llm_detox.rephrase.marco import PRESETS, Decoding, MaRCo, penalised, symmetrised_kl, words
 from tests.helpers import tiny_rewriters as tiny
 
 WORDS = tiny.bart_tokenizer()
@@ -25,7 +25,8 @@ def marco(decoding: Decoding) -> MaRCo:
 
 
 def slow_rewrite(original: str, masked: str, how: Decoding) -> str:
-    chosen: list[int] = []
+    """The published loop: `</s><s>` first, both of them penalised like what follows."""
+    chosen = [WORDS.eos_token_id, WORDS.bos_token_id]
     read = {BASE: original, EXPERT: masked, ANTI: masked}
     weights = {BASE: 1 / how.temperature, EXPERT: how.expert_weight, ANTI: -how.anti_weight}
     for _ in range(how.max_new_tokens):
@@ -33,7 +34,7 @@ def slow_rewrite(original: str, masked: str, how: Decoding) -> str:
         for model, text in read.items():
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([WORDS(text)["input_ids"]]),
-                               decoder_input_ids=torch.tensor([[2, *chosen]])).logits[0, -1]
+                               decoder_input_ids=torch.tensor([chosen])).logits[0, -1]
             product += weights[model] * logits
         for token in set(chosen):
             product[token] = product[token] / how.repetition_penalty if product[token] > 0 \
@@ -56,13 +57,33 @@ def test_rewrites_equal_decoding_one_text_without_cache(penalty: float) -> None:
     assert model.rephrase(TEXTS, 1.2) == expected
 
 
+def test_the_end_is_penalised_as_a_repetition() -> None:
+    """`</s>` stands at the beginning. With a penalty that leaves nothing of a repeated token's lead no text ends."""
+    how = Decoding(1.5, 4.25, 2.5, 1e9, max_new_tokens=6)
+    read = [WORDS(text)["input_ids"] for text in TEXTS]
+    product = marco(how)._decode(read, read)
+    assert all(len(set(ids)) == how.max_new_tokens and WORDS.bos_token_id not in ids for ids in product)
+
+
+def test_punctuation_is_no_word() -> None:
+    text = '"you\'re a $$ f**k , ok ?!"'
+    assert [text[start:end] for start, end in words(text)] == ["you're", "a", "f**k", "ok"]
+
+
+def test_a_mask_takes_the_word_without_its_punctuation_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = marco(PRESETS["magr"])
+    monkeypatch.setattr(model, "score", lambda texts: [[0.9, 1.2, 1.3, 0.6]])
+    assert model.mask(['so,  "foolish" fools! \u2026yes'], 1.2) == ['so,  "<mask>" <mask>! \u2026yes']
+
+
 def test_words_are_scored_by_their_share_of_the_disagreement() -> None:
     model = marco(PRESETS["magr"])
     for text, row in zip(TEXTS, model.score(TEXTS), strict=True):
-        words = text.split()
+        parts = text.split()
         slow = []
-        for i in range(len(words)):
-            ids = WORDS(" ".join([*words[:i], "<mask>", *words[i + 1:]]))["input_ids"]
+        for i in range(len(parts)):
+            mark = parts[i][len(parts[i].rstrip(".")):]  # the sentences have no other punctuation
+            ids = WORDS(" ".join([*parts[:i], f"<mask>{mark}", *parts[i + 1:]]))["input_ids"]
             place = ids.index(WORDS.mask_token_id)
             with torch.no_grad():
                 p, q = (one(input_ids=torch.tensor([ids])).logits[0, place].double().log_softmax(-1)
