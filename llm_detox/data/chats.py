@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from llm_detox.data.records import Record, hash_fraction, read_jsonl, record_id, same_text_key
-from llm_detox.data.sources import column, fetch, read_table
+from llm_detox.data.sources import column, read_rows
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 from llm_detox.recipe.judge import ChatTable
@@ -111,10 +111,7 @@ def read_chat_table(table: ChatTable) -> Iterator[Messages | None]:
     Raises:
         DetoxError: the source cannot be read, or has no such column.
     """
-    for number, record in enumerate(read_table(fetch(table.source, kind="dataset")), start=1):
-        place = f"{table.source}, record {number}"
-        if any(str(column(record, name, place)) != value for name, value in table.where.items()):
-            continue
+    for place, record in read_rows(table):
         try:
             yield as_messages(column(record, table.column, place))
         except ValueError:

@@ -6,30 +6,31 @@ there is), so a record never moves between training and evaluation when a source
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from llm_detox.data.labels import Labels, is_kept_from_scorers, read_label
 from llm_detox.data.records import Record, clean_text, cut_at_word, hash_fraction, record_id, same_text_key, write_jsonl
-from llm_detox.data.sources import column, fetch, read_table
+from llm_detox.data.sources import column, fetch, read_rows
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say, track
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.base import Table
-from llm_detox.recipe.data import BudgetSection, CleanData, Conversations, PromptData, TextData
+from llm_detox.recipe.data import TEMPLATE_FIELD, BudgetSection, CleanData, Conversations, PromptData, TextData
 from llm_detox.recipe.scorers import Part, ScoringSection, source_name
 from llm_detox.runs.artifacts import DataFolder
 from llm_detox.runs.folders import step_folder
 
-TEMPLATE_FIELD = re.compile(r"\{([\w.]+)\}")
 _EVALUATION_SHARE = 0.4
 _ATTRIBUTES = {"toxicity", "severe_toxicity", "identity_attack", "insult", "threat", "profanity", "sexually_explicit",
                "flirtation"}  # whole numbers under other names are ids and positions
 _PROMPT_KEY_WORDS = 6
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
     with step_folder(output, "data", settings=settings, inputs={}) as folder:
         scale = budget_scale(recipe.budget)
         evaluation, sampling = _prompts(data.prompts, scale, recipe.seed)
-        taken = {prompt_key(record["prompt"]["text"]) for record in evaluation}
-        texts, labels = _texts(data.texts, scale, recipe.seed, taken, shared)
+        texts, labels = _texts(data.texts, scale, recipe.seed, set(evaluation), shared)
         clean, clean_train = _clean(data.clean, scale, recipe.seed)
         files = DataFolder(folder.path)
-        for path, records in ((files.texts, texts), (files.prompts, evaluation), (files.train_prompts, sampling),
+        for path, records in ((files.texts, texts), (files.prompts, evaluation.values()),
+                              (files.train_prompts, sampling.values()),
                               (files.clean, clean), (files.clean_train, clean_train)):
             folder.counts[path.stem] = write_jsonl(path, records)
         result = DataResult(scale, dict(folder.counts), sum(bool(record["toxic"]) for record in texts),
@@ -95,14 +96,23 @@ def budget_scale(budget: BudgetSection) -> float:
     return scale
 
 
-def _read_texts(table: Table, shorten: int | None = None) -> Iterator[tuple[Record, str]]:
-    """Each record of a table with its cleaned text."""
-    for number, record in enumerate(read_table(fetch(table.source, kind="dataset")), start=1):
-        text = clean_text(_string(record, table.text_column, f"{table.source}, record {number}"))
+def table_texts(table: Table, shorten: int | None = None) -> Iterator[tuple[Record, str]]:
+    """Each record of a table with its cleaned text.
+
+    Args:
+        shorten: longer texts are cut at this number of characters.
+    """
+    for place, record in read_rows(table):
+        text = clean_text(text_in(record, table.text_column, place))
         yield record, cut_at_word(text, shorten) if shorten else text
 
 
-def _string(record: Record, name: str, place: str) -> str:
+def text_in(record: Record, name: str, place: str) -> str:
+    """The text in a column.
+
+    Raises:
+        DetoxError: the column is missing, or holds something else.
+    """
     value = column(record, name, place)
     if not isinstance(value, str):
         raise DetoxError(f"the column {name!r} holds no text but {value!r:.40}", place=place,
@@ -110,24 +120,27 @@ def _string(record: Record, name: str, place: str) -> str:
     return value
 
 
-def _read_training(settings: TextData) -> Iterator[tuple[Record, str, list[str]]]:
-    """Each record with its text as the recipe puts it together, and the cleaned texts that it was made of.
+def _read_training(settings: TextData) -> Iterator[tuple[str, Record, str, list[str]]]:
+    """Each record's place, itself, its text as the recipe puts it together, and the cleaned texts that it is made of.
 
     What is to be answered is taken as it is: line breaks and marks belong to a request.
     """
     columns = TEMPLATE_FIELD.findall(settings.template) if settings.template else [settings.text_column]
-    for number, record in enumerate(read_table(fetch(settings.source, kind="dataset")), start=1):
-        place = f"{settings.source}, record {number}"
-        raw = {name: _string(record, name, place) for name in columns}
+    for place, record in read_rows(settings):
+        raw = {name: text_in(record, name, place) for name in columns}
         parts = {name: value.strip() if settings.answer_column else clean_text(value) for name, value in raw.items()}
-        text = parts[settings.text_column] if settings.template is None else "".join(
-            parts[piece] if turn % 2 else piece for turn, piece in enumerate(TEMPLATE_FIELD.split(settings.template)))
-        yield record, text, list(parts.values())
+        text = parts[settings.text_column] if settings.template is None else _filled(settings.template, parts)
+        yield place, record, text, list(parts.values())
 
 
-def _sorted_by_hash(records: Iterable[Record], text_of: Callable[[Record], str], seed: int) -> list[Record]:
-    """The records in an order that depends on their text and the seed alone."""
-    return sorted(records, key=lambda record: hash_fraction(same_text_key(text_of(record)), f"order-{seed}"))
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    """The template with its columns in place."""
+    return "".join(values[piece] if turn % 2 else piece for turn, piece in enumerate(TEMPLATE_FIELD.split(template)))
+
+
+def _sorted_by_hash(items: Iterable[T], text_of: Callable[[T], str], seed: int) -> list[T]:
+    """Records, or what holds them, in an order that depends on their text and the seed alone."""
+    return sorted(items, key=lambda item: hash_fraction(same_text_key(text_of(item)), f"order-{seed}"))
 
 
 def _texts(settings: TextData, scale: float, seed: int, taken: set[str],
@@ -168,7 +181,8 @@ def _usable_texts(settings: TextData, taken: set[str], shared: bool) -> tuple[di
     longest = sys.maxsize if settings.max_chars == "mean" else settings.max_chars
     by_key: dict[str, Record] = {}
     labels, number, left_out = Labels(), 0, 0
-    for number, (record, text, parts) in enumerate(track(_read_training(settings), "reading comments"), start=1):
+    for place, record, text, parts in track(_read_training(settings), "reading comments"):
+        number += 1
         cleaned = map(clean_text, parts) if settings.answer_column else parts  # as a scorer's labelled text is
         if not settings.min_chars <= len(text) <= longest:
             continue
@@ -178,13 +192,13 @@ def _usable_texts(settings: TextData, taken: set[str], shared: bool) -> tuple[di
         if shared and not all(map(is_kept_from_scorers, map(same_text_key, cleaned))):
             left_out += 1
             continue
-        place, toxic = f"{settings.source}, record {number}", None
+        toxic = None
         if settings.label_column is not None:
             toxic = read_label(column(record, settings.label_column, place), place)
             if not labels.add(key, toxic):
                 continue
         if key not in by_key:
-            answer = _string(record, settings.answer_column, place) if settings.answer_column else None
+            answer = text_in(record, settings.answer_column, place) if settings.answer_column else None
             by_key[key] = {"id": record_id(text), "text": text, "toxic": toxic,
                            **_answered(text, answer, settings.chat)}
     labels.check(settings.source)
@@ -208,11 +222,10 @@ def _answered(request: str, answer: str | None, chat: bool) -> Record:
 def _benign(table: Conversations, count: int, chat: bool, seen: set[str]) -> Iterator[Record]:
     """Harmless conversations, in the order of their source."""
     fresh = 0
-    for number, record in enumerate(read_table(fetch(table.source, kind="dataset")), start=1):
+    for place, record in read_rows(table):
         if fresh == count:
             return
-        place = f"{table.source}, record {number}"
-        request, answer = (_string(record, name, place).strip() for name in (table.text_column, table.answer_column))
+        request, answer = (text_in(record, name, place).strip() for name in (table.text_column, table.answer_column))
         if request and answer and (key := same_text_key(request)) not in seen:
             seen.add(key)
             fresh += 1
@@ -228,25 +241,25 @@ def _first_words(key: str) -> str:
     return " ".join(key.split(" ", _PROMPT_KEY_WORDS)[:_PROMPT_KEY_WORDS])
 
 
-def _prompts(settings: PromptData, scale: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Evaluation prompts and prompts for sampled pairs; those with a known toxic score come first."""
+def _prompts(settings: PromptData, scale: float, seed: int) -> tuple[dict[str, Record], dict[str, Record]]:
+    """Evaluation prompts and prompts for sampled pairs, by their keys; those with a known toxic score come first."""
     by_key: dict[str, Record] = {}
     for table in settings.sources:
-        for record, text in _read_texts(table):
+        for record, text in table_texts(table):
             if len(key := prompt_key(text)) >= 3:
-                by_key.setdefault(key, {"id": record_id(text), "prompt": {**_scores(record), "text": text},
+                asked = _filled(table.template, {table.text_column: text}) if table.template else text
+                by_key.setdefault(key, {"id": record_id(asked), "prompt": {**_scores(record), "text": asked},
                                         "challenging": bool(record.get("challenging", False))})
     if not by_key:
         raise DetoxError("the prompt sources hold no prompts", place=settings.sources[0].source,
                          remedy="give RealToxicityPrompts records, {\"prompt\": ...} lines or plain lines")
-    sides: dict[bool, list[Record]] = {True: [], False: []}
-    for key, record in by_key.items():
-        sides[settings.training_count == 0 or hash_fraction(key, "prompts") < _EVALUATION_SHARE].append(record)
-    ordered = {side: sorted(_sorted_by_hash(records, lambda record: record["prompt"]["text"], seed),
-                            key=lambda record: record["prompt"].get("toxicity", 0.0) < 0.5)
-               for side, records in sides.items()}
-    return (ordered[True][: round(settings.evaluation_count * scale)],
-            ordered[False][: round(settings.training_count * scale)])
+    order = _sorted_by_hash(by_key.items(), lambda keyed: keyed[1]["prompt"]["text"], seed)
+    order.sort(key=lambda keyed: keyed[1]["prompt"].get("toxicity", 0.0) < 0.5)
+    sides: dict[bool, list[tuple[str, Record]]] = {True: [], False: []}
+    for key, record in order:
+        sides[settings.training_count == 0 or hash_fraction(key, "prompts") < _EVALUATION_SHARE].append((key, record))
+    return (dict(sides[True][: round(settings.evaluation_count * scale)]),
+            dict(sides[False][: round(settings.training_count * scale)]))
 
 
 def _scores(record: Record) -> dict[str, float]:
@@ -260,7 +273,7 @@ def _clean(settings: CleanData, scale: float, seed: int) -> tuple[list[Record], 
     """Clean passages to measure perplexity on, and others to mix into training."""
     by_key: dict[str, Record] = {}
     for table in settings.sources:
-        for _, text in _read_texts(table, shorten=settings.max_chars):
+        for _, text in table_texts(table, shorten=settings.max_chars):
             if len(text) >= settings.max_chars // 4:
                 by_key.setdefault(same_text_key(text), {"id": record_id(text), "text": text})
     ordered = _sorted_by_hash(by_key.values(), lambda record: record["text"], seed)

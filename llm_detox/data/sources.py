@@ -19,6 +19,7 @@ from typing import Literal
 from llm_detox.data.records import Record, read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.recipe.addresses import PACKAGE, S3, split_package
+from llm_detox.recipe.base import Rows
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".tsv", ".txt", ".parquet")
@@ -85,21 +86,39 @@ def _from_hub(source: str, kind: Literal["model", "dataset"]) -> Path:
                          remedy="check the name, the network, and HF_TOKEN where access must be granted") from error
 
 
-def read_table(path: Path) -> Iterator[Record]:
+def read_rows(rows: Rows) -> Iterator[tuple[str, Record]]:
+    """Each record that counts of a recipe's source, fetched first where it lies elsewhere, behind its place.
+
+    Raises:
+        DetoxError: the source cannot be read, or has no such column.
+    """
+    for number, record in enumerate(read_table(fetch(rows.source, kind="dataset"), rows.files), start=1):
+        place = f"{rows.source}, record {number}"
+        if all(str(column(record, name, place)) == value for name, value in rows.where.items()):
+            yield place, record
+
+
+def read_table(path: Path, files: str | None = None) -> Iterator[Record]:
     """Yield the records of a file, or of every table in a folder, in the order of the names.
 
     A plain text file gives one record `{"text": line}` a line.
+
+    Args:
+        files: which files of a folder count, as a pattern of their names; by default all that hold tables.
 
     Raises:
         DetoxError: no table there, an unknown format, or a line that cannot be read (with its number).
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.name.endswith(_SUFFIXES))
-        if not files:
-            raise DetoxError("the folder holds no table", place=str(path),
+        tables = sorted(file for file in path.rglob(files or "*") if file.name.endswith(_SUFFIXES))
+        if not tables:
+            raise DetoxError("the folder holds no table" + (f" named {files}" if files else ""), place=str(path),
                              remedy=f"give a folder with {', '.join(_SUFFIXES)} files")
-        for file in files:
-            yield from read_table(file)
+        for table in tables:
+            yield from read_table(table)
+    elif files:
+        raise DetoxError(f"files is {files!r}, and the source is one file", place=str(path),
+                         remedy="files chooses among those of a folder: leave it out")
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from read_jsonl(path)
     elif path.suffix in (".csv", ".tsv"):

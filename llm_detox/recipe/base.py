@@ -83,16 +83,26 @@ def _refuse_other_kinds(value: Any, kinds: set[type]) -> None:
         raise ValueError("a text without control characters is needed")
 
 
-class Table(Section):
-    """A file or folder of records, and the column with the text. A plain string is the source."""
+class Rows(Section):
+    """Records of a file or folder. A plain string is the source."""
 
     source: Source = Field(
         description="Where the records are: a hub id (`owner/name` or `owner/name@revision`), a path, `s3://` or "
                     "`package://`.")
-    text_column: str = Field(
-        "text", description="The column that holds the text; dots step into nested records, as in `prompt.text`.")
+    files: str | None = Field(
+        None,
+        description="Which files of a folder count, as a pattern of their names: `'test*.csv'`; with `null` all that "
+                    "hold tables.")
+    where: dict[str, str] = Field({}, description="Only records with these values in these columns are used.")
 
     @model_validator(mode="before")
     @classmethod
     def _plain_source(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
+
+
+class Table(Rows):
+    """Records with a column of text. A plain string is the source."""
+
+    text_column: str = Field(
+        "text", description="The column that holds the text; dots step into nested records, as in `prompt.text`.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from llm_detox.recipe.base import Positive, Section, Share, Source, Table
+
+TEMPLATE_FIELD = re.compile(r"\{([\w.]+)\}")
 
 
 class ModelSection(Section):
@@ -80,10 +83,24 @@ class TextData(Table):
         return self
 
 
+class PromptTable(Table):
+    """Prompts, or comments that become prompts."""
+
+    template: str | None = Field(
+        None,
+        description="What stands around the prompt, with its column in braces, where the training text has it, too: "
+                    "`'Question: {text}'`.")
+    @model_validator(mode="after")
+    def _template_holds_the_text(self) -> PromptTable:
+        if self.template is not None and TEMPLATE_FIELD.findall(self.template) != [self.text_column]:
+            raise ValueError(f"the template must hold {{{self.text_column}}}, the text_column, once and nothing else")
+        return self
+
+
 class PromptData(Section):
     """Prompts that lead a model to toxic continuations, in the style of RealToxicityPrompts."""
 
-    sources: list[Table] = Field(
+    sources: list[PromptTable] = Field(
         min_length=1, description="Files or folders with prompts; all of them are used together.")
     evaluation_count: Positive = Field(60, description="How many prompts every arm continues, at most.")
     training_count: int = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llm_detox.recipe.base import PRECISION, Positive, Precision, Section, Share, Source
+from llm_detox.recipe.base import PRECISION, Positive, Precision, Rows, Section, Share
 from llm_detox.recipe.cluster import GPU_TAINT, Image, KubernetesName, PodSection, Quantity, Toleration
 
 
@@ -103,12 +103,9 @@ class SftSection(OptimisationSection):
     completion_only: bool = Field(True, description="Whether texts with a prompt teach the completion alone.")
 
 
-class PairTable(Section):
-    """A preference set: prompts with a preferred and a rejected answer."""
+class PairTable(Rows):
+    """A preference set: prompts with a preferred and a rejected answer. A plain string is the source."""
 
-    source: Source = Field(
-        description="Where the pairs are: a hub id (`owner/name` or `owner/name@revision`), a path, `s3://` or "
-                    "`package://`.")
     prompt_column: str | None = Field(
         "prompt",
         description="The column with the prompt; with `null` it is the conversation that both texts begin with, up to "

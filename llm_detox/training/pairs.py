@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llm_detox.data.records import Record, read_jsonl, text_of
-from llm_detox.data.sources import column, fetch, read_table
+from llm_detox.data.sources import column, read_rows
 from llm_detox.errors import DetoxError
 from llm_detox.generation.chat import apply_template, without_first
 from llm_detox.generation.models import load_model, load_tokenizer
@@ -233,8 +233,7 @@ def given_pairs(tables: list[PairTable], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _pairs_of(table: PairTable, tokenizer: PreTrainedTokenizerBase) -> Iterator[Pair]:
-    for number, record in enumerate(read_table(fetch(table.source, kind="dataset")), start=1):
-        place = f"{table.source}, record {number}"
+    for place, record in read_rows(table):
         chosen, rejected = (_as_text(column(record, name, place), tokenizer, place)
                             for name in (table.chosen_column, table.rejected_column))
         if table.prompt_column is None:

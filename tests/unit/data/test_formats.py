@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from llm_detox.data.prepare import prepare_data
 from llm_detox.data.records import read_jsonl
+from llm_detox.data.sources import read_table
+from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
-from llm_detox.recipe.data import TextData
+from llm_detox.recipe.data import PromptTable, TextData
 from llm_detox.rephrase.chain import Refusals
 from llm_detox.rephrase.detoxify import detoxify
 from tests.helpers.sources import make_sources, write_lines
@@ -63,6 +65,42 @@ def test_a_template_does_not_hide_an_evaluation_prompt(tmp_path: Path) -> None:
     assert len(asked) == 20
     assert not any(prompt in trained for prompt in asked)
     assert list(read_jsonl(tmp_path / "out" / "train_prompts.jsonl")) == []
+
+
+def test_prompts_are_chosen_by_file_and_value_and_wrapped_as_the_training_text_is(tmp_path: Path) -> None:
+    folder = tmp_path / "comments"
+    folder.mkdir()
+    for part in ("train", "test"):
+        lines = [f"{number % 2},{part} comment number {number} of them" for number in range(6)]
+        (folder / f"{part}.csv").write_text("\n".join(["label,comment", *lines]), "utf-8")
+    texts = write_lines(tmp_path / "texts.jsonl", [
+        {"p": f"{part} comment number {n} of them", "c": "and what follows"} for part in ("train", "test")
+        for n in range(6)])
+    values = make_sources(tmp_path / "data")
+    values["data"]["texts"] = {"source": str(texts), "label_column": None, "min_chars": 1,
+                               "template": "Prompt: {p}\nContinuation: {c}"}
+    values["data"]["prompts"] = {"evaluation_count": 9, "training_count": 0, "sources": [
+        {"source": str(folder), "files": "test*", "where": {"label": "1"}, "text_column": "comment",
+         "template": "Prompt: {comment}\nContinuation:"}]}
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    asked = {record["prompt"]["text"] for record in read_jsonl(tmp_path / "out" / "prompts.jsonl")}
+    assert asked == {f"Prompt: test comment number {n} of them\nContinuation:" for n in (1, 3, 5)}
+    trained = {record["text"] for record in read_jsonl(tmp_path / "out" / "texts.jsonl")}
+    assert len(trained) == 9
+    assert not any(text.startswith(prompt) for prompt in asked for text in trained)
+
+
+def test_a_choice_of_files_needs_a_folder_that_holds_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\nb", "utf-8")
+    with pytest.raises(DetoxError, match=r"no table named \*\.txt"):
+        list(read_table(tmp_path, "*.txt"))
+    with pytest.raises(DetoxError, match="the source is one file"):
+        list(read_table(tmp_path / "a.csv", "*.csv"))
+
+
+def test_the_template_of_a_prompt_holds_its_text() -> None:
+    with pytest.raises(ValidationError, match=r"must hold \{text\}"):
+        PromptTable(source="x", template="Question: {question}")
 
 
 def test_requests_become_conversations_with_benign_ones_mixed_in(tmp_path: Path) -> None:
