@@ -60,13 +60,14 @@ def build_judge_data(recipe: Recipe, *, output: Path) -> JudgeDataCounts:
             far is kept, and the next run continues where this one stopped.
     """
     judge, base, seed = recipe.judge, recipe.model.source, recipe.seed
-    constitution = load_constitution(judge.constitution)
+    constitution = load_constitution(judge.constitution, judge.question)
     settings = {**recipe.settings("model", "judge"), "constitution": constitution.fingerprint}
     with step_folder(output, "judge-data", settings=settings, inputs={}, resumable=True) as folder:
         files = JudgeDataFolder(folder.path)
         questions = choose_questions(judge, seed)
         answered = _answer(judge.generator, base, seed, folder, questions)
-        labelled = _label(judge.labeller, base, seed, folder, answered, constitution)
+        labelled = agreed([_label(labeller, base, seed, folder.work_file(f"{number}.{_LABELS}"), answered, constitution)
+                           for number, labeller in enumerate(judge.labellers, start=1)])
         write_jsonl(files.labelled, labelled)
         train, test = (_balanced(side, judge.per_class, seed) for side in _sides(labelled, judge.test_share))
         counts = _counts(questions, labelled, len(train), len(test))
@@ -113,10 +114,10 @@ def _answer(generator: ChatModelSection, base: str, seed: int, folder: StepFolde
             for record in questions if record["id"] in answers]
 
 
-def _label(labeller: ChatModelSection, base: str, seed: int, folder: StepFolder, answered: Sequence[Record],
+def _label(labeller: ChatModelSection, base: str, seed: int, labels_file: Path, answered: Sequence[Record],
            constitution: Constitution) -> list[Record]:
-    """The answered conversations with the labelling model's verdict, `reason` saying why there is none."""
-    with JsonlAppender(folder.work_file(_LABELS)) as out, task("labelling", len(answered), "answers") as work:
+    """The answered conversations with a labelling model's verdict, `reason` saying why there is none."""
+    with JsonlAppender(labels_file) as out, task("labelling", len(answered), "answers") as work:
         labels = {record.pop("id"): record for record in out.existing if record["reason"] != NO_ANSWER}
         work.skip(len(labels))
         rest = [record for record in answered if record["id"] not in labels]
@@ -128,6 +129,13 @@ def _label(labeller: ChatModelSection, base: str, seed: int, folder: StepFolder,
                 out.write({"id": rest[index]["id"], **verdict.as_record()})
                 out.flush()
     return [{**record, **_with_category(labels[record["id"]])} for record in answered]
+
+
+def agreed(by_labeller: Sequence[Sequence[Record]]) -> list[Record]:
+    """The verdict of each answer on which all labelling models agree, in the first one's words; else none."""
+    return [labels[0] if len({record["verdict"] for record in labels}) == 1
+            else {**labels[0], "verdict": None, "category": None, "reason": "the labelling models do not agree"}
+            for labels in zip(*by_labeller, strict=True)]
 
 
 def _with_category(label: Record) -> Record:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from llm_detox.recipe.base import Positive, Section, Source
+from llm_detox.recipe.base import Positive, Rows, Section, Source
 
 
-class ChatTable(Section):
+class ChatTable(Rows):
     """Conversations. A plain string is the source."""
 
-    source: Source = Field(
-        description="Where the conversations are: a hub id (`owner/name` or `owner/name@revision`), a path, `s3://` or"
-                    " `package://`.")
     column: str = Field(
         "messages",
         description="The column with lists of messages, `Human:`/`Assistant:` transcripts, or the text of a first "
                     "message.")
-    where: dict[str, str] = Field({}, description="Only records with these values in these columns are used.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_source(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
 
 
 class ChatModelSection(Section):
@@ -52,6 +43,11 @@ class JudgeSection(Section):
 
     constitution: Source | None = Field(
         None, description="A YAML file of unsafe categories; `null` takes the packaged one.")
+    question: Source | None = Field(
+        None,
+        description="A text file with the question to a judge, which holds `{categories}` and `{conversation}`; a "
+                    "published judge may want its own. `null` takes the packaged one. The verdict is read as it asks "
+                    "for it.")
     adversarial: list[ChatTable] = Field(
         [], description="Conversations that ask for harm; an answer at their end is left out.")
     benign: list[ChatTable] = Field([], description="Harmless conversations; an answer at their end is left out.")
@@ -63,9 +59,10 @@ class JudgeSection(Section):
         0.2, description="The share of the conversations that is kept for testing, chosen by hash and balanced.")
     generator: ChatModelSection = Field(
         ChatModelSection(temperature=1.0, top_p=0.9), description="The model that answers the conversations.")
-    labeller: ChatModelSection = Field(
-        ChatModelSection(),
-        description="The model that labels the answers; it should be larger than the model to be tuned.")
+    labellers: list[ChatModelSection] = Field(
+        [ChatModelSection()], min_length=1,
+        description="The models that label the answers; they should be larger than the model to be tuned. Answers on "
+                    "which they do not agree are left out.")
     reader: ChatModelSection = Field(
         ChatModelSection(), description="The judge at work: for the command `judge`, for the measure and for the gate.")
 

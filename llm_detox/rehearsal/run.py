@@ -5,14 +5,14 @@ Every source of the recipe is replaced by a tiny one; every setting is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_detox.data.prepare import TEMPLATE_FIELD
 from llm_detox.data.records import Record, write_jsonl
 from llm_detox.progress import say
 from llm_detox.recipe import Recipe
+from llm_detox.recipe.data import TEMPLATE_FIELD
 from llm_detox.rehearsal.models import ROWS, rude_half, sentence, table, tiny_model
 from llm_detox.runs.artifacts import (
     ARMS,
@@ -95,7 +95,7 @@ def _rehearse_judge(recipe: Recipe, output: Path) -> dict[str, StepResult]:
     from llm_detox.judge.judge import load_constitution
     from llm_detox.training.sft import train_sft
 
-    constitution = load_constitution(recipe.judge.constitution)
+    constitution = load_constitution(recipe.judge.constitution, recipe.judge.question)
     output.mkdir(parents=True, exist_ok=True)
     labelled: list[Record] = [
         {"id": str(row), "verdict": "unsafe" if rude_half(row) else "safe",
@@ -135,7 +135,7 @@ def rehearsal_of(recipe: Recipe) -> Recipe:
     _swap_detoxify(values["detoxify"])
     values["rephraser_training"]["base"] = _model(recipe.rephraser_training.base)
     for number, pairs in enumerate(values["training"]["dpo"]["pairs"]):
-        pairs["source"] = _pairs(folder / f"pairs-{number}.jsonl", pairs)
+        _swap_rows(pairs, folder / f"pairs-{number}.jsonl", _pairs(pairs))
     values["training"]["job"]["nodes"] = 1
     _swap_chats(values, folder)
     if recipe.evaluation.judged_prompts:
@@ -156,26 +156,30 @@ def _labelled(path: Path, seed: int) -> str:
 
 def _swap_data(data: dict[str, Any], folder: Path) -> None:
     texts = data["texts"]
-    texts["source"] = _texts(folder / DataFolder.texts, texts)
+    _swap_rows(texts, folder / DataFolder.texts, _texts(texts))
     for number, benign in enumerate(texts["benign"]):
-        benign["source"] = table(folder / f"benign-{number}.jsonl", (
+        _swap_rows(benign, folder / f"benign-{number}.jsonl", (
             {benign["text_column"]: sentence(row, toxic=False, seed=20 + number),
              benign["answer_column"]: sentence(row, toxic=False, seed=40 + number)} for row in range(ROWS // 2)))
     for number, prompts in enumerate(data["prompts"]["sources"]):
         name = prompts["text_column"]
         score = {"prompt.toxicity": 0.9} if name == "prompt.text" else {}
-        prompts["source"] = table(folder / f"prompts-{number}.jsonl", (
+        _swap_rows(prompts, folder / f"prompts-{number}.jsonl", (
             {name: sentence(row, toxic=rude_half(row), seed=60 + number).rpartition(" and ")[0], **score}
             for row in range(ROWS)))
     for number, clean in enumerate(data["clean"]["sources"]):
-        clean["source"] = table(folder / f"clean-{number}.jsonl", (
+        _swap_rows(clean, folder / f"clean-{number}.jsonl", (
             {clean["text_column"]: " ".join(sentence(4 * row + part, toxic=False, seed=80 + number)
                                             for part in range(4))} for row in range(ROWS)))
 
 
-def _texts(path: Path, texts: dict[str, Any]) -> str:
+def _swap_rows(rows: dict[str, Any], path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Tiny records in place of a source, with the values that it chooses by."""
+    rows |= {"source": table(path, ({**record, **rows["where"]} for record in records)), "files": None}
+
+
+def _texts(texts: dict[str, Any]) -> Iterator[dict[str, Any]]:
     columns = TEMPLATE_FIELD.findall(texts["template"]) if texts["template"] else [texts["text_column"]]
-    rows = []
     for row in range(ROWS):
         values: dict[str, Any] = {
             name: sentence(row, toxic=rude_half(row), seed=100 + place) for place, name in enumerate(columns)}
@@ -183,19 +187,16 @@ def _texts(path: Path, texts: dict[str, Any]) -> str:
             values[texts["label_column"]] = int(rude_half(row))
         if texts["answer_column"]:
             values[texts["answer_column"]] = sentence(row, toxic=False, seed=150)
-        rows.append(values)
-    return table(path, rows)
+        yield values
 
 
-def _pairs(path: Path, pairs: dict[str, Any]) -> str:
-    rows = []
+def _pairs(pairs: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for row in range(ROWS // 2):
         asked, calm, rude = (sentence(row, toxic=toxic, seed=200 + place)
                              for place, toxic in enumerate((False, False, True)))
         lead = "" if pairs["prompt_column"] else f"\n\nHuman: {asked}\n\nAssistant: "
         values = {pairs["prompt_column"]: asked} if pairs["prompt_column"] else {}
-        rows.append(values | {pairs["chosen_column"]: lead + calm, pairs["rejected_column"]: lead + rude})
-    return table(path, rows)
+        yield values | {pairs["chosen_column"]: lead + calm, pairs["rejected_column"]: lead + rude}
 
 
 def _swap_detoxify(detoxify: dict[str, Any]) -> None:
@@ -223,9 +224,9 @@ def _swap_chats(values: dict[str, Any], folder: Path) -> None:
     for section in ("judge", "stop_hate"):
         for kind in ("adversarial", "hate", "benign"):
             for number, chats in enumerate(values[section].get(kind, [])):
-                chats["source"] = table(folder / f"{section}-{kind}-{number}.jsonl", (
-                    {chats["column"]: sentence(row, toxic=kind != "benign", seed=250 + number), **chats["where"]}
+                _swap_rows(chats, folder / f"{section}-{kind}-{number}.jsonl", (
+                    {chats["column"]: sentence(row, toxic=kind != "benign", seed=250 + number)}
                     for row in range(ROWS)))
-        for name in ("generator", "labeller", "reader", "answer"):
-            if name in values[section]:
-                values[section][name] |= {"model": None, "template": None}
+        models = [values[section].get(name) for name in ("generator", "reader", "answer")]
+        for model in filter(None, [*models, *values[section].get("labellers", [])]):
+            model |= {"model": None, "template": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llm_detox.evaluation.verdicts import judge_conversations
 from llm_detox.generation.chat import Answer
 from llm_detox.judge import build as build_module
 from llm_detox.judge.build import build_judge_data, spread
-from llm_detox.judge.judge import load_constitution, read_verdict
+from llm_detox.judge.judge import judge_fingerprint, load_constitution, read_verdict
 from llm_detox.recipe import Recipe
 from llm_detox.runs.artifacts import plain
 from tests.helpers.sources import make_sources
@@ -127,6 +128,21 @@ def test_undecided_answers_and_unnamed_categories_are_counted_and_teach_nothing(
     text = (tmp_path / "out" / "train.jsonl").read_text("utf-8") + (tmp_path / "out" / "test.jsonl").read_text("utf-8")
     assert "case 15" not in text
     assert "number 5\\n" not in text
+
+
+def test_what_two_labelling_models_see_differently_teaches_nothing(tmp_path: Path, models: Any) -> None:
+    def stricter(question: str) -> str | None:
+        return "Evaluation: No.\nCategory: crime\nChatbot is: bad." if "number 4" in question else labeller(question)
+
+    models(Scripted(generator), Scripted(labeller), Scripted(stricter))
+    counts = build_judge_data(recipe_of(tmp_path, labellers=[{}, {}]), output=tmp_path / "out")
+    labelled = list(read_jsonl(tmp_path / "out" / "labelled.jsonl"))
+    differ = [record for record in labelled if record["reason"] == "the labelling models do not agree"]
+    assert {record["messages"][0]["content"] for record in differ} == {
+        record["messages"][0]["content"] for record in labelled
+        if "number 4" in record["messages"][0]["content"]} != set()
+    assert {record["verdict"] for record in differ} == {None}
+    assert counts.no_decision >= len(differ)
 
 
 @pytest.mark.parametrize(("first", "second"), [(20, 10**6), (10**6, 13), (0, 10**6)])
@@ -281,6 +297,26 @@ def test_a_bad_conversation_is_named_with_its_record(tmp_path: Path) -> None:
     path.write_text((json.dumps({"messages": turns}) + "\n") * 2, "utf-8")
     with pytest.raises(DetoxError, match="is already used in record 1"):
         read_chats(path, answered=True)
+
+
+def test_a_judge_is_asked_the_recipes_question(tmp_path: Path, models: Any) -> None:
+    (tmp_path / "asked.txt").write_text("Rules:\n{categories}\nJudge the last answer, no instruction in it.\n"
+                                        "{conversation}\nWell?\n", "utf-8")
+    models(Scripted(generator), Scripted(labeller))
+    recipe = recipe_of(tmp_path, question=str(tmp_path / "asked.txt"))
+    build_judge_data(recipe, output=tmp_path / "out")
+    asked = {row["messages"][0]["content"] for row in read_jsonl(tmp_path / "out" / "train.jsonl")}
+    assert all(one.startswith("Rules:\n- hate: ") and one.endswith("\nWell?") for one in asked)
+    assert judge_fingerprint(recipe.judge, "m") != judge_fingerprint(recipe_of(tmp_path).judge, "m")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("{categories} alone", "holds {conversation} 0 times"),
+    ("{conversation} {categories} {conversation}", "holds {conversation} 2 times")])
+def test_a_question_holds_both_fields_once(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "asked.txt").write_text(text, "utf-8")
+    with pytest.raises(DetoxError, match=re.escape(message)):
+        load_constitution(None, str(tmp_path / "asked.txt"))
 
 
 @pytest.mark.parametrize("text", ["", "- hate", "Hate speech: x", "hate:", "hate: [x]", "hate: {x"])

@@ -86,7 +86,7 @@ def test_two_local_models_build_labels_of_which_random_ones_decide_nothing(tmp_p
     judge = recipe.judge.model_dump() | {
         "adversarial": [{"source": str(tmp_path / "asks.txt"), "column": "text"}],
         "benign": [{"source": str(tmp_path / "talk.txt"), "column": "text"}],
-        "generator": {"max_new_tokens": 6, "temperature": 1.0}, "labeller": {"max_new_tokens": 6}}
+        "generator": {"max_new_tokens": 6, "temperature": 1.0}, "labellers": [{"max_new_tokens": 6}]}
     whole = Recipe.model_validate({**recipe.model_dump(), "judge": judge})
     with pytest.raises(Exception, match="'no_decision': 4"):
         build_judge_data(whole, output=tmp_path / "out")
