@@ -65,7 +65,7 @@ def paired_difference(ours: Evaluation, theirs: Evaluation, metric: Metric, boot
     differences = left[known] - right[known]
     if not len(differences):
         return None
-    interval = _difference_interval(differences, bootstrap)
+    interval = difference_interval(differences, bootstrap)
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     return PairedDifference(**vars(interval), prompts=len(differences),
                             effect=interval.value / spread if spread else None,
@@ -90,10 +90,11 @@ def share_change(ours: Evaluation, theirs: Evaluation, attribute: str, bootstrap
     pairs = [(a == "1", b == "1") for a, b in zip(left, right, strict=False) if "-" not in (a, b)]
     if not pairs:
         return None
-    return _difference_interval(np.array([float(a) - float(b) for a, b in pairs]), bootstrap)
+    return difference_interval(np.array([float(a) - float(b) for a, b in pairs]), bootstrap)
 
 
-def _difference_interval(differences: Floats, bootstrap: Bootstrap) -> Interval:
+def difference_interval(differences: Floats, bootstrap: Bootstrap) -> Interval:
+    """The mean of paired differences [n]."""
     if np.ptp(differences) == 0:  # nothing to resample: say nothing beyond what the count allows
         reach = 1 - (1 - bootstrap.confidence) ** (1 / len(differences))
         value = float(differences[0])
@@ -107,7 +108,15 @@ def perplexity_ratio(ours: Evaluation, theirs: Evaluation, name: str, bootstrap:
     None where one of them has no such losses.
     """
     left, right = ours.losses.get(name), theirs.losses.get(name)
-    if left is None or right is None or left.shape != right.shape:
+    return None if left is None or right is None else loss_ratio(left, right, bootstrap)
+
+
+def loss_ratio(left: Floats, right: Floats, bootstrap: Bootstrap) -> PairedRatio | None:
+    """One perplexity over another, of rows of loss and tokens [texts, 2] that are resampled together.
+
+    None where they are not of as many texts, or of none.
+    """
+    if left.shape != right.shape or not len(left):
         return None
     joined = np.concatenate([left, right], axis=1)
     sums = np.concatenate([joined.mean(axis=0, keepdims=True), resampled_means(joined, bootstrap)])

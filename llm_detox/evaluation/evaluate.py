@@ -1,53 +1,39 @@
-"""The evaluation of one arm: the toxicity of its continuations, and what the arm does to clean text: its perplexity on
-it, and how fluent and how willing its continuations are."""
+"""The evaluation of one arm: the toxicity of its continuations, what it does to clean text, and its side effects."""
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from llm_detox.data.records import hash_fraction, read_generations, read_texts, write_jsonl
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.compare import attribute_shares
 from llm_detox.evaluation.continuations import Clock, ContinuationScores, Prompts, score_continuations
-from llm_detox.evaluation.intervals import Bootstrap, ratio_interval
-from llm_detox.evaluation.metrics import STRATA, distinct, summarise, word_runs
-from llm_detox.evaluation.refusals import RefusalShare, refusal_share
+from llm_detox.evaluation.fluency import FluencyLosses, measure_fluency
+from llm_detox.evaluation.intervals import Bootstrap
+from llm_detox.evaluation.metrics import STRATA, distinct, summarise
 from llm_detox.evaluation.results import (
     ComparableSettings,
     ContinuationFigures,
-    ContinuationPerplexity,
     EvaluationReport,
     EvaluationSummary,
     EvaluationValues,
-    FluencyPerplexity,
     JudgedAnswers,
-    Perplexity,
     ScorerIdentity,
+    SideEffects,
+    SideEffectValues,
     write_evaluation,
 )
+from llm_detox.evaluation.side_effects import measure_side_effects
 from llm_detox.evaluation.verdicts import judge_generations
-from llm_detox.generation.generators import Generator, ReadingGenerator, StoredContinuations, Texts, open_generator
-from llm_detox.generation.likelihood import LikelihoodReader
-from llm_detox.generation.trees import Loss
+from llm_detox.generation.generators import Generator, ReadingGenerator, StoredContinuations, open_generator
 from llm_detox.judge.judge import judge_fingerprint
-from llm_detox.progress import human_seconds, say, task
+from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
-from llm_detox.recipe.evaluation import EvaluationSection
+from llm_detox.recipe.evaluation import EvaluationSection, SideEffectsSection
 from llm_detox.runs.artifacts import DataFolder, EvaluationFolder
 from llm_detox.runs.folders import MANIFEST, Shard, StepFolder, sha256_of, step_folder
 from llm_detox.scoring.base import ToxicityScorer
 from llm_detox.scoring.load import check_kept_apart, load_scorer
-
-Continued = tuple[str, Texts]
-"""A prompt, and its continuations; None for one that could not be had."""
-_CLEAN_PROMPT_WORDS = 10
 
 
 def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path | None, output: Path,
@@ -92,11 +78,14 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         fluency = measure_fluency(
             recipe.evaluation, recipe.seed, recipe.model.source, generator=generator, clean=clean,
             folder=folder.path, clock=clock) if clean and generator else None
+        side_effects = _side_effects(recipe, generator, clock) if fluency else None
         report = EvaluationReport(
             **vars(figures), arm=arm, model=model, scorer=_identity(scorer, recipe.scoring.judging.source),
             seconds=clock.seconds, judge=verdicts, **vars(fluency[0]) if fluency else {},
-            comparable=_comparable(recipe.evaluation, recipe.seed, scorer, prompts, shard, judge))
-        return _finish(folder, report, _values(scores, fluency[1] if fluency else None))
+            comparable=_comparable(recipe.evaluation, recipe.seed, scorer, prompts, shard, judge),
+            side_effects=side_effects[0] if side_effects else None)
+        return _finish(folder, report, _values(scores, fluency[1] if fluency else None,
+                                               side_effects[1] if side_effects else None))
 
 
 def evaluate_arm(recipe: Recipe, *, arm: str, model: str | None, data: Path, output: Path,
@@ -140,6 +129,16 @@ def _judge(recipe: Recipe, folder: StepFolder, clock: Clock) -> JudgedAnswers:
                                  count=recipe.evaluation.judged_prompts, confidence=recipe.evaluation.confidence)
 
 
+def _side_effects(recipe: Recipe, generator: Generator | None,
+                  clock: Clock) -> tuple[SideEffects, SideEffectValues] | None:
+    """None where the recipe names none, or the model is served and cannot be read."""
+    settings = recipe.evaluation.side_effects
+    if not isinstance(generator, ReadingGenerator) or settings == SideEffectsSection():
+        return None
+    with clock.measure("side effects"):
+        return measure_side_effects(settings, generator, Bootstrap.of(recipe.evaluation, recipe.seed))
+
+
 def _comparable(settings: EvaluationSection, seed: int, scorer: ToxicityScorer, prompts: Path, shard: Shard | None,
                 judge: str | None) -> ComparableSettings:
     return ComparableSettings(
@@ -155,9 +154,11 @@ def _identity(scorer: ToxicityScorer, source: str | None) -> ScorerIdentity:
         attribute=scorer.attribute, attributes=list(scorer.attributes), source=source)
 
 
-def _values(scores: ContinuationScores, losses: FluencyLosses | None) -> EvaluationValues:
+def _values(scores: ContinuationScores, losses: FluencyLosses | None,
+            side_effects: SideEffectValues | None) -> EvaluationValues:
     return EvaluationValues(ids=scores.ids, strata=[list(strata) for strata in scores.strata], over=scores.over,
-                            scores=scores.scores, word_runs=scores.runs, **vars(losses) if losses else {})
+                            scores=scores.scores, word_runs=scores.runs, **vars(losses) if losses else {},
+                            side_effects=side_effects)
 
 
 def _continuation_figures(settings: EvaluationSection, seed: int, scores: ContinuationScores,
@@ -183,117 +184,3 @@ def _continuation_figures(settings: EvaluationSection, seed: int, scores: Contin
         threshold_rule=f"a continuation is toxic where its score is at or over {settings.toxic_threshold:g}",
         **vars(distinct(scores.runs, bootstrap)), histogram=scores.histogram,
         attributes=attribute_shares(scores.over, settings.confidence))
-
-
-@dataclass(frozen=True)
-class FluencyFigures:
-    """The fields of the same names in `llm_detox.evaluation.results.EvaluationReport`."""
-
-    perplexity_interval: Perplexity | None
-    perplexity: float | None
-    clean_refusals: RefusalShare
-    continuation_perplexity: ContinuationPerplexity
-    prompted_perplexity: FluencyPerplexity | None
-
-
-@dataclass(frozen=True)
-class FluencyLosses:
-    """Loss and tokens of each prompt's or passage's texts, as `llm_detox.evaluation.results.EvaluationValues` has them.
-    """
-
-    clean: list[Loss] | None
-    clean_continuations: list[Loss]
-    prompted: list[Loss]
-
-
-def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, generator: Generator, clean: Path,
-                    folder: Path, clock: Clock) -> tuple[FluencyFigures, FluencyLosses]:
-    """The arm's perplexity on clean text, and an independent model's on the arm's continuations.
-
-    Args:
-        settings, seed: of the evaluation.
-        base: source of the base model, which reads where there is no fluency model.
-        generator: of the arm; a served one gives texts and no likelihoods, so no perplexity of its own.
-        clean: JSON lines with `text`.
-        folder: of the evaluation, with its `generations.jsonl`; gets `clean_generations.jsonl`.
-        clock: gets the time of each part.
-    """
-    files, bootstrap = EvaluationFolder(folder), Bootstrap.of(settings, seed)
-    texts = read_texts(clean)
-    losses = None
-    if isinstance(generator, ReadingGenerator):
-        with clock.measure("clean text"), task("reading clean text", len(texts), "texts") as work:
-            losses = generator.losses(texts, on_progress=work.advance)
-    own = perplexity(losses, bootstrap) if losses is not None else None
-    with clock.measure("clean continuations"):
-        continued = _clean_continuations(settings, seed, generator, texts)
-    write_jsonl(files.clean_generations, ({"prompt": start, "text": text} for start, some in continued
-                                          for text in some))
-    prompted = first_continuations(files.generations, settings.clean_prompts)
-    with clock.measure("fluency model"):
-        reader, note = _fluency_model(settings.fluency_model, base)
-        with task("reading continuations", sum(len(texts) for _, texts in continued + prompted), "texts") as work:
-            read, read_prompted = (prompt_losses(reader, some, work.advance) for some in (continued, prompted))
-    figures = FluencyFigures(
-        own, own.value if own else None, refusal_share([some for _, some in continued], settings.confidence),
-        ContinuationPerplexity(**vars(perplexity(read, bootstrap)), model=reader.name, note=note,
-                               **vars(distinct([word_runs(some) for _, some in continued], bootstrap))),
-        FluencyPerplexity(**vars(perplexity(read_prompted, bootstrap)), model=reader.name, note=note)
-        if any(count for _, count in read_prompted) else None)
-    return figures, FluencyLosses(losses, read, read_prompted)
-
-
-def first_continuations(generations: Path, count: int) -> list[Continued]:
-    """(prompt, its first continuation) of the prompts with the lowest hash of their id, the same ones for every arm."""
-    chosen = heapq.nsmallest(count, read_generations(generations),
-                             key=lambda record: hash_fraction(record["id"], "fluency"))
-    return [(record["prompt"]["text"], [record["generations"][0]["text"]]) for record in chosen]
-
-
-def prompt_losses(reader: LikelihoodReader, continued: Sequence[Continued],
-                  on_progress: Callable[[int], None] | None = None) -> list[Loss]:
-    """Loss and tokens of each prompt's continuations together: they hang together, and are resampled together."""
-    losses = iter(reader.losses([text or "" for _, texts in continued for text in texts],
-                                contexts=[prompt for prompt, texts in continued for _ in texts],
-                                on_progress=on_progress))
-    rows = []
-    for _, texts in continued:
-        sums, counts = zip(*islice(losses, len(texts)), strict=True)
-        rows.append((sum(sums), sum(counts)))
-    return rows
-
-
-def _clean_continuations(settings: EvaluationSection, seed: int, generator: Generator,
-                         texts: Sequence[str]) -> list[Continued]:
-    """(first words of a passage, continuations of them), in the order of the passages."""
-    starts = [" ".join(text.split()[:_CLEAN_PROMPT_WORDS]) for text in texts[:settings.clean_prompts]]
-    starts = [start for start in starts if start]
-    continuations = dict(generator.continuations(
-        starts, k=settings.clean_continuations, sampling=settings.sampling, seed=seed,
-        keys=[f"clean {number}" for number in range(len(starts))]))
-    return [(start, continuations[number]) for number, start in enumerate(starts)]
-
-
-def _fluency_model(source: str | None, base: str) -> tuple[LikelihoodReader, str]:
-    """The fluency model, or the base where it is not named or not installed; and a note on which it is."""
-    if source is None:
-        return LikelihoodReader.load(base), "read by the base model: the recipe names no fluency model"
-    try:
-        return LikelihoodReader.load(source), "read by an independent model"
-    except DetoxError as error:
-        say(f"the fluency model is not available here, the base reads instead: {error.message}")
-        return LikelihoodReader.load(base), f"read by the base model: {source}: {error.message}"
-
-
-def perplexity(losses: Sequence[Loss], bootstrap: Bootstrap) -> Perplexity:
-    """The perplexity of texts with its interval, rows resampled.
-
-    Raises:
-        DetoxError: there is no token to measure.
-    """
-    usable = [(loss, count) for loss, count in losses if count]
-    if not usable:
-        raise DetoxError("there is no clean text to measure the perplexity of", remedy="give passages of some words")
-    sums, counts = (np.array(column, dtype=np.float64) for column in zip(*usable, strict=True))
-    mean = ratio_interval(sums, counts, bootstrap)
-    return Perplexity(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high), tokens=int(counts.sum()))

@@ -17,8 +17,9 @@ from llm_detox.evaluation.compare import check_comparable, distinct_ratio, paire
 from llm_detox.evaluation.intervals import Bootstrap, Interval, cases_needed
 from llm_detox.evaluation.metrics import Metric
 from llm_detox.evaluation.refusals import RefusalShare
-from llm_detox.evaluation.report_content import Condition, GateDecision, Outcome, PairedRatio
+from llm_detox.evaluation.report_content import Condition, GateDecision, Outcome, PairedRatio, SideEffectKind
 from llm_detox.evaluation.results import Evaluation, JudgedAnswers
+from llm_detox.evaluation.side_effects import side_effect_changes
 from llm_detox.recipe.evaluation import GateSection
 from llm_detox.runs.artifacts import BASE
 
@@ -43,6 +44,7 @@ def decide_gate(gate: GateSection, evaluations: Mapping[str, Evaluation], bootst
     for against in gate.against:
         conditions += _less_toxic(gate, evaluations, arm, against, bootstrap)
     conditions += _fluent(gate, evaluations, arm, bootstrap)
+    conditions += _unharmed(gate, evaluations, arm, bootstrap)
     conditions += _willing(gate, evaluations[arm].report.clean_refusals, bootstrap.confidence)
     conditions += _safe(gate, evaluations[arm].report.judge, bootstrap.confidence)
     verdict = _worst(conditions)
@@ -137,6 +139,47 @@ def _ratio(ratio: PairedRatio | None, gate: GateSection, title: str, rows: str, 
 def _rows_needed(count: int, width: float, room: float) -> int:
     """How many rows would narrow one side of an interval from `width` to the room that the bound leaves it."""
     return math.ceil(count * (width / room) ** 2 * _SPARE) if room > 0 else 0
+
+
+def _unharmed(gate: GateSection, evaluations: Mapping[str, Evaluation], arm: str,
+              bootstrap: Bootstrap) -> list[Condition]:
+    """Each side effect that the recipe bounds, against the base."""
+    bounds: dict[SideEffectKind, float | None] = {
+        "capability": gate.max_capability_loss, "register": gate.max_register_perplexity_ratio,
+        "stereotype": gate.max_stereotype_rise, "mentions": gate.max_mention_gap_rise}
+    if all(bound is None for bound in bounds.values()):
+        return []
+    ours, base = (evaluations[name].side_effects if name in evaluations else None for name in (arm, BASE))
+    changes = side_effect_changes(ours, base, bootstrap) if ours and base else {}
+    conditions = []
+    for kind, most in bounds.items():
+        of_kind = {name: change for (other, name), change in changes.items() if other == kind}
+        if most is not None and not of_kind:
+            conditions.append(Condition("not enough data", f"no {_MEASURED[kind]} was measured in both arms"))
+        elif most is not None:
+            conditions += [_side_effect(kind, name, change, most, gate) for name, change in of_kind.items()]
+    return conditions
+
+
+_MEASURED: dict[SideEffectKind, str] = {
+    "capability": "share of right answers", "register": "perplexity on a register",
+    "stereotype": "share of prejudices", "mentions": "gap of mentions"}
+
+
+def _side_effect(kind: SideEffectKind, name: str, change: PairedRatio, most: float, gate: GateSection) -> Condition:
+    if kind == "register":
+        return _ratio(change, gate, f"perplexity on {name}", "texts", most=most)
+    sign, title, rows = {"capability": (-1, f"right answers on {name}", "questions"),
+                         "stereotype": (1, f"prejudices that are the likelier in {name}", "pairs"),
+                         "mentions": (1, "the gap between sentences about people of some group and others", "pairs"),
+                         }[kind]
+    value, worse_end = sign * change.value, max(sign * change.low, sign * change.high)
+    bound = f"at most {most:g} {'less' if sign < 0 else 'more'}"
+    reason = f"{title}: {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] against the base ({bound})"
+    if change.count < gate.min_prompts:
+        return Condition("not enough data", f"{reason}, over {change.count} {rows}; {gate.min_prompts} are needed")
+    return _bounded(value, worse_end, most, reason,
+                    f"{_rows_needed(change.count, worse_end - value, most - value)} {rows}")
 
 
 def _willing(gate: GateSection, refusals: RefusalShare | None, confidence: float) -> list[Condition]:

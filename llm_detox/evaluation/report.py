@@ -51,6 +51,7 @@ from llm_detox.evaluation.results import (
     read_evaluation,
     read_measured_judge,
 )
+from llm_detox.evaluation.side_effects import SIDE_EFFECT_TITLES, side_effect_rows, worst_register
 from llm_detox.progress import say, visible
 from llm_detox.recipe import Recipe
 from llm_detox.runs.artifacts import EvaluationFolder, ReportFolder, plain, write_json
@@ -125,7 +126,8 @@ def build_report(recipe: Recipe, arms: Mapping[str, Evaluation], *, fates: dict[
         arms={arm: _figures(one, arms[first], similarity.get(arm), bootstrap) for arm, one in arms.items()},
         differences=differences, stages=stage_table(arms, bootstrap), fates=fates, seconds=seconds,
         versions=_versions(), recipe=recipe, threshold=recipe.evaluation.toxic_threshold,
-        confidence=recipe.evaluation.confidence, scorer=arms[first].report.scorer, judge=judge)
+        confidence=recipe.evaluation.confidence, scorer=arms[first].report.scorer, judge=judge,
+        side_effects=side_effect_rows(arms, bootstrap))
 
 
 def _measured_judge(folder: Path, arms: Mapping[str, Evaluation]) -> MeasuredJudge:
@@ -225,6 +227,8 @@ class _Charts:
     perplexity: Markup | None
     continuations: Markup | None
     timings: Markup | None
+    registers: Markup | None
+    side_effects: dict[str, Markup]
 
 
 class _Measure(TypedDict):
@@ -239,9 +243,10 @@ def render_page(report: Report, samples: Sequence[ContinuationSample], rewrites:
     """The HTML page: no request leaves it, and every text in it is escaped."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True, finalize=_visible_text)
+    environment.filters["interval"] = _interval
     environment.filters["pretty"] = lambda value: json.dumps(plain(value), indent=2, ensure_ascii=False)
     return environment.get_template("report.html.jinja").render(
-        **vars(report), samples=samples, rewrites=rewrites, charts=_charts(report), extra=_extra_columns(report))
+        **_texts(report), samples=samples, rewrites=rewrites, charts=_charts(report), extra=_extra_columns(report))
 
 
 def render_markdown(report: Report) -> str:
@@ -280,7 +285,13 @@ def _from_markdown_template(template: str, report: Report) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True, autoescape=False, finalize=_markdown_text)  # noqa: S701 - Markdown
     environment.filters["interval"] = _interval
-    return environment.get_template(template).render(**vars(report), titles=_TITLES)
+    return environment.get_template(template).render(**_texts(report), titles=_TITLES)
+
+
+def _texts(report: Report) -> dict[str, object]:
+    """What every template may use: the report's fields, and the words for its side effects."""
+    return {**vars(report), "side_effect_titles": SIDE_EFFECT_TITLES,
+            "worst_register": worst_register(report.side_effects, report.last)}
 
 
 def _visible_text(value: object) -> object:
@@ -330,4 +341,16 @@ def _charts(report: Report) -> _Charts:
         forest=charts.forest(rows, arms) if rows else None,
         perplexity=charts.interval_bars(own, digits=1) if all(own.values()) else None,
         continuations=charts.interval_bars(fluency, digits=1) if all(fluency.values()) else None,
-        timings=charts.timings(report.seconds) if report.seconds else None)
+        timings=charts.timings(report.seconds) if report.seconds else None,
+        registers=_register_chart(report), side_effects={
+            SIDE_EFFECT_TITLES[row.kind] + (f": {row.name}" if row.kind != "mentions" else ""):
+                charts.interval_bars({cell.arm: cell.value for cell in row.cells})
+            for row in report.side_effects if row.kind != "register"})
+
+
+def _register_chart(report: Report) -> Markup | None:
+    """The last arm's perplexity over the first's in each register."""
+    ratios: dict[str, Interval | None] = {
+        row.name: cell.change for row in report.side_effects if row.kind == "register"
+        for cell in row.cells if cell.arm == report.last and cell.change}
+    return charts.interval_bars(ratios) if ratios else None

@@ -24,6 +24,7 @@ from llm_detox.recipe import Recipe
 from llm_detox.runs.artifacts import ReportFolder, read_json
 
 Outcome = Literal["pass", "fail", "not enough data"]
+SideEffectKind = Literal["capability", "register", "stereotype", "mentions"]
 _MOST_CHARS = 600
 
 
@@ -166,6 +167,33 @@ class ArmFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SideEffectCell:
+    """One measure of an arm, and its change to the first arm's.
+
+    Attributes:
+        change: of perplexities a ratio, else a difference; None for the first arm, or where the two were not measured
+            alike.
+    """
+
+    arm: str
+    value: Interval
+    change: PairedRatio | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideEffectRow:
+    """One measure of all arms that have it.
+
+    Attributes:
+        kind: what is measured, `name` on which questions or texts.
+    """
+
+    kind: SideEffectKind
+    name: str
+    cells: list[SideEffectCell]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The `report.json` of all arms.
 
@@ -174,6 +202,7 @@ class Report:
         reports: arm -> its evaluation.
         fates: what became of the records of the detoxify step, counted.
         seconds: step -> how long it took.
+        side_effects: a row for each measure of `evaluation.side_effects`.
     """
 
     name: str
@@ -194,6 +223,7 @@ class Report:
     confidence: float
     scorer: ScorerIdentity
     judge: MeasuredJudge | None
+    side_effects: list[SideEffectRow]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,34 @@ class JudgedAnswers(VerdictShares, JudgeIdentity):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SideEffects:
+    """What else the model does; see `llm_detox.evaluation.side_effects`.
+
+    Attributes:
+        capabilities: name -> share of questions answered rightly.
+        registers: name -> perplexity on its texts.
+        stereotypes: name -> share of pairs of which the prejudiced sentence is the likelier.
+        mention_gap: nats a token by which sentences about people of some group are read worse than others.
+    """
+
+    capabilities: dict[str, Interval]
+    registers: dict[str, Perplexity]
+    stereotypes: dict[str, Interval]
+    mention_gap: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideEffectValues:
+    """The values behind `SideEffects`, in the same order for every arm: of each question and pair yes or no, of each
+    text its loss and tokens, of each pair of mentions those of both sentences."""
+
+    capabilities: dict[str, list[bool]]
+    registers: dict[str, list[tuple[float, int]]]
+    stereotypes: dict[str, list[bool]]
+    mentions: list[tuple[float, int, float, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContinuationFigures(StratumFigures):
     """The figures of all prompts.
 
@@ -163,6 +191,7 @@ class EvaluationReport(ContinuationFigures):
         perplexity: the arm's own on clean passages, as is its interval; None for a served model.
         clean_refusals, continuation_perplexity: of continuations of clean passages.
         prompted_perplexity: of continuations of the evaluation's prompts.
+        side_effects: where the recipe names any.
     """
 
     arm: str
@@ -176,6 +205,7 @@ class EvaluationReport(ContinuationFigures):
     clean_refusals: RefusalShare | None = field(default=None, metadata=OPTIONAL)
     continuation_perplexity: ContinuationPerplexity | None = field(default=None, metadata=OPTIONAL)
     prompted_perplexity: FluencyPerplexity | None = field(default=None, metadata=OPTIONAL)
+    side_effects: SideEffects | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +276,7 @@ class EvaluationValues:
     clean: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     clean_continuations: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     prompted: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
+    side_effects: SideEffectValues | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +299,7 @@ class Evaluation:
     word_runs: dict[str, WordRuns]
     over: dict[str, str]
     losses: dict[str, Floats]
+    side_effects: SideEffectValues | None = None
 
     @property
     def arm(self) -> str:
@@ -300,7 +332,7 @@ def read_evaluation(folder: Path) -> Evaluation:
                                 "earlier version measured") from None
     losses = {name: np.array(read, dtype=np.float64) for name in READ_TEXTS if (read := getattr(values, name))}
     return Evaluation(folder=folder, report=report, scores=scores, strata=strata, word_runs=runs, over=values.over,
-                      losses=losses)
+                      losses=losses, side_effects=values.side_effects)
 
 
 # --- a judge -----------------------------------------------------------------------------------------------------

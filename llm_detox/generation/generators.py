@@ -37,6 +37,7 @@ from llm_detox.recipe.evaluation import SamplingSection
 Texts = list[str | None]
 Progress = Callable[[int], None] | None
 _FAILURES_IN_A_ROW = 8
+_GROUPS_AT_ONCE = 64
 
 
 class Generator(Protocol):
@@ -102,6 +103,30 @@ def open_generator(source: str, engine: str = "transformers") -> Generator:
     if engine == "vllm" or (engine == "auto" and device().type == "cuda" and has_vllm()):
         return VllmGenerator(source)
     return LocalGenerator(source)
+
+
+def variant_losses(generator: ReadingGenerator, variants: Sequence[Sequence[str]],
+                   on_progress: Progress = None) -> list[list[Loss]]:
+    """The losses of groups of texts that begin alike; a model that is loaded here reads each beginning once.
+
+    A loss is comparable within its group only: whether a text's first token counts depends on the generator.
+
+    Args:
+        on_progress: called with the number of texts that are done since the last call.
+    """
+    if isinstance(generator, LocalGenerator):
+        reader = LikelihoodReader(generator.model, generator.tokenizer)
+        if reader.reads_trees():
+            groups: list[list[Loss]] = []
+            for first in range(0, len(variants), _GROUPS_AT_ONCE):
+                some = variants[first:first + _GROUPS_AT_ONCE]
+                groups += reader.variant_losses(some)
+                reader.forget()
+                if on_progress:
+                    on_progress(sum(map(len, some)))
+            return groups
+    losses = iter(generator.losses([text for group in variants for text in group], on_progress=on_progress))
+    return [list(islice(losses, len(group))) for group in variants]
 
 
 class LocalGenerator:

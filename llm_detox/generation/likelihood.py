@@ -21,6 +21,7 @@ from llm_detox.generation.trees import Loss, Tree, TreeBatch, tree_batches
 
 LOGITS_AT_ONCE = 2**25  # float32 values: 128 MiB
 # Architectures that change the logits behind the output layer are run whole instead of in pieces.
+_TREE_TOLERANCE = 0.02  # bfloat16 rounds by less, another text's tokens in view change more
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
@@ -90,6 +91,22 @@ class LikelihoodReader:
         todo = [[text for text in dict.fromkeys(group) if text not in self._lately] for group in variants]
         self.read([texts for texts in todo if texts])
         return [[self._lately[text] for text in group] for group in variants]
+
+    def reads_trees(self) -> bool:
+        """Whether the model takes position ids and masks of four dimensions: variants read as one tree and alone agree.
+        """
+        texts = ["The answer", "The answer is that it rains", "The answer was given long ago"]
+        try:
+            together, alone = self.variant_losses([texts])[0], []
+            for text in texts:
+                self.forget()
+                alone += self.variant_losses([[text]])[0]
+        except (TypeError, ValueError, RuntimeError):  # an unknown argument, or a mask of another shape
+            return False
+        finally:
+            self.forget()
+        return all(abs(one - other) <= _TREE_TOLERANCE * other for (one, _), (other, _) in
+                   zip(together, alone, strict=True))
 
     def forget(self) -> None:
         """Read everything anew from now on."""

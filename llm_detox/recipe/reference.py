@@ -20,7 +20,8 @@ A recipe is a YAML file with the sections below. A key that is not given has its
 none. `--set section.key=value` sets any key on the command line, the value in YAML. `llm-detox recipe show FILE` prints
 a recipe with every default filled in, `llm-detox recipe schema` prints this reference as JSON schema.
 
-A section that is used in several places is described once. `[]` behind a name means a list of such sections.
+A section that is used in several places is described once. `[]` behind a name means a list of such sections, `NAME`
+a name of your own.
 `plugin:NAME` names something that an installed package brings, see [extending.md](extending.md).
 """
 _TYPES = {"integer": "integer", "number": "number", "boolean": "`true` or `false`", "string": "text"}
@@ -43,7 +44,8 @@ def _collect(kind: type[BaseModel], path: str, places: dict[type[BaseModel], lis
     for name, field in kind.model_fields.items():
         for nested in _sections_in(field.annotation):
             if nested is not kind:
-                many = "[]" if "list[" in str(field.annotation) else ""
+                kind_of_many = str(field.annotation)
+                many = "[]" if "list[" in kind_of_many else ".NAME" if "dict[" in kind_of_many else ""
                 _collect(nested, f"{path}.{name}{many}".lstrip("."), places)
 
 
@@ -87,10 +89,17 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "*required*"
     value = field.default
-    if isinstance(value, BaseModel):  # what differs here from the section's own defaults
-        changed = value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, BaseModel):
+        changed = _changed(value)
         return f"`{json.dumps(changed)}`" if changed else ""
+    if isinstance(value, list):
+        value = [_changed(one) if isinstance(one, BaseModel) else one for one in value]
     return f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _changed(section: BaseModel) -> dict[str, Any]:
+    """What differs here from the section's own defaults."""
+    return section.model_dump(mode="json", exclude_defaults=True)
 
 
 def _values(schema: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation import continuations as continuations_module
 from llm_detox.evaluation.continuations import Clock, Prompts, score_continuations
-from llm_detox.evaluation.evaluate import evaluate, first_continuations
+from llm_detox.evaluation.evaluate import evaluate
+from llm_detox.evaluation.fluency import first_continuations
 from llm_detox.generation import generators as continuers_module
 from llm_detox.recipe import Recipe
 from llm_detox.runs.folders import step_folder
