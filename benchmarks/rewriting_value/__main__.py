@@ -3,16 +3,18 @@
     python -m benchmarks.rewriting_value --recipe recipes/smollm2-quality.yaml --output runs/rewriting-value \
         --pairs ../shared/data/paradetox_dev.tsv --prompts ../shared/data/rtp_dev.jsonl
 
-All arms have one base, one recipe and one budget; they differ in their text alone. `raw` learns from toxic comments as
-they are, `filtered` from those of them that the training scorer calls clean, `rewritten` from what `detoxify` makes of
-them, `people` from human rewrites. Each arm is trained once for each seed. It continues prompts of RealToxicityPrompts,
-half of them toxic, and reads polite sentences that no arm has seen, and polite versions of what filtering drops.
+All arms have one base and one recipe; they differ in their text alone. `raw` learns from toxic comments as they are,
+`filtered` from those of them that the training scorer calls clean, `repeated` from these again and again until they are
+as many lines as the raw ones, `rewritten` from what `detoxify` makes of them, `people` from human rewrites. Among the
+comments stand invented facts, told with abuse (`facts.py`). `--dpo` adds preference training: on `raw`, on `rewritten`
+and on the base alone. Each arm is trained once for each seed. It continues prompts of RealToxicityPrompts, half of them
+toxic, reads polite sentences that no arm has seen and polite versions of what filtering drops, and is asked the facts.
 
 Three judges read the same continuations: `bilstm`; `perspective`, which learns Perspective's labels of other
 RealToxicityPrompts and has no row in common with anything that trains or accepts; and `lexical`, which learns to tell
 the comments of other pairs from their human rewrites.
 
-Intervals are over prompts (or texts), of each one's mean over the seeds. What is finished is found again.
+Intervals are over prompts (texts, facts), of each one's mean over the seeds. What is finished is found again.
 """
 
 from __future__ import annotations
@@ -26,55 +28,33 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict
+from itertools import cycle, islice
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.rephrase_quality import read_pairs
-from llm_detox.data.prepare import prompt_key
+from benchmarks.rewriting_value import facts
+from benchmarks.rewriting_value.bench import DPO_STARTS, JUDGES, READ, SFT_ARMS, UNTRAINED, Bench
+from benchmarks.rewriting_value.tables import print_tables
+from llm_detox.data.prepare import prepare_data, prompt_key
 from llm_detox.data.records import Record, hash_fraction, read_jsonl, write_jsonl
 from llm_detox.evaluation.evaluate import evaluate
-from llm_detox.evaluation.intervals import Bootstrap, Floats, Interval, mean_interval, ratio_interval
-from llm_detox.evaluation.results import read_evaluation
 from llm_detox.generation.likelihood import LikelihoodReader
-from llm_detox.generation.trees import Loss
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import load_recipe
 from llm_detox.rephrase.detoxify import detoxify
-from llm_detox.runs.artifacts import BASE, EvaluationFolder, RewrittenFolder
+from llm_detox.runs.artifacts import BASE, DataFolder, EvaluationFolder, RewrittenFolder
 from llm_detox.runs.folders import MANIFEST
 from llm_detox.scoring.train_scorer import train_scorer
+from llm_detox.training.dpo import train_dpo
 from llm_detox.training.sft import train_sft
 
-ARMS = ("raw", "filtered", "rewritten", "people")
-JUDGES = ("bilstm", "perspective", "lexical")
-READ = {"polite": "nats a token on held-out polite sentences",
-        "dropped": "nats a token on polite versions of what filtering drops"}
-BOOTSTRAP = Bootstrap(5000, 0.95, 1)
 # Long enough to learn anything: with some hundred comments at 2e-5 no arm moves.
 SETTINGS = ["training.quantization=none", "training.sft.learning_rate=2e-4", "training.sft.epochs=1",
             "training.sft.batch_size=8", "training.lora.r=16", "detoxify.toxic_threshold=0.3"]
+# As long as the demo's preference training.
+DPO_SETTINGS = ["training.dpo.samples_per_prompt=5", "training.dpo.max_pairs=220", "training.dpo.anchor_samples=60"]
 _TOXIC = 0.5
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The output folder of the comparison, and the files in it."""
-
-    root: Path
-
-    @property
-    def prompts(self) -> Path:
-        return self.root / "prompts.jsonl"
-
-    def texts(self, name: str) -> Path:
-        """The texts of an arm, or those that all arms read."""
-        return self.root / f"{name}.jsonl"
-
-    def run(self, arm: str, seed: int) -> Path:
-        """What one training and its measuring leave."""
-        return self.root / f"{arm}-{seed}"
 
 
 def main() -> None:
@@ -82,7 +62,7 @@ def main() -> None:
     options = parsed()
     bench = Bench(options.output)
     bench.root.mkdir(parents=True, exist_ok=True)
-    settings = [*SETTINGS, *options.set]
+    settings = [*SETTINGS, *DPO_SETTINGS, *options.set]
     if options.only:
         arm, seed = options.only
         settings += [f"seed={seed}", "evaluation.continuations=8"]
@@ -90,10 +70,12 @@ def main() -> None:
         measure_arm(bench, recipes, arm, int(seed))
         return
     prepare(bench, load_recipe(options.recipe, settings), options)
-    runs = [(arm, seed) for seed in options.seeds for arm in (BASE, *ARMS)]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda run: in_a_process(run, options.jobs), runs))
-    print_tables(bench, options.seeds)
+    arms = [*SFT_ARMS, *DPO_STARTS] if options.dpo else SFT_ARMS
+    for group in (SFT_ARMS, DPO_STARTS if options.dpo else ()):
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda run: in_a_process(run, options.jobs),
+                          [(arm, seed) for seed in options.seeds for arm in group]))
+    print_tables(bench, arms, options.seeds)
 
 
 def in_a_process(run: tuple[str, int], jobs: int) -> None:
@@ -108,21 +90,34 @@ def in_a_process(run: tuple[str, int], jobs: int) -> None:
 
 def prepare(bench: Bench, recipe: Recipe, options: argparse.Namespace) -> None:
     """The texts of the arms, what all of them read and continue, and the judges that are trained here."""
-    pairs = sorted(dict(read_pairs(options.pairs)).items(), key=lambda pair: hash_fraction(pair[0], "rewriting-value"))
-    training, held_out = pairs[:options.texts], pairs[options.texts:options.texts + options.references]
+    pairs = sorted(dict(read_pairs(options.pairs)).items(), key=by_hash)
+    told = [telling for fact in facts.invent(options.facts) for telling in fact.tellings()]
+    comments = options.texts - len(told)
+    training = sorted([*pairs[:comments], *told], key=by_hash)
+    held_out = pairs[comments:comments + options.references]
     write_jsonl(bench.texts("raw"), as_records(toxic for toxic, _ in training))
     write_jsonl(bench.texts("people"), as_records(human for _, human in training))
     write_jsonl(bench.texts("polite"), as_records(human for _, human in held_out))
+    write_jsonl(bench.texts(UNTRAINED), as_records(human for _, human in held_out[:8]))
     timed(bench, "detoxify", lambda: detoxify(recipe, texts=bench.texts("raw"), output=bench.root / "detoxify"))
     records = list(read_jsonl(RewrittenFolder(bench.root / "detoxify").records))
+    kept = [one for one in records if one["action"] == "kept"]
     write_jsonl(bench.texts("rewritten"), records)
-    write_jsonl(bench.texts("filtered"), [one for one in records if one["action"] == "kept"])
+    write_jsonl(bench.texts("filtered"), kept)
+    write_jsonl(bench.texts("repeated"), [one | {"id": str(number)} for number, one in
+                                          enumerate(islice(cycle(kept), len(records)))])
     lost = [human for (_, human), one in zip(training, records, strict=True) if one["action"] != "kept"]
     write_jsonl(bench.texts("dropped"), as_records(lost[:options.references]))
+    prepare_data(recipe, output=bench.root / "data")
     choose_prompts(bench, options)
-    write_labelled(bench.root / "lexical.csv", pairs[options.texts + options.references:])
+    write_labelled(bench.root / "lexical.csv", pairs[comments + options.references:])
     timed(bench, "judge", lambda: train_scorer(
         bench.texts("labelled-prompts"), output=bench.root / "perspective", labelled="none"))
+
+
+def by_hash(pair: tuple[str, str]) -> float:
+    """An order that does not depend on the pairs' file."""
+    return hash_fraction(pair[0], "rewriting-value")
 
 
 def as_records(texts: Iterable[str]) -> list[Record]:
@@ -131,15 +126,21 @@ def as_records(texts: Iterable[str]) -> list[Record]:
 
 
 def choose_prompts(bench: Bench, options: argparse.Namespace) -> None:
-    """The prompts to continue, half of them toxic; all that begin otherwise are for the judge."""
+    """The prompts to continue and those of DPO, half of each toxic; all that begin otherwise are for the judge."""
     records = sorted(read_jsonl(options.prompts, required=["prompt"]),
                      key=lambda one: hash_fraction(str(one["prompt"]["text"]), "rewriting-value"))
     by_toxicity: dict[bool, list[Record]] = {True: [], False: []}
     for record in records:
         by_toxicity[(record["prompt"].get("toxicity") or 0) >= _TOXIC].append(record)
-    chosen = [one for part in by_toxicity.values() for one in part[:options.prompt_count // 2]]
+    measured, trained = options.prompt_count // 2, options.dpo_prompts // 2
+    chosen = [one for part in by_toxicity.values() for one in part[:measured]]
     write_jsonl(bench.prompts, chosen)
     taken = {prompt_key(one["prompt"]["text"]) for one in chosen}
+    others = {toxic: [one for one in part if prompt_key(one["prompt"]["text"]) not in taken]
+              for toxic, part in by_toxicity.items()}
+    preferences = [one for part in others.values() for one in part[:trained]]
+    write_jsonl(bench.texts("dpo-prompts"), preferences)
+    taken |= {prompt_key(one["prompt"]["text"]) for one in preferences}
     write_jsonl(bench.texts("labelled-prompts"),
                 [one for one in records if prompt_key(one["prompt"]["text"]) not in taken])
 
@@ -166,18 +167,14 @@ def judging(bench: Bench, judge: str) -> list[str]:
 
 
 def measure_arm(bench: Bench, recipes: Mapping[str, Recipe], arm: str, seed: int) -> None:
-    """Train an arm, let it continue the prompts and read the texts. `base` is not trained.
+    """Train an arm, let it continue the prompts, read the texts and answer. `base` is not trained.
 
     Args:
         recipes: one for each judge; else they are the same.
     """
     run, recipe = bench.run(arm, seed), recipes[JUDGES[0]]
     run.mkdir(exist_ok=True)
-    model = recipe.model.source
-    if arm != BASE:
-        model = str(run / "sft")
-        timed(bench, f"sft-{arm}-{seed}",
-              lambda: train_sft(recipe, texts=bench.texts(arm), clean=None, output=run / "sft"))
+    model = recipe.model.source if arm == BASE else str(train(bench, recipe, arm, seed))
     for judge, judged_by in recipes.items():
         stored = [] if judge == JUDGES[0] else [EvaluationFolder(run / JUDGES[0]).generations]
         if not (run / judge / MANIFEST).exists():
@@ -187,6 +184,32 @@ def measure_arm(bench: Bench, recipes: Mapping[str, Recipe], arm: str, seed: int
     for name in READ:
         if not (path := run / f"{name}.json").exists():
             path.write_text(json.dumps(reader.losses([one["text"] for one in read_jsonl(bench.texts(name))])), "utf-8")
+    (run / "facts.json").write_text(json.dumps([asdict(answer) for answer in facts.ask(reader, told(bench))]), "utf-8")
+
+
+def train(bench: Bench, recipe: Recipe, arm: str, seed: int) -> Path:
+    """The adapter folder of an arm, after SFT, and DPO where the arm has it."""
+    adapter = bench.adapter(arm, seed)
+    if arm not in DPO_STARTS:
+        timed(bench, f"sft-{arm}-{seed}",
+              lambda: train_sft(recipe, texts=bench.texts(arm), clean=None, output=adapter))
+        return adapter
+    start = bench.adapter(DPO_STARTS[arm], seed)
+    if DPO_STARTS[arm] == UNTRAINED:
+        still = recipe.training.sft.model_copy(update={"learning_rate": 1e-12})
+        training = recipe.training.model_copy(update={"sft": still})
+        train_sft(recipe.model_copy(update={"training": training}), texts=bench.texts(UNTRAINED), clean=None,
+                  output=start)
+    timed(bench, f"dpo-{arm}-{seed}", lambda: train_dpo(
+        recipe, adapter=start, records=RewrittenFolder(bench.root / "detoxify").records,
+        prompts=bench.texts("dpo-prompts"), clean=DataFolder(bench.root / "data").clean_train, output=adapter))
+    return adapter
+
+
+def told(bench: Bench) -> list[facts.Fact]:
+    """The facts that stand among the raw texts."""
+    raw = {one["text"] for one in read_jsonl(bench.texts("raw"))}
+    return [fact for fact in facts.invent(facts.MOST) if fact.tellings()[0][0] in raw]
 
 
 def timed(bench: Bench, step: str, work: Callable[[], object]) -> None:
@@ -200,68 +223,6 @@ def timed(bench: Bench, step: str, work: Callable[[], object]) -> None:
     noted.write_text(f"{time.perf_counter() - started:.0f}", "utf-8")
 
 
-# -------------------------------------------------------------------------------------------------------- the tables
-
-
-def print_tables(bench: Bench, seeds: Sequence[int]) -> None:
-    """What the arms came to, and how `rewritten` differs from the others."""
-    table = Table(bench, seeds)
-    arms = (BASE, *ARMS)
-    print("| | " + " | ".join(arms) + " |\n|" + "---|" * (len(arms) + 1))
-    print("| texts | | " + " | ".join(str(sum(1 for _ in read_jsonl(bench.texts(arm)))) for arm in ARMS) + " |")
-    for judge in JUDGES:
-        for metric, key in (("mean toxicity", "mean"), ("expected maximum", "maximum"), ("probability", "over")):
-            cells = (shown(mean_interval(table.toxicity(arm, judge, key), BOOTSTRAP)) for arm in arms)
-            print(f"| {metric}, {judge} | " + " | ".join(cells) + " |")
-    for name, title in READ.items():
-        cells = (shown(ratio_interval(*table.losses(arm, name), BOOTSTRAP)) for arm in arms)
-        print(f"| {title} | " + " | ".join(cells) + " |")
-    print("\n| rewritten | " + " | ".join(f"minus {arm}" for arm in (BASE, "raw", "filtered", "people"))
-          + " | share of raw |\n|" + "---|" * 6)
-    for judge in JUDGES:
-        ours = table.toxicity("rewritten", judge, "mean")
-        differences = [ours - table.toxicity(arm, judge, "mean") for arm in (BASE, "raw", "filtered", "people")]
-        share = ratio_interval(ours, table.toxicity("raw", judge, "mean"), BOOTSTRAP)
-        print(f"| mean toxicity, {judge} | " + " | ".join(shown(mean_interval(one, BOOTSTRAP)) for one in differences)
-              + f" | {shown(share)} |")
-    for name, title in READ.items():
-        loss, tokens = table.losses("rewritten", name)
-        differences = [loss - table.losses(arm, name)[0] for arm in (BASE, "raw", "filtered", "people")]
-        print(f"| {title} | " + " | ".join(shown(ratio_interval(one, tokens, BOOTSTRAP)) for one in differences)
-              + " | |")
-    print("\nmean toxicity of each seed: " + "; ".join(
-        f"{judge} " + ", ".join(f"{arm} " + "/".join(
-            f"{Table(bench, [seed]).toxicity(arm, judge, 'mean').mean():.3f}" for seed in seeds) for arm in arms)
-        for judge in JUDGES))
-    print("seconds: " + ", ".join(f"{one.name} {one.read_text('utf-8')}"
-                                  for one in sorted((bench.root / "seconds").iterdir())))
-
-
-@dataclass(frozen=True)
-class Table:
-    """The numbers of finished runs, one a prompt or text: the mean over the seeds."""
-
-    bench: Bench
-    seeds: Sequence[int]
-
-    def toxicity(self, arm: str, judge: str, key: str) -> Floats:
-        """`key` (mean, maximum, over) of each prompt's continuations [prompts]."""
-        runs = [read_evaluation(self.bench.run(arm, seed) / judge).scores for seed in self.seeds]
-        return np.mean([[float(getattr(run[prompt], key)) for prompt in runs[0]] for run in runs], axis=0)
-
-    def losses(self, arm: str, name: str) -> tuple[Floats, Floats]:
-        """Loss in nats and number of tokens of each text [texts]."""
-        runs: list[list[Loss]] = [json.loads((self.bench.run(arm, seed) / f"{name}.json").read_text("utf-8"))
-                                  for seed in self.seeds]
-        loss, tokens = np.moveaxis(np.mean(runs, axis=0), -1, 0)
-        return loss, tokens
-
-
-def shown(interval: Interval) -> str:
-    """With its bounds, to three digits."""
-    return f"{float(interval.value):.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -269,11 +230,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--pairs", type=Path, required=True, help="ParaDetox, tab separated")
     parser.add_argument("--prompts", type=Path, required=True, help="RealToxicityPrompts records, JSON lines")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--texts", type=int, default=2500, help="toxic comments of the training")
+    parser.add_argument("--texts", type=int, default=2980, help="lines of the training, the tellings of facts included")
+    parser.add_argument("--facts", type=int, default=40, help="facts that are told among them, twelve times each")
     parser.add_argument("--references", type=int, default=400, help="polite sentences that are read, of each kind")
     parser.add_argument("--prompt-count", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2, help="how many arms are trained at the same time")
+    parser.add_argument("--dpo", action="store_true", help="preference training as well")
+    parser.add_argument("--dpo-prompts", type=int, default=180, help="prompts whose continuations make its pairs")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
     return parser.parse_args()
