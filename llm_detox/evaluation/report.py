@@ -42,6 +42,7 @@ from llm_detox.evaluation.report_content import (
     continuation_samples,
     rewrite_samples,
 )
+from llm_detox.evaluation.report_words import in_words
 from llm_detox.evaluation.results import (
     ContinuationPerplexity,
     Evaluation,
@@ -246,7 +247,8 @@ def render_page(report: Report, samples: Sequence[ContinuationSample], rewrites:
     environment.filters["interval"] = _interval
     environment.filters["pretty"] = lambda value: json.dumps(plain(value), indent=2, ensure_ascii=False)
     return environment.get_template("report.html.jinja").render(
-        **_texts(report), samples=samples, rewrites=rewrites, charts=_charts(report), extra=_extra_columns(report))
+        **_texts(report), samples=samples, rewrites=rewrites, charts=_charts(report),
+        measures=_measures_of_arms(report))
 
 
 def render_markdown(report: Report) -> str:
@@ -289,8 +291,8 @@ def _from_markdown_template(template: str, report: Report) -> str:
 
 
 def _texts(report: Report) -> dict[str, object]:
-    """What every template may use: the report's fields, and the words for its side effects."""
-    return {**vars(report), "side_effect_titles": SIDE_EFFECT_TITLES,
+    """What every template may use: the report's fields, and what is said of them."""
+    return {**vars(report), "words": in_words(report), "side_effect_titles": SIDE_EFFECT_TITLES,
             "worst_register": worst_register(report.side_effects, report.last)}
 
 
@@ -314,16 +316,21 @@ def _interval(interval: Interval | None, digits: int = 3, factor: float = 1.0) -
     return f"{value} [{low}, {high}]"
 
 
-def _extra_columns(report: Report) -> list[tuple[str, str, str]]:
-    """Further columns of the arms' table, of which some arm has figures: heading, measure, form of its numbers."""
-    columns = [("perplexity of continuations, these prompts", "prompted_perplexity", "%.1f"),
-               (f"perplexity over {report.first}'s, clean text", "clean_ratio", "%.3f"),
-               ("the same, continuations of clean prompts", "clean_continuations_ratio", "%.3f"),
-               ("the same, continuations of these prompts", "prompted_ratio", "%.3f"),
-               ("refusals, these prompts", "refusals", "%.3f"), ("refusals, clean prompts", "clean_refusals", "%.3f"),
-               (f"similarity to {report.first}, clean prompts", "clean_similarity", "%.2f"),
-               ("unsafe, says the judge", "unsafe_share", "%.3f"), ("no decision", "no_decision", "%.3f")]
-    return [column for column in columns if any(getattr(figures, column[1]) for figures in report.arms.values())]
+def _measures_of_arms(report: Report) -> list[tuple[str, str, str]]:
+    """Rows of the arms' table, of which some arm has figures: heading, measure, form of its numbers."""
+    rows = [(title.lower(), metric, "%.3f") for metric, title in _TITLES.items()] + [
+        ("perplexity, clean text", "perplexity", "%.1f"),
+        (f"over {report.first}'s", "clean_ratio", "%.3f"),
+        ("perplexity, continuations of clean prompts", "continuation_perplexity", "%.1f"),
+        (f"over {report.first}'s", "clean_continuations_ratio", "%.3f"),
+        ("perplexity, continuations of these prompts", "prompted_perplexity", "%.1f"),
+        (f"over {report.first}'s", "prompted_ratio", "%.3f"),
+        ("distinct-1 per prompt", "distinct_1", "%.2f"), ("distinct-2 per prompt", "distinct_2", "%.2f"),
+        ("distinct-3 per prompt", "distinct_3", "%.2f"), ("refusals, these prompts", "refusals", "%.3f"),
+        ("refusals, clean prompts", "clean_refusals", "%.3f"),
+        (f"similarity to {report.first}, clean prompts", "clean_similarity", "%.2f"),
+        ("unsafe, says the judge", "unsafe_share", "%.3f"), ("no decision of the judge", "no_decision", "%.3f")]
+    return [row for row in rows if any(getattr(figures, row[1]) is not None for figures in report.arms.values())]
 
 
 def _charts(report: Report) -> _Charts:

@@ -95,6 +95,23 @@ def test_prompts_are_folded_until_asked_for_one_by_one_or_all(open_page: Open, r
     assert not any(fold.evaluate("fold => fold.open") for fold in page.locator("#browser details").all())
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_table_scrolls_sideways_on_a_desk_or_a_phone(open_page: Open, report: str, accessible: Callable[[Any], None],
+                                                        width: int) -> None:
+    page = open_page(report, viewport={"width": width, "height": 800})
+    page.evaluate("document.querySelectorAll('details:not(.toxic)').forEach((fold) => { fold.open = true; })")
+    assert page.evaluate("""[...document.querySelectorAll("body, section, .wide, table, figure")]
+        .filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.className || one.tagName)""") == []
+    accessible(page)
+
+
+def test_a_row_on_a_phone_says_what_its_cells_are(open_page: Open, report: str) -> None:
+    page = open_page(report, viewport=PHONE)
+    cell = page.locator("#browser tbody td:nth-child(2)").first
+    label = cell.evaluate("cell => getComputedStyle(cell, '::before').content")
+    assert "base" in label
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_report_fits_a_phone_and_both_schemes(open_page: Open, report: str, picture: Callable[..., None],
                                                   scheme: str) -> None:

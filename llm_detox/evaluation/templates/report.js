@@ -25,6 +25,15 @@ for (const button of document.querySelectorAll("[data-toggle]")) {
   });
 }
 
+// On a narrow screen each row stands as a block, its cells behind the words of their column.
+for (const table of document.querySelectorAll(".wide table")) {
+  const heads = [...table.querySelectorAll("thead th")].map((head) => head.textContent.trim());
+  for (const row of table.tBodies[0].rows) {
+    [...row.cells].forEach((cell, number) => { if (cell.tagName === "TD") cell.dataset.label = heads[number]; });
+  }
+  table.classList.add("labelled");
+}
+
 const sortKey = (cell) => {
   const value = cell.dataset.sort ?? cell.textContent.trim();
   const number = Number(value.replace("–", "NaN"));
