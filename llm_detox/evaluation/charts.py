@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from markupsafe import Markup
@@ -32,7 +32,7 @@ def interval_bars(values: Mapping[str, Interval | None], *, width: int = 420, di
     def x(value: float) -> float:
         return _LABEL + span * max(value, 0.0) / top
 
-    parts = []
+    parts, tips = [], []
     for row, arm in enumerate(arms):
         y, entry = row * _ROW + _ROW / 2, values[arm]
         parts.append(_text(_LABEL - 10, y, arm, "end", "name"))
@@ -40,12 +40,13 @@ def interval_bars(values: Mapping[str, Interval | None], *, width: int = 420, di
             parts.append(_text(_LABEL, y, "not measured", "start", "faint"))
             continue
         tip = f"{arm}: {entry.value:.{digits}f}, interval {entry.low:.{digits}f} to {entry.high:.{digits}f}"
+        tips.append(tip)
         length = max(x(entry.value) - _LABEL, 1)
         bar = f'<rect class="bar" x="{_LABEL}" y="{y - 8}" width="{length:.1f}" height="16" rx="3"/>'
         parts.append(_group(arm, arms, tip, bar + _whisker(x(entry.low), x(entry.high), y)))
         parts.append(_text(width - _VALUE + 8, y, f"{entry.value:.{digits}f}", "start", "value"))
     axis = f'<line class="axis" x1="{_LABEL}" x2="{_LABEL}" y1="0" y2="{len(arms) * _ROW}"/>'
-    return _svg(width, len(arms) * _ROW, "".join(parts) + axis)
+    return _svg(width, len(arms) * _ROW, "".join(parts) + axis, tips)
 
 
 def forest(rows: Sequence[ArmDifference], arms: Sequence[str], *, width: int = 860) -> Markup:
@@ -65,18 +66,20 @@ def forest(rows: Sequence[ArmDifference], arms: Sequence[str], *, width: int = 8
     height = len(rows) * _ROW + 22
     parts = [f'<rect class="better" x="{label}" y="0" width="{span / 2}" height="{len(rows) * _ROW}"/>',
              f'<line class="axis" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{len(rows) * _ROW}"/>']
+    tips = []
     for index, row in enumerate(rows):
         y = index * _ROW + _ROW / 2
         title = f"{row.metric.replace('_', ' ')}, against {row.against}"
         shown = f"{row.value:+.3f}  [{row.low:+.3f}, {row.high:+.3f}]"
         point = f'<circle class="bar" cx="{x(row.value):.1f}" cy="{y}" r="5.5"/>'
         parts.append(_text(label - 12, y, title, "end", "name"))
-        parts.append(_group(row.against, arms, f"{title}: {shown}", _whisker(x(row.low), x(row.high), y) + point))
+        tips.append(f"{title}: {shown}")
+        parts.append(_group(row.against, arms, tips[-1], _whisker(x(row.low), x(row.high), y) + point))
         parts.append(_text(width - number + 12, y, shown, "start", "value"))
     foot = len(rows) * _ROW + 14
     parts.append(_text(x(0) - 8, foot, "← less toxic", "end", "faint"))
     parts.append(_text(x(0) + 8, foot, "more toxic →", "start", "faint"))
-    return _svg(width, height, "".join(parts))
+    return _svg(width, height, "".join(parts), tips)
 
 
 def survival(histograms: Mapping[str, Sequence[int]], threshold: float, *, width: int = 860,
@@ -105,14 +108,15 @@ def survival(histograms: Mapping[str, Sequence[int]], threshold: float, *, width
     parts.append(_text(left + span / 2, height - 3, "toxicity of a continuation, at least", "middle", "faint"))
     x = left + span * threshold
     parts.append(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="10" y2="{10 + rise}"/>')
+    tips = []
     for arm, curve in curves.items():
         bins = len(curve)
         points = " ".join(f"{point(n / bins, share)} {point((n + 1) / bins, share)}"
                           for n, share in enumerate(curve) if n)
         at = curve[min(round(threshold * bins), bins - 1)]
-        parts.append(_group(arm, arms, f"{arm}: {at:.1%} of the continuations at or over {threshold:g}",
-                            f'<polyline class="line" points="{points}"/>'))
-    return _svg(width, height, "".join(parts))
+        tips.append(f"{arm}: {at:.1%} of the continuations at or over {threshold:g}")
+        parts.append(_group(arm, arms, tips[-1], f'<polyline class="line" points="{points}"/>'))
+    return _svg(width, height, "".join(parts), tips)
 
 
 def timings(seconds: Mapping[str, float], *, width: int = 860) -> Markup:
@@ -126,7 +130,8 @@ def timings(seconds: Mapping[str, float], *, width: int = 860) -> Markup:
         parts.append(_text(label - 10, y, name, "end", "name"))
         parts.append(f'<rect class="time" x="{label}" y="{y - 6}" width="{max(length, 1):.1f}" height="12" rx="3"/>')
         parts.append(_text(label + max(length, 1) + 8, y, f"{took:,.1f} s", "start", "value"))
-    return _svg(width, max(len(seconds) * 24, 1), "".join(parts))
+    return _svg(width, max(len(seconds) * 24, 1), "".join(parts),
+                [f"{name} {took:,.1f} s" for name, took in seconds.items()])
 
 
 def curves(columns: Sequence[str], series: Mapping[str, Sequence[float | None]], *, below: str, width: int = 420,
@@ -152,14 +157,16 @@ def curves(columns: Sequence[str], series: Mapping[str, Sequence[float | None]],
     for number, label in enumerate(columns):
         parts.append(_text(left + number * step, height - 26, label, "middle", "faint"))
     parts.append(_text(left + span / 2, height - 8, below, "middle", "faint"))
+    tips = []
     for name, values in series.items():
         points = [(left + number * step, 10 + rise * (1 - value / top), label, value)
                   for number, (label, value) in enumerate(zip(columns, values, strict=True)) if value is not None]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
         parts.append(_group(name, names, name, f'<polyline class="line" points="{line}"/>'))
+        tips += [f"{name}, {label}: {value:.4g}" for _, _, label, value in points]
         parts += [_group(name, names, f"{name}, {label}: {value:.4g}",
                          f'<circle class="bar" cx="{x:.1f}" cy="{y:.1f}" r="4"/>') for x, y, label, value in points]
-    return _svg(width, height, "".join(parts))
+    return _svg(width, height, "".join(parts), tips)
 
 
 def _round_up(value: float) -> float:
@@ -175,8 +182,11 @@ def _at_or_over(counts: Sequence[int]) -> list[float]:
     return [sum(counts[first:]) / total for first in range(len(counts))]
 
 
-def _svg(width: float, height: float, inner: str) -> Markup:
-    return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img">{inner}</svg>')  # noqa: S704 - text is escaped
+def _svg(width: float, height: float, inner: str, tips: Iterable[str]) -> Markup:
+    """The picture; who cannot see it is read the words of its marks."""
+    words = escape("; ".join(tips) or "no figures")
+    return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{words}">'  # noqa: S704 - escaped
+                  f"{inner}</svg>")
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str) -> str:

@@ -320,11 +320,11 @@ def _measures_of_arms(report: Report) -> list[tuple[str, str, str]]:
     """Rows of the arms' table, of which some arm has figures: heading, measure, form of its numbers."""
     rows = [(title.lower(), metric, "%.3f") for metric, title in _TITLES.items()] + [
         ("perplexity, clean text", "perplexity", "%.1f"),
-        (f"over {report.first}'s", "clean_ratio", "%.3f"),
+        (f"the same over {report.first}'s", "clean_ratio", "%.3f"),
         ("perplexity, continuations of clean prompts", "continuation_perplexity", "%.1f"),
-        (f"over {report.first}'s", "clean_continuations_ratio", "%.3f"),
+        (f"the same over {report.first}'s", "clean_continuations_ratio", "%.3f"),
         ("perplexity, continuations of these prompts", "prompted_perplexity", "%.1f"),
-        (f"over {report.first}'s", "prompted_ratio", "%.3f"),
+        (f"the same over {report.first}'s", "prompted_ratio", "%.3f"),
         ("distinct-1 per prompt", "distinct_1", "%.2f"), ("distinct-2 per prompt", "distinct_2", "%.2f"),
         ("distinct-3 per prompt", "distinct_3", "%.2f"), ("refusals, these prompts", "refusals", "%.3f"),
         ("refusals, clean prompts", "clean_refusals", "%.3f"),

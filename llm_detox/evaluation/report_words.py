@@ -17,7 +17,7 @@ def in_words(report: Report) -> list[str]:
 
 def _tried(report: Report) -> str:
     figures, names = report.arms[report.last], list(report.arms)
-    arms = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    arms = f"The arms {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else f"The arm {names[0]}"
     return (f"{arms} continued the same {figures.prompts} prompts, {figures.continuations // figures.prompts} times "
             f"each. {report.scorer.name} scored the continuations; it trained none of the models.")
 
