@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class DetoxError(Exception):
@@ -39,3 +42,34 @@ class GateNotPassed(DetoxError):
     """The work is done, but the model did not pass the recipe's gate."""
 
     exit_code = 3
+
+
+# Packages that a plain installation lacks, as they are imported, with the extra that has them.
+_EXTRAS = {
+    **dict.fromkeys(("google", "grpc", "grpc_reflection", "httpx", "markupsafe"), "client"),
+    **dict.fromkeys(("boto3", "botocore", "s3transfer"), "storage"),
+    **dict.fromkeys(("kserve", "kubernetes", "urllib3"), "deploy"),
+    **dict.fromkeys(("fastapi", "nicegui", "starlette", "uvicorn"), "ui"),
+    **dict.fromkeys((
+        "accelerate", "bitsandbytes", "datasets", "gguf", "h5py", "huggingface_hub", "jinja2", "kfp", "numpy", "peft",
+        "psutil", "pyarrow", "safetensors", "scipy", "tensorboard", "tokenizers", "torch", "transformers", "trl",
+    ), "workbench"),
+}
+
+
+@contextmanager
+def optional_packages() -> Iterator[None]:
+    """A package that the block wants to import, and that is not installed, becomes one error that names its extra.
+
+    Raises:
+        DetoxError: that error. A missing module of Python's own or of this project is a fault, and stays what it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package in sys.stdlib_module_names or package in ("llm_detox", "serving"):
+            raise
+        extra = _EXTRAS.get(package)
+        wanted = f"'llm-detox[{extra}]'" if extra else package
+        raise DetoxError(f"{package} is not installed", remedy=f"pip install {wanted}") from error

@@ -11,7 +11,7 @@ import typer.core
 
 from llm_detox import __version__
 from llm_detox.cli import bench, measure, models, recipe, serve, steps, train
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, optional_packages
 from llm_detox.progress import one_voice, safe_output, say, visible_json
 
 
@@ -69,7 +69,8 @@ def run_app(command: typer.Typer) -> None:
     one_voice()
     with safe_output():
         try:
-            command()
+            with optional_packages():
+                command()
         except DetoxError as error:
             if os.environ.get("LLM_DETOX_DEBUG"):
                 raise

@@ -136,13 +136,9 @@ def compare_ui(
     """
     names = _two_names(name)
     specs, settings = _reading(recipe, scorer)
+    from llm_detox.compare_ui.page import Comparison, serve
     from llm_detox.compare_ui.reading import open_reader
     from llm_detox.compare_ui.session import open_side
-
-    try:
-        from llm_detox.compare_ui.page import Comparison, serve
-    except ModuleNotFoundError as error:
-        raise DetoxError(f"{error.name} is not installed", remedy="pip install 'llm-detox[ui]'") from None
 
     tokens = (os.environ.get("LLM_DETOX_BASE_TOKEN"), os.environ.get("LLM_DETOX_TOKEN"))
     sides = [open_side(called, source, timeout=timeout, token=token, ca_file=ca, cert_file=cert, key_file=key)

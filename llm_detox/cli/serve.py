@@ -44,7 +44,7 @@ def _last_deployed() -> str:
     found = sorted(Path("runs").glob("*/artifacts/*/deploy/deployment/model"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UsageError("no model is given, and no local run has deployed one", place="runs/",
-                         remedy="llm-detox serve MODEL, or `make demo` first")
+                         remedy="llm-detox serve MODEL; in a checkout `make demo` makes one")
     return str(found[-1])
 
 

@@ -19,7 +19,8 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "kfp")
 def examine_machine(name: str) -> Iterator[Finding]:
     """Packages, programs, memory and disk, for a run of the recipe of that name."""
     missing = [package for package in _PACKAGES if util.find_spec(package) is None]
-    yield (Finding("packages", "missing", f"not installed: {', '.join(missing)}", "make install") if missing
+    yield (Finding("packages", "missing", f"not installed: {', '.join(missing)}",
+                   "make install; without a checkout, pip install 'llm-detox[workbench]'") if missing
            else Finding("packages", "ok", ", ".join(_PACKAGES)))
     yield _weed()
     yield _caikit()

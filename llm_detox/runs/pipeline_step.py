@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, optional_packages
 from llm_detox.progress import human_seconds, one_voice, safe_output, say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.addresses import check_store
@@ -86,7 +86,8 @@ def pipeline_step(
         try:
             resolved = resolve_recipe(recipe, changes=changes, overrides=overrides)
             _check_store()
-            yield resolved
+            with optional_packages():
+                yield resolved
         except DetoxError as error:
             _write_error(name, error)
             say(f"error in {name}: {error}")

@@ -20,6 +20,7 @@ from llm_detox.processes import Process
 from llm_detox.progress import task
 
 CAIKIT_PYTHON_VARIABLE = "LLM_DETOX_CAIKIT_PYTHON"
+_LOCK = "requirements/caikit.txt"  # of a checkout
 READY_SECONDS = 300.0
 _PROBE = "Hello"
 # What belongs to the store or to another server has no place in these processes.
@@ -60,11 +61,14 @@ def caikit_python() -> str:
     Raises:
         DetoxError: it is not there.
     """
-    given = os.environ.get(CAIKIT_PYTHON_VARIABLE)
-    path = Path(given) if given else Path(__file__).parents[2] / ".venv-caikit" / "bin" / "python"
+    given, root = os.environ.get(CAIKIT_PYTHON_VARIABLE), Path(__file__).parents[2]
+    path = Path(given) if given else root / ".venv-caikit" / "bin" / "python"
     if not path.exists():
+        makes = "`make install` makes it" if (root / _LOCK).exists() else (
+            f"`make install` in a checkout of llm-detox makes it, and so does `pip install --no-deps --require-hashes "
+            f"-r {_LOCK}` of the checkout in an environment of Python 3.11")
         raise DetoxError("the Caikit runtime's own environment is missing", place=str(path),
-                         remedy=f"`make install` makes it; or set {CAIKIT_PYTHON_VARIABLE} to its interpreter")
+                         remedy=f"{makes}; or set {CAIKIT_PYTHON_VARIABLE} to its interpreter")
     return str(path)
 
 
