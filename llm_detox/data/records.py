@@ -212,6 +212,7 @@ _RETWEET = re.compile(r"\bRT\b(?=\s*[@:])|(?<!\w)@\w+:?")
 _WIKI = re.compile(r"\(?\b(?:talk|contribs)\b\)?|\(UTC\)|={2,}|'{2,}|\[\[|\]\]|<[^>]*>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ue000-\uf8ff\ufffd]")
 _NOT_WORD = re.compile(r"[^\w\s]|_")
+_VARIATIONS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # how a sign is drawn
 
 
 def clean_text(text: str) -> str:
@@ -223,9 +224,18 @@ def clean_text(text: str) -> str:
 
 
 def same_text_key(text: str) -> str:
-    """Equal for texts that differ only in case, punctuation, accents' form or spacing."""
+    """Equal for texts that differ only in case, punctuation, accents' form or spacing.
+
+    Marks that belong to a letter, such as the vowel signs of Hindi, make another word and are kept.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return _SPACE.sub(" ", _NOT_WORD.sub(" ", folded)).strip()
+    kept = _NOT_WORD.sub(" ", folded) if folded.isascii() else _NOT_WORD.sub(_mark_or_blank, folded)
+    return _SPACE.sub(" ", kept).strip()
+
+
+def _mark_or_blank(match: re.Match[str]) -> str:
+    is_mark = unicodedata.category(match[0]) in ("Mn", "Mc") and not _VARIATIONS.match(match[0])
+    return match[0] if is_mark else " "
 
 
 def cut_at_word(text: str, max_chars: int) -> str:

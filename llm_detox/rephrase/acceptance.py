@@ -14,7 +14,7 @@ from typing import Protocol
 
 from llm_detox.generation.trees import Loss
 
-_WORDS = re.compile(r"[\w']+")
+_WORDS = re.compile("[\\w'\u0300-\u0963\u0966-\u1dff]+")  # with the marks of letters, such as Hindi's vowel signs
 
 
 class Scorer(Protocol):

@@ -107,6 +107,19 @@ def test_cleaning_removes_links_mentions_and_markup() -> None:
     assert clean_text("RT @you: see https://x.y/z  &amp; ''this''\n<b>now</b>") == "see & this now"
 
 
+@pytest.mark.parametrize(("one", "other"), [
+    ("कि", "की"), ("मैं हूँ", "मैं हू"), ("కల", "కాల"), ("น้ำ", "นำ"), ("كَتَبَ", "كُتِبَ")])
+def test_texts_that_differ_in_vowel_signs_are_not_the_same(one: str, other: str) -> None:
+    assert same_text_key(one) != same_text_key(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("cafe\u0301", "caf\u00e9"), ("Hello, world!", "hello   world"), ("❤️ fine", "fine"), ("a\ufe0fb", "a b"),
+    ("_under_score_", "under score"), ("ＦＵＬＬ", "full"), ("नमस्ते, दुनिया!", "नमस्ते दुनिया")])
+def test_texts_that_differ_in_form_alone_are_the_same(one: str, other: str) -> None:
+    assert same_text_key(one) == same_text_key(other)
+
+
 @given(st.text())
 def test_cleaning_twice_changes_nothing_that_matters(text: str) -> None:
     once = clean_text(text)
