@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from llm_detox.client.client import TextGenerationClient, is_address, split_address
 from llm_detox.client.credentials import credentials_for
 from llm_detox.client.types import Message, Prompt
-from llm_detox.errors import DetoxError, UsageError
+from llm_detox.errors import DetoxError, UsageError, optional_packages
 from llm_detox.guard.filter import Guard, GuardVerdict
+from llm_detox.guard.scorer_guard import ScorerGuard
 
 if TYPE_CHECKING:
     from llm_detox.judge.judge import Constitution
-    from llm_detox.scoring.base import ToxicityScorer
 
 _REMEDY = ("--guard ngram, bilstm, transformers=SOURCE or perspective for a scorer (attributes=FOLDER for "
            "one that train-scorer wrote), plugin:NAME for one of an installed package, judge=MODEL or judge=ADDRESS "
@@ -30,8 +30,13 @@ def open_guard(spec: str, threshold: float = 0.5) -> Guard:
 
     Raises:
         UsageError: there is no such guard.
-        DetoxError: its model is not available.
+        DetoxError: its model, or a package that it needs, is not available.
     """
+    with optional_packages():
+        return _open(spec, threshold)
+
+
+def _open(spec: str, threshold: float) -> Guard:
     kind, _, source = spec.partition("=")
     if kind == "judge":
         if not source:
@@ -45,44 +50,6 @@ def open_guard(spec: str, threshold: float = 0.5) -> Guard:
     from llm_detox.scoring.load import load_scorer
 
     return ScorerGuard(load_scorer(ScorerSection(kind=cast(Any, kind), source=source or None)), threshold)
-
-
-class ScorerGuard:
-    """Withholds what a toxicity scorer puts at or over a threshold.
-
-    Each sentence is scored alone and with all that went before: a long harmless text would cover up a toxic sentence,
-    and sentences that are harmless alone need not be so together. The highest score counts.
-    """
-
-    by_sentence = True
-
-    def __init__(self, scorer: ToxicityScorer, threshold: float = 0.5) -> None:
-        if not 0 < threshold <= 1:
-            raise UsageError("a threshold is between 0 and 1", place="--guard-threshold", remedy="try 0.5")
-        from llm_detox.scoring.base import MAX_CHARS
-
-        self.name, self.threshold = str(scorer.name), threshold
-        self._scorer, self._longest = scorer, MAX_CHARS
-        self._lock = threading.Lock()
-
-    def judge(self, prompt: Prompt, shown: str, sentences: Sequence[str]) -> GuardVerdict:
-        texts, whole = [], shown
-        for sentence in sentences:
-            alone, whole = not whole.strip(), whole + sentence
-            if sentence.strip():
-                texts += [sentence] if alone else [sentence, whole[-self._longest:]]
-        try:
-            with self._lock:
-                scores = self._scorer.score(texts)
-        except DetoxError as error:
-            return GuardVerdict(True, f"could not be scored: {error.message}")
-        known = [score for score in scores if score is not None]
-        if len(known) < len(scores):
-            return GuardVerdict(True, "could not be scored")
-        highest = max(known, default=0.0)
-        over = highest >= self.threshold
-        return GuardVerdict(over, f"toxicity {highest:.2f}, {'at or over' if over else 'under'} {self.threshold:g}",
-                            highest)
 
 
 class JudgeGuard:

@@ -1,4 +1,8 @@
-"""Toxicity scorers behind one interface. A text that could not be scored gives None: unscored is not clean."""
+"""Toxicity scorers behind one interface. A text that could not be scored gives None: unscored is not clean.
+
+A scorer is given texts as people read them, whatever their characters are (`llm_detox.scoring.readings`); a text with
+several readings has the scores of the worst.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Literal, get_args
 
 from llm_detox.errors import DetoxError
 from llm_detox.generation.batching import sized_batches
 from llm_detox.progress import say
+from llm_detox.scoring.lookalikes import plain
+from llm_detox.scoring.readings import VERSION, readings
 
 MAX_CHARS = 20_000  # longer texts are not scored; Perspective's own limit
 _FAILURES_IN_A_ROW = 3
@@ -23,9 +30,9 @@ ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 
 def unscorable(text: str) -> str | None:
     """Why a text never reaches a scorer; None for one that does."""
-    if not text.strip():
-        return "empty text"
-    return "text too long" if len(text) > MAX_CHARS else None
+    if len(text) > MAX_CHARS:
+        return "text too long"
+    return None if plain(text).strip() else "empty text"
 
 
 class ToxicityScorer(ABC):
@@ -35,7 +42,8 @@ class ToxicityScorer(ABC):
         name: for people, such as "bilstm".
         version: of the weights, for people: a package's version, a revision, a format.
         device: where it computes: "cpu", "cuda", or "service".
-        fingerprint: changes whenever a score could; scores with different fingerprints are never compared.
+        fingerprint: changes whenever a score could; scores with different fingerprints are never compared. It ends with
+            the version of the readings.
         attributes: what it scores, named as in RealToxicityPrompts ("toxicity", "insult", ...).
         attribute: the one that `score` gives.
         failures: what went wrong so far, message -> number of texts left unscored.
@@ -46,7 +54,8 @@ class ToxicityScorer(ABC):
         if attribute not in attributes:
             raise DetoxError(f"the scorer has no attribute {attribute!r}", place=name,
                              remedy=f"it has: {', '.join(attributes)}")
-        self.name, self.fingerprint, self.version, self.device = name, fingerprint, version, device
+        self.name, self.version, self.device = name, version, device
+        self.fingerprint = f"{fingerprint}-{VERSION}"
         self.attributes, self.attribute = tuple(attributes), attribute
         self.batch_size = batch_size
         self.failures: dict[str, int] = {}
@@ -60,21 +69,32 @@ class ToxicityScorer(ABC):
         return [scores[self.attribute] if scores else None for scores in self.score_attributes(texts)]
 
     def score_attributes(self, texts: Sequence[str]) -> list[Scores | None]:
-        """All attributes of each text, or None.
+        """All attributes of each text, or None; of several readings each attribute's highest score.
 
         Raises:
             DetoxError: several batches in a row failed: the scorer is dead, not the texts bad.
         """
         results: list[Scores | None] = [None] * len(texts)
-        usable = []
+        usable: list[tuple[int, str]] = []
         for index, text in enumerate(texts):
             if problem := unscorable(text):
                 self._fail(problem, 1)
             else:
-                usable.append(index)
+                usable += [(index, reading) for reading in readings(text)]
+        scored = self.score_as_written([reading for _, reading in usable])
+        for index, rows in groupby(zip(usable, scored, strict=True), key=lambda pair: pair[0][0]):
+            results[index] = _worst([scores for _, scores in rows])
+        return results
+
+    def score_as_written(self, texts: Sequence[str]) -> list[Scores | None]:
+        """All attributes of each text, taken letter by letter; None where it could not be scored.
+
+        Raises:
+            DetoxError: several batches in a row failed.
+        """
+        results: list[Scores | None] = [None] * len(texts)
         in_a_row = 0
-        for places in sized_batches([len(texts[index]) for index in usable], self.batch_size):
-            batch = [usable[place] for place in places]
+        for batch in sized_batches([len(text) for text in texts], self.batch_size):
             try:
                 scored = self._checked([texts[index] for index in batch])
             except Exception as error:  # whatever a scorer raises, the texts stay unscored and are counted
@@ -112,6 +132,14 @@ class ToxicityScorer(ABC):
         self.failures[message] = self.failures.get(message, 0) + count
 
 
+def _worst(rows: Sequence[Scores | None]) -> Scores | None:
+    """Each attribute's highest score; None where a reading has none: what it says stays unknown."""
+    known = [scores for scores in rows if scores is not None]
+    if len(known) < len(rows):
+        return None
+    return {name: max(scores[name] for scores in known) for name in known[0]}
+
+
 class EnsembleScorer(ToxicityScorer):
     """The mean of several scorers, over the attributes that all of them have; unscored where one has no score."""
 
@@ -124,7 +152,7 @@ class EnsembleScorer(ToxicityScorer):
         self.members = list(members)
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores | None]:
-        answers = zip(*(member.score_attributes(texts) for member in self.members), strict=True)
+        answers = zip(*(member.score_as_written(texts) for member in self.members), strict=True)
         return [self._mean(row) for row in answers]
 
     def _mean(self, row: Sequence[Scores | None]) -> Scores | None:

@@ -28,6 +28,7 @@ from llm_detox.runs.folders import cache_dir, sha256_of
 from llm_detox.scoring.base import Scores, ToxicityScorer
 from llm_detox.scoring.features import (
     BUCKETS,
+    Encoded,
     Floats,
     area_under_roc,
     encode,
@@ -37,6 +38,7 @@ from llm_detox.scoring.features import (
     sigmoid,
     word_shares,
 )
+from llm_detox.scoring.lookalikes import plain
 
 _VERSION = "2"  # of the features and the training: a change makes new weights and a new fingerprint
 _HELD_OUT = 0.1
@@ -66,7 +68,7 @@ class NgramScorer(ToxicityScorer):
 
     def logits(self, texts: Sequence[str]) -> Floats:
         """[n] calibrated log-odds of being toxic."""
-        raw = features(encode(texts)).logits(self.weights)
+        raw = features(_encoded(texts)).logits(self.weights)
         return np.asarray(self.scale * (raw + self.bias) + self.shift, dtype=np.float64)
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores | None]:
@@ -77,10 +79,19 @@ class NgramScorer(ToxicityScorer):
 
         The sums of a text, plus the log-odds of a text without any n-gram, are its `logits`.
         """
-        encoded = encode(texts)
+        encoded = _encoded(texts)
         found = features(encoded)
         shares = word_shares(encoded, found, self.scale * self.weights[found.bucket] * found.value)
         return [list(zip(text.split(), row, strict=True)) for text, row in zip(texts, shares, strict=True)]
+
+
+def _encoded(texts: Sequence[str]) -> Encoded:
+    """The texts word by word as they are seen: none of them is lost or parted, so that each has its share."""
+    return encode([text if text.isascii() else " ".join(map(_seen_word, text.split())) for text in texts])
+
+
+def _seen_word(word: str) -> str:
+    return "".join(plain(word).split()) or "-"
 
 
 def word_attributions(scorer: ToxicityScorer, texts: Sequence[str]) -> list[list[tuple[str, float]]]:

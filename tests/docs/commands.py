@@ -85,7 +85,7 @@ def inline(page: Path) -> list[Command]:
     """The commands that the page's sentences and tables name."""
     text = "\n".join("" if fenced else line for fenced, _, line in _marked(page))
     return [Command(str(page.relative_to(ROOT)), 0, code, shlex.split(code))
-            for code in re.findall(r"`((?:llm-detox|make|python -m (?:pipelines|benchmarks\.\w+)) [^`\n]+)`", text)
+            for code in re.findall(r"`((?:llm-detox|make|python -m (?:pipelines|benchmarks[.\w]+)) [^`\n]+)`", text)
             if code.count('"') % 2 == code.count("'") % 2 == 0]
 
 

@@ -124,8 +124,8 @@ def options() -> set[str]:
     from llm_detox.cli import app
     from pipelines.__main__ import app as pipelines_app
 
-    benchmarks = [path for path in (ROOT / "benchmarks").glob("*.py") if "ArgumentParser" in path.read_text("utf-8")]
-    parsers = [benchmark_parser(f"benchmarks.{path.stem}") for path in benchmarks]
+    benchmarks = [path for path in (ROOT / "benchmarks").rglob("*.py") if "ArgumentParser" in path.read_text("utf-8")]
+    parsers = [benchmark_parser(".".join(path.relative_to(ROOT).with_suffix("").parts)) for path in benchmarks]
     found = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     for group in (app, pipelines_app):
         found |= _typer_options(group)

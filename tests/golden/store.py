@@ -26,7 +26,7 @@ UNORDERED_KEYS = frozenset({"target_modules"})
 # file, whose metadata stand in an order of chance. A rehearsal's data lie in a folder with the digest of its recipe.
 VOLATILE_TEXT = (
     (re.compile(r"\bcache/tiny/data-[0-9a-f]{12}\b"), "cache/tiny/data-DIGEST"),
-    (re.compile(r"\bngram-[0-9a-f]{16}\b"), "ngram-FINGERPRINT"),
+    (re.compile(r"\bngram-[0-9a-f]{16}(?:-r\d+)?\b"), "ngram-FINGERPRINT"),
     (re.compile(r"(Made with llm-detox) [\w.+]+, python .*"), r"\1 and others"),
     (re.compile(r"(Made with llm-detox) [\w.+]+"), r"\1"))
 _ONE_LINE = 120

@@ -18,6 +18,7 @@ from llm_detox.client import AsyncTextGenerationClient, Chunk, Generation, Gener
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.build import JudgeGuard, ScorerGuard, open_guard
 from llm_detox.guard.filter import WITHHELD, AsyncGuardedClient, Guarded, GuardedClient, Sentences, sentences_of
+from llm_detox.guard.scorer_guard import runs_of_words
 from llm_detox.judge.judge import Constitution
 from tests.helpers.answering import caikit, event, http_server, openai
 
@@ -133,6 +134,39 @@ def test_a_long_harmless_text_does_not_cover_up_a_sentence() -> None:
     client, _, _ = guarded(["A quiet day in the park. " * 20, "Damned? no. You damn fool. ", "All is well. " * 20])
     assert not ScorerGuard(Words()).judge("a", "", ["A quiet day in the park. " * 20 + "damn"]).withheld
     assert client.generate("a").verdict.withheld
+
+
+def test_a_friendly_beginning_does_not_cover_up_the_end_of_its_sentence() -> None:
+    friendly = "What a lovely long quiet day in the park with all of our old friends it was and "
+    guard = ScorerGuard(Words(), 0.25)  # type: ignore[arg-type]
+    assert guard.judge("a", "", [f"{friendly}you damn fool."]).withheld
+    assert not guard.judge("a", "", [friendly]).withheld
+
+
+@given(st.integers(0, 60))
+def test_runs_of_words_cover_a_long_sentence_and_leave_a_short_one_whole(count: int) -> None:
+    words = [f"w{number}" for number in range(count)]
+    runs = runs_of_words(" ".join(words))
+    assert runs == [] if count <= 10 else all(len(run.split()) == 10 for run in runs)
+    assert count <= 10 or {word for run in runs for word in run.split()} == set(words)
+    for first in range(max(0, count - 4)):
+        assert count <= 10 or any(" ".join(words[first:first + 5]) in run for run in runs), "an insult of five words"
+
+
+class Biased(Words):
+    """Takes the mere mention of a group for toxic, as scorers that learnt from comments do."""
+
+    def score(self, texts: Sequence[str]) -> list[float | None]:
+        scores = super().score(texts)
+        return [score if score is None else max(score, 0.7 * ("gay" in text or "cock" in text))
+                for score, text in zip(scores, texts, strict=True)]
+
+
+@pytest.mark.parametrize(("text", "withheld"), [
+    ("He is a gay man who works as a teacher.", False), ("The cock crowed at dawn.", False),
+    ("He is a damn gay.", True), ("You are a cock.", True), ("The damn cock crowed.", True), ("A gay man?", True)])
+def test_a_mention_alone_withholds_nothing_and_excuses_nothing(text: str, withheld: bool) -> None:
+    assert ScorerGuard(Biased()).judge("a", "", [text]).withheld is withheld  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_judged_is_withheld() -> None:
