@@ -119,7 +119,7 @@ def test_another_scorer_scores_what_was_drawn_and_no_score_of_the_first_one_stay
     use(monkeypatch, Halved("new", 0.5))
     run(tmp_path / "broken")
     assert drawn == [7], "the five prompts that the first run drew are not drawn again"
-    assert {record["scorer"] for record in read_jsonl(tmp_path / "broken/generations.jsonl")} == {"new"}
+    assert {record["scorer"] for record in read_jsonl(tmp_path / "broken/generations.jsonl")} == {"new-r1"}
     for name in ("generations.jsonl", "values.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
