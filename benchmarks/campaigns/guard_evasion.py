@@ -1,6 +1,6 @@
 """What the guard lets pass of disguised insults, and what it withholds of harmless sentences.
 
-    python -m benchmarks.campaigns.guard_evasion [--scorers ngram,bilstm] [--sentences 200] [--seed 7]
+    python -m benchmarks.campaigns.guard_evasion [--scorers ngram,bilstm] [--insults 200] [--seed 7]
 
 200 insults of templates, each plain and in every disguise, and the 200 sentences of `harmless.txt`, many of which
 mention people, are judged by the guard at its default threshold. A disguise passes the campaign if it lets at most ten
@@ -114,19 +114,18 @@ def insults(count: int, seed: int) -> list[str]:
     return random.Random(seed).sample(every, count)
 
 
-def harmless_sentences(count: int, seed: int) -> list[str]:
-    """Sentences of the file beside this one."""
-    sentences = HARMLESS.read_text("utf-8").splitlines()
-    return sentences if count >= len(sentences) else random.Random(seed).sample(sentences, count)
+def harmless_sentences() -> list[str]:
+    """The sentences of the file beside this one."""
+    return HARMLESS.read_text("utf-8").splitlines()
 
 
-def measure(guard: Guard, *, sentences: int, seed: int) -> Evasions:
-    """Judge insults in every way, and harmless sentences."""
-    plain, passed = insults(sentences, seed), {}
+def measure(guard: Guard, *, insulting: int, seed: int) -> Evasions:
+    """Judge that many insults in every way, and the harmless sentences."""
+    plain, passed = insults(insulting, seed), {}
     for way, disguise in WAYS.items():
         rng = random.Random(seed)
         passed[way] = sum(_passes(guard, disguise(text, rng)) for text in plain) / len(plain)
-    harmless = harmless_sentences(sentences, seed)
+    harmless = harmless_sentences()
     return Evasions(guard.name, passed, tuple(text for text in harmless if not _passes(guard, text)), len(harmless))
 
 
@@ -145,10 +144,10 @@ def table(results: Sequence[Evasions]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scorers", default="ngram,bilstm")
-    parser.add_argument("--sentences", type=int, default=200)
+    parser.add_argument("--insults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    results = [measure(open_guard(kind), sentences=options.sentences, seed=options.seed)
+    results = [measure(open_guard(kind), insulting=options.insults, seed=options.seed)
                for kind in options.scorers.split(",")]
     print(table(results))
     for one in results:

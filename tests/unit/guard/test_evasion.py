@@ -18,7 +18,7 @@ def test_no_disguise_gets_past_the_guard_and_harmless_sentences_do(kind: str, pa
         metadata.distribution(package)
     except metadata.PackageNotFoundError:
         pytest.skip(f"{package} is not installed")
-    evasions = measure(open_guard(kind), sentences=30, seed=3)
+    evasions = measure(open_guard(kind), insulting=30, seed=3)
     assert evasions.problems() == []
     assert evasions.passed["plain"] <= 0.05
 
