@@ -26,12 +26,12 @@ _BETWEEN = r"(?:(?!['\n])[\W_]){1,5}"
 _LETTER_BY_LETTER = re.compile(rf"(?<![A-Za-z0-9'])[A-Za-z](?:{_BETWEEN}[A-Za-z](?![A-Za-z0-9'])){{2,}}")
 _SIGN = re.compile(r"""
     ([A-Za-z])\1\1                                  # stretched
-  | [A-Za-z][0-9@$!|+*._~^]+[A-Za-z]                # something between letters
-  | (?<![\w.])[0-9@$!|+][A-Za-z]{3}                 # something in front of them
-  | [A-Za-z]\$                                      # something behind them
+  | [A-Za-z][*._~^]+[A-Za-z]                        # something between letters
+  | [A-Za-z].*[0-9@$|+] | [0-9@$!|+].*[A-Za-z]      # digits, and signs like them, among letters
   | [A-Za-z']{11}                                   # long enough for several words
   | [\u00c0-\u024f\u0250-\u02af\u1e00-\u1eff]       # a Latin letter with something added
 """, re.VERBOSE)
+_MEASURE = re.compile(r"[0-9]+[a-z]{1,3}|[a-z]{1,2}[0-9]+")  # 10km, 2nd, A4
 _EDGES = re.compile(r"([^\w@$!|+]*)(.*?)([^\w$]*)", re.DOTALL)
 _PART = re.compile(r"[^\s,;:?()\[\]{}<>\"-]+")
 _ADDRESS = re.compile(r"//|www\.|\w@\w+\.\w")
@@ -90,13 +90,13 @@ def _read_part(part: str, crowded: bool) -> str:
 def _read_word(word: str, crowded: bool) -> str:
     """A known word for a disguised one, several for those that run together; else the word itself."""
     lower, known = unaccented(word).lower(), _ranks()
-    if lower in known:
+    if lower in known or _MEASURE.fullmatch(lower):
         return word if word.isascii() else lower
     pieces = _FILLERS.split(lower)
     if len(pieces) > 1 and all(piece in known or len(piece) == 1 for piece in pieces):
         return word  # a name of a file, or a space that is missing
     guesses = list(dict.fromkeys(_guesses("".join(pieces))))
-    best = min((guess for guess in guesses if guess in known), key=known.__getitem__, default=None)
+    best = min((guess for guess in guesses if len(guess) > 2 and guess in known), key=known.__getitem__, default=None)
     if best or len(lower) < (_FEWEST_CROWDED if crowded else _FEWEST_LETTERS):
         return best or word
     return _parted(guesses[0], word, sentence=not crowded)
