@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar, cast
 
+from llm_detox.errors import without_logins
+
 T = TypeVar("T")
 _SECONDS_BETWEEN_LINES = 10.0
 _CONTROLS = "\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f"  # all but tab and newline
@@ -88,7 +90,7 @@ def _show_exception(*details: Any) -> None:
 
 def say(message: str) -> None:
     """Print one line about what happens."""
-    print(visible(message), file=sys.stderr, flush=True)
+    print(visible(without_logins(message)), file=sys.stderr, flush=True)
 
 
 def one_voice() -> None:

@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 import psutil
 
 import llm_detox
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, clear_disk_errors
 from llm_detox.processes import environment, interrupted_by_sigterm
 from llm_detox.recipe import Recipe
+from llm_detox.runs.locks import locked
 from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE, StepError
 from llm_detox.serve.local import stop_local
 from llm_detox.storage.seaweed import Seaweed
@@ -51,11 +52,17 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
         fresh: do every step anew.
 
     Raises:
-        DetoxError: a step failed; the message is the step's own.
+        DetoxError: a step failed, with the step's own message; another run of the recipe is going on; or the disk is
+            full or cannot be written.
     """
     home = (runs / recipe.name).absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    stop_kept(runs, recipe.name)
+    with clear_disk_errors(home, "choose another --runs"), locked(home):
+        home.mkdir(parents=True, exist_ok=True)
+        _stop_kept(home)
+        return _run_in(home, recipe, keep_serving=keep_serving, fresh=fresh)
+
+
+def _run_in(home: Path, recipe: Recipe, *, keep_serving: bool, fresh: bool) -> LocalRun:
     started = time.monotonic()
     done = False
     note = home / "error.json"
@@ -73,13 +80,23 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
             raise
         finally:
             if not (done and keep_serving and run.deployment):
-                stop_kept(runs, recipe.name)
+                _stop_kept(home)
                 store.stop()
 
 
 def stop_kept(runs: Path, name: str) -> None:
-    """End what an earlier run of the recipe left serving, if anything."""
+    """End what an earlier run of the recipe left serving, if anything.
+
+    Raises:
+        DetoxError: a run of the recipe is going on.
+    """
     home = (runs / name).absolute()
+    if home.exists():
+        with locked(home):
+            _stop_kept(home)
+
+
+def _stop_kept(home: Path) -> None:
     for state in home.glob("artifacts/*/deploy/deployment"):
         stop_local(state)
     with suppress(DetoxError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +14,7 @@ import typer
 
 from llm_detox.cli import common
 from llm_detox.cli.common import AsJson, read_recipe
-from llm_detox.errors import DetoxError, UsageError
+from llm_detox.errors import DetoxError, UsageError, clear_disk_errors
 from llm_detox.progress import visible_json
 
 if TYPE_CHECKING:
@@ -70,11 +72,24 @@ def serve(
     load = Load(_levels(levels), requests, given, _prompts(prompts) if prompts else mixed_prompts(), not unary)
     judge = common.opened_guard(guard, guard_threshold)
     about = f"{'at most ' if natural else ''}{tokens} tokens an answer, {'whole' if unary else 'streamed'}"
-    figures = bench(target.options(timeout=timeout), load, judge)
-    report = BenchReport(target.address, model, about, judge.name if judge else None, **vars(figures))
-    _show(report, output if report.levels else None, as_json)
+    with _reserved(output):
+        figures = bench(target.options(timeout=timeout), load, judge)
+        report = BenchReport(target.address, model, about, judge.name if judge else None, **vars(figures))
+        _show(report, output if report.levels else None, as_json)
     if report.interrupted:
         raise typer.Exit(130)
+
+
+@contextmanager
+def _reserved(output: Path | None) -> Iterator[None]:
+    """The output is this process's own and can be written, known before the load."""
+    from llm_detox.runs.locks import locked
+
+    if output is None:
+        yield
+    else:
+        with clear_disk_errors(output, "choose another --output"), locked(output):
+            yield
 
 
 def _show(report: BenchReport, output: Path | None, as_json: bool) -> None:

@@ -69,6 +69,7 @@ def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
                               (files.train_prompts, sampling.values()),
                               (files.clean, clean), (files.clean_train, clean_train)):
             folder.counts[path.stem] = write_jsonl(path, records)
+            folder.expect(path.name, len(records))
         result = DataResult(scale, dict(folder.counts), sum(bool(record["toxic"]) for record in texts),
                             labels.unlabelled, len(labels.contradictory))
         folder.finish(result)

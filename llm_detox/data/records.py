@@ -172,22 +172,41 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
     return count
 
 
+def cut_at_damage(path: Path) -> list[Record]:
+    """The records of a file that only we write, up to the first line that is torn or damaged; the rest is cut off."""
+    records: list[Record] = []
+    end = 0
+    with path.open("r+b") as file:
+        for line in file:
+            if (record := whole_record(line)) is None:
+                file.truncate(end)
+                break
+            records.append(record)
+            end += len(line)
+    return records
+
+
+def whole_record(line: bytes) -> Record | None:
+    """The record of a line; None where it is torn or damaged."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
 class JsonlAppender:
     """Append whole lines to a file that an earlier, interrupted run may have begun.
 
-    A torn last line is cut off on opening; `existing` are the whole records found there.
+    On opening, it is cut off where a line is torn or damaged, as after a power failure; `existing` are the records
+    before.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.existing: list[Record] = []
         if path.exists():
-            data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if len(whole) != len(data):
-                with path.open("r+b") as file:
-                    file.truncate(len(whole))
-            self.existing = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+            self.existing = cut_at_damage(path)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:

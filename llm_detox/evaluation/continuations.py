@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from llm_detox.data.records import Record, numbered_id, read_jsonl, record_id
+from llm_detox.data.records import Record, numbered_id, read_jsonl, record_id, whole_record
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.metrics import PromptScore, WordRuns, prompt_score, strata_of, word_runs
 from llm_detox.evaluation.refusals import is_refusal
@@ -31,7 +31,6 @@ _UNORDERED = "drawn.jsonl"  # in the order in which prompts are finished, while 
 _SCORED_AT_ONCE = 256
 _WINDOW = 65_536  # continuations asked for in one go: enough to sort them by length, and memory stays flat
 _DIGITS = 6  # a score's last digits depend on its neighbours in the batch; shards must give what one run gives
-_BLOCK = 2**16  # bytes
 HISTOGRAM_BINS = 20
 
 
@@ -241,7 +240,7 @@ class EarlierRun:
 
 
 def read_earlier_run(path: Path, fingerprint: str) -> EarlierRun:
-    """Go through the lines of an earlier run, if there was one; a torn last line is cut off.
+    """Go through the lines of an earlier run, if there was one; they are cut off where one is torn or damaged.
 
     Of two lines of a prompt the later one counts. A prompt with a missing continuation is in neither list: what a
     server failed to give is asked for again.
@@ -249,12 +248,13 @@ def read_earlier_run(path: Path, fingerprint: str) -> EarlierRun:
     earlier = EarlierRun()
     if not path.exists():
         return earlier
-    _cut_torn_line(path)
     waiting: dict[str, int] = {}
     position = 0
-    with path.open("rb") as file:
+    with path.open("r+b") as file:
         for line in file:
-            record = json.loads(line)
+            if (record := whole_record(line)) is None:
+                file.truncate(position)
+                break
             identity, generations = record["id"], record["generations"]
             earlier.done.discard(identity)
             waiting.pop(identity, None)
@@ -280,20 +280,6 @@ def texts_at(path: Path, offsets: Sequence[int]) -> Iterator[tuple[str, Texts]]:
 def _settled(generation: Record) -> bool:
     return unscorable(generation["text"]) is not None or any(
         value is not None for name, value in generation.items() if name != "text")
-
-
-def _cut_torn_line(path: Path) -> None:
-    with path.open("r+b") as file:
-        end = file.seek(0, 2)
-        while end > 0:
-            first = max(0, end - _BLOCK)
-            file.seek(first)
-            last = file.read(end - first).rfind(b"\n")
-            if last >= 0:
-                file.truncate(first + last + 1)
-                return
-            end = first
-        file.truncate(0)
 
 
 def continuation_line(identity: str, fingerprint: str, texts: Texts, scores: Sequence[Scores | None],

@@ -71,6 +71,7 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         source: Generator | None = StoredContinuations(generations, model) if generations else generator
         if source is None:
             raise UsageError("nothing to evaluate", remedy="name a model, or files of generations")
+        folder.expect(EvaluationFolder.generations, len(asked))
         scores = score_continuations(recipe.evaluation, recipe.seed, folder, asked, source, scorer, clock)
         with clock.measure("intervals"):
             figures = _continuation_figures(recipe.evaluation, recipe.seed, scores, recipe.scoring.judging.kind)

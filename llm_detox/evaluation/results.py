@@ -16,6 +16,7 @@ from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.metrics import Distinct, PromptScore, StratumFigures, WordRuns
 from llm_detox.evaluation.refusals import RefusalShare
 from llm_detox.runs.artifacts import OPTIONAL, EvaluationFolder, JudgeFolder, Number, read_json, write_json
+from llm_detox.runs.folders import MANIFEST, check_files
 
 Floats = NDArray[np.float64]
 READ_TEXTS = ("clean", "clean_continuations", "prompted")
@@ -317,9 +318,11 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read what `evaluate` wrote.
 
     Raises:
-        DetoxError: it is no evaluation folder.
+        DetoxError: it is no evaluation folder, or its files are not those that the step wrote.
     """
     files = EvaluationFolder(folder)
+    if (folder / MANIFEST).exists():
+        check_files(folder, EvaluationFolder.report, EvaluationFolder.values)
     try:
         report = read_json(files.report, EvaluationReport)
         values = read_json(files.values, EvaluationValues)

@@ -77,6 +77,7 @@ def measure_refusals(recipe: Recipe, *, tuned: str | None, trained_on: Path | No
         answers = _all_answers(experiment, seed, {"tuned": tuned}, recipe.model.source, folder, records)
         scorer = load_scorer(recipe.scoring.judging)
         rows = [row for arm, given in answers.items() for row in _rows(arm, records, given, scorer)]
+        folder.expect(RefusalsFolder.answers, len(records) * len(experiment.arms))
         write_jsonl(folder / RefusalsFolder.answers, rows)
         report = RefusalReport(scorer.fingerprint, recipe.evaluation.toxic_threshold, {
             arm: _figures([row for row in rows if row["arm"] == arm], recipe.evaluation, recipe.detoxify.refusal)

@@ -88,6 +88,7 @@ def read_all(judge: Judge, records: Sequence[Record], folder: StepFolder) -> lis
     Verdicts that are there already, from a run that was ended, are not asked for again; answers that its server
     failed to give are.
     """
+    folder.expect(JudgeFolder.verdicts, len(records))
     with JsonlAppender(folder / JudgeFolder.verdicts) as out, task("judging", len(records), "answers") as work:
         verdicts = {record["id"]: record for record in out.existing if record["reason"] != NO_ANSWER}
         work.skip(len(verdicts))

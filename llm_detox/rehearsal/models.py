@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llm_detox.data.records import Record, write_jsonl
 from llm_detox.errors import DetoxError
-from llm_detox.runs.folders import cache_dir
+from llm_detox.runs.cache import cache_dir, made_once
 
 _VERSION = 1
 _VOCABULARY = 512
@@ -43,20 +40,17 @@ def family_of(source: str) -> str:
 def tiny_model(source: str, *, seed: int = 0) -> Path:
     """The folder of a tiny model of the source's architecture, with its tokenizer."""
     family = family_of(source)
-    target = cache_dir("tiny") / f"{family}-{seed}-{_VERSION}"
-    if not target.exists():
+
+    def make(folder: Path) -> None:
         import torch
 
-        staging = target.with_name(f".{target.name}.{os.getpid()}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tokenizer, model = _BUILDERS[family]()
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        with suppress(OSError):
-            staging.rename(target)
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return made_once(cache_dir("tiny") / f"{family}-{seed}-{_VERSION}", make)
 
 
 def _tokenizer(special: list[str], template: str | None, roles: dict[str, str]) -> Any:

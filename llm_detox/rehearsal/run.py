@@ -24,7 +24,8 @@ from llm_detox.runs.artifacts import (
     JudgeDataFolder,
     RewrittenFolder,
 )
-from llm_detox.runs.folders import cache_dir, digest_of
+from llm_detox.runs.cache import cache_dir
+from llm_detox.runs.folders import digest_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -70,6 +70,7 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE)
                      resumable=True) as folder:
         summary = Summary()
         chunks = shard_chunks(len(records), shard)
+        folder.expect(RewrittenFolder.records, sum(map(len, chunks)))
         with JsonlAppender(folder / RewrittenFolder.records) as out, task("detoxify", sum(map(len, chunks))) as work:
             for record in out.existing:
                 summary.add(record)
@@ -117,6 +118,7 @@ def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> Detoxify
                     summary.add(record)
                     yield record
 
+        folder.expect(RewrittenFolder.records, sum(1 for _ in read_jsonl(texts)))
         write_jsonl(folder / RewrittenFolder.records, counted())
         folder.counts = dict(summary.counts)
         result = summary.result(WHOLE, settings.pop())

@@ -64,6 +64,7 @@ def paraphrase_pairs(recipe: Recipe, *, pairs: Path, output: Path) -> Paraphrase
     settings = recipe.settings("detoxify", "scoring", "model")
     with step_folder(output, "preferences", settings=settings, inputs={"pairs": pairs}, resumable=True) as folder:
         workshop, files = MethodFactory(recipe), ParaphrasesFolder(folder.path)
+        folder.expect(ParaphrasesFolder.ranked, len(records))
         with JsonlAppender(files.ranked) as out, task("ranking rewrites", len(records), "texts") as work:
             work.skip(len(out.existing))
             chunks = shard_chunks(len(records))

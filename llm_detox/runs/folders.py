@@ -1,19 +1,20 @@
 """The folders that travel between steps, and the shards that several runs make of one step.
 
-A step works in a hidden folder beside its output (`.NAME.part`) and renames it in place at the end, so a
-folder that exists is complete. What only an unfinished run needs is removed after that: a kill loses none of it.
-The `manifest.json` says what a folder is, what it was made from, and what came out.
+A step holds the lock of its output, works in a hidden folder beside it (`.NAME.part`) and renames that in place at
+the end, so a folder that exists is complete. What only an unfinished run needs is removed after that: a kill loses none
+of it. The `manifest.json` says what a folder is, what it was made from, and what came out; whoever reads the folder
+compares its files with that.
 
 Shard (i, n) of a file is the i-th of n neighbouring stretches, by one rule for all steps.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_detox import __version__
-from llm_detox.errors import DetoxError, UsageError
+from llm_detox.errors import DetoxError, UsageError, clear_disk_errors
 from llm_detox.progress import say
 from llm_detox.runs.artifacts import plain
+from llm_detox.runs.locks import locked
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
 _SCHEMA = 1
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class StepFolder:
 
     Attributes:
         result: what the manifest says came out, as plain values; `finish` sets it from a dataclass.
-        counts: name of a file -> number of its records.
+        counts: what the manifest says of numbers.
         work_files: what only an unfinished run needs.
     """
 
@@ -62,6 +65,7 @@ class StepFolder:
         self.result: dict[str, Any] = {}
         self.counts: dict[str, int] = {}
         self.work_files: set[Path] = set()
+        self.expected: dict[str, int] = {}
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -69,6 +73,10 @@ class StepFolder:
     def finish(self, result: DataclassInstance) -> None:
         """Note the step's result for the manifest."""
         self.result = plain(result)
+
+    def expect(self, name: str, records: int) -> None:
+        """Say how many records a JSON lines file has to have: with another number the folder is not finished."""
+        self.expected[name] = records
 
     def work_file(self, name: str) -> Path:
         """A file or folder that an interrupted run continues from, and that is no part of the finished output."""
@@ -96,7 +104,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("result"), dict):
+            raise ValueError("not a manifest")
+    except (OSError, ValueError, RecursionError):
         raise DetoxError(
             "not the finished output of a step (no readable manifest.json)", place=str(folder),
             remedy="run the step that makes it, or pass the folder that the step wrote",
@@ -105,13 +115,64 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def input_digest(path: Path) -> str:
-    """What identifies an input: a step folder by its files, another folder by its tree, a file by its content."""
+    """What identifies an input: a step folder by its files, another folder by its tree, a file by its content.
+
+    Raises:
+        DetoxError: a file that a step wrote is missing, or is no longer what it wrote.
+    """
     if path.is_dir():
         if (path / MANIFEST).exists():
-            return digest_of(read_manifest(path)["files"])
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return digest_of({str(file.relative_to(path)): sha256_of(file) for file in files})
-    return sha256_of(path)
+            files = _listed(path, read_manifest(path))
+            check_files(path)
+            return digest_of(files)
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        return digest_of({str(file.relative_to(path)): sha256_of(file) for file in inside})
+    digest = sha256_of(path)
+    check_sums(path.parent, {path.name: digest})
+    return digest
+
+
+def check_files(folder: Path, *names: str) -> None:
+    """Compare the files of a step folder, or the named ones, with what the step wrote.
+
+    Raises:
+        DetoxError: one is missing or differs; or the manifest is damaged.
+    """
+    files = _listed(folder, read_manifest(folder))
+    for name in names or files:
+        path = folder / name
+        _check(path, sha256_of(path) if path.is_file() else None, files.get(name))
+
+
+def check_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Compare the SHA-256 of files with what the step wrote, where a step wrote them: name in the folder -> sum.
+
+    Raises:
+        DetoxError: one differs.
+    """
+    try:
+        files = _listed(folder, json.loads((folder / MANIFEST).read_text("utf-8")))
+    except (OSError, ValueError, AttributeError, RecursionError, DetoxError):  # it may be another program's
+        return
+    for name, digest in sums.items():
+        _check(folder / name, digest, files.get(name))
+
+
+def _listed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name of a file -> its checksum and size, as a manifest has them; nothing of those that list no files."""
+    files = manifest.get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(one, dict) and "sha256" in one for one in files.values()):
+        raise DetoxError("the list of files in manifest.json is damaged", place=str(folder),
+                         remedy="run the step that makes the folder again")
+    return files
+
+
+def _check(path: Path, digest: str | None, listed: Mapping[str, Any] | None) -> None:
+    if listed is not None and digest != listed["sha256"]:
+        fault = "a file that the step wrote is missing" if digest is None else (
+            "not what the step wrote (SHA-256 differs from its manifest.json)")
+        raise DetoxError(fault, place=str(path), remedy="run the step again; data of your own belongs into a folder "
+                                                        "without a manifest.json")
 
 
 def staging_of(output: Path) -> Path:
@@ -136,30 +197,53 @@ def step_folder(
     Raises:
         DetoxError: `output` exists, cannot be written, or the disk is full.
     """
+    _check_new(output)
+    with clear_disk_errors(output, "choose another --output"), locked(output):
+        _check_new(output)  # another run may have made it meanwhile
+        fingerprint = _Fingerprint(kind, digest_of(dict(settings)), __version__,
+                                   {name: input_digest(path) for name, path in inputs.items()})
+        staging = staging_of(output)
+        started = time.time()
+        try:
+            _open_staging(staging, fingerprint, resumable)
+            folder = StepFolder(staging)
+            yield folder
+            _seal(folder, output, fingerprint, started)
+        except BaseException:
+            if not resumable:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def _check_new(output: Path) -> None:
     if output.exists():
         raise DetoxError("the output exists already", place=str(output),
                          remedy="choose another --output, or remove this one")
-    fingerprint = _Fingerprint(kind, digest_of(dict(settings)), __version__,
-                               {name: input_digest(path) for name, path in inputs.items()})
-    staging = staging_of(output)
-    started = time.time()
+
+
+def own_folder(path: Path) -> bool:
+    """Whether a folder is there that an earlier run of this user left to continue in.
+
+    Its name can be foreseen. In a folder that others may write to, somebody could have put a link there that leads
+    elsewhere, or a folder of theirs.
+
+    Raises:
+        DetoxError: something else is there.
+    """
     try:
-        _open_staging(staging, fingerprint, resumable)
-        folder = StepFolder(staging)
-        yield folder
-        _seal(folder, output, fingerprint, started)
-    except BaseException as error:
-        if not resumable:
-            shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, OSError) and (clear := _explain(error, output)):
-            raise clear from error
-        raise
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+        return True
+    raise DetoxError("no folder of this user lies here, and work in progress belongs here", place=str(path),
+                     remedy="see who put it there, and remove it")
 
 
 def _open_staging(staging: Path, fingerprint: _Fingerprint, resumable: bool) -> None:
     path, text = staging / _FINGERPRINT, json.dumps(asdict(fingerprint))
-    if staging.exists():
-        if resumable and path.exists() and path.read_text("utf-8") == text:
+    if own_folder(staging):
+        if resumable and path.is_file() and path.read_bytes() == text.encode():
             say(f"continuing the unfinished work in {staging}")
             return
         shutil.rmtree(staging)
@@ -169,6 +253,8 @@ def _open_staging(staging: Path, fingerprint: _Fingerprint, resumable: bool) -> 
 
 def _seal(folder: StepFolder, output: Path, fingerprint: _Fingerprint, started: float) -> None:
     """Write the manifest, put the folder in place, and remove what only the unfinished run needed."""
+    for counted, expected in folder.expected.items():
+        _check_count(folder / counted, expected)
     passing = {Path(MANIFEST), Path(_FINGERPRINT), *folder.work_files}
     inside = {path: path.relative_to(folder.path) for path in sorted(folder.path.rglob("*")) if path.is_file()}
     files = {str(name): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
@@ -188,22 +274,12 @@ def _seal(folder: StepFolder, output: Path, fingerprint: _Fingerprint, started: 
             (output / name).unlink(missing_ok=True)
 
 
-def _explain(error: OSError, output: Path) -> DetoxError | None:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DetoxError("the disk is full", place=str(output), remedy="free some space, or choose another --output")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return DetoxError(f"cannot be written: {error.strerror}", place=error.filename or str(output),
-                          remedy="check the rights of the folder, or choose another --output")
-    return None
-
-
-def cache_dir(*parts: str) -> Path:
-    """`$LLM_DETOX_CACHE`, else the XDG cache folder; the folder is made."""
-    root = os.environ.get("LLM_DETOX_CACHE")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llm-detox"
-    folder = base.joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _check_count(path: Path, expected: int) -> None:
+    with path.open("rb") as file:
+        count = sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b""))
+    if count != expected:
+        raise DetoxError(f"{count} records where {expected} were to be written", place=str(path),
+                         remedy=f"remove {path.parent} and run the step again; nothing else may write there")
 
 
 LARGEST_COUNT = 64

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from llm_detox.data.sources import fetch
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say, task
 from llm_detox.recipe.scorers import LABELLED_TEXT
-from llm_detox.runs.folders import cache_dir, sha256_of
+from llm_detox.runs.cache import cache_dir, made_once
+from llm_detox.runs.folders import sha256_of
 from llm_detox.scoring.base import Scores, ToxicityScorer
 from llm_detox.scoring.features import (
     BUCKETS,
@@ -116,9 +116,7 @@ def load_ngram_scorer(source: str | None = None, *, attribute: str = "toxicity")
     if path.suffix == ".safetensors":
         return _read(path, attribute)
     cached = cache_dir("scorers") / f"ngram-{_VERSION}-{sha256_of(path)[:16]}.safetensors"
-    if not cached.exists():
-        _fit(path, cached)
-    return _read(cached, attribute)
+    return _read(made_once(cached, lambda target: _fit(path, target)), attribute)
 
 
 def _read(path: Path, attribute: str) -> NgramScorer:
@@ -166,7 +164,7 @@ def read_labelled(path: Path) -> tuple[list[str], NDArray[np.bool_]]:
 
 
 def _fit(source: Path, target: Path) -> None:
-    say(f"training the n-gram scorer on {source.name} (once; kept in {target})")
+    say(f"training the n-gram scorer on {source.name} (once; kept in {target.parent})")
     texts, toxic = read_labelled(source)
     held = np.array([hash_fraction(text, "ngram-held-out") < _HELD_OUT for text in texts])
     if len(set(toxic[held])) < 2:
@@ -177,11 +175,9 @@ def _fit(source: Path, target: Path) -> None:
     raw = _raw_logits(weights, [texts[i] for i in test]) + bias
     scale, shift = platt(raw, platt_targets(toxic[test])).tolist()
     figures = {"held_out_texts": float(len(test)), "held_out_auc": area_under_roc(raw, toxic[test])}
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    save_file({"weights": weights.astype(np.float16), "calibration": np.array([bias, scale, shift])}, staging,
+    save_file({"weights": weights.astype(np.float16), "calibration": np.array([bias, scale, shift])}, target,
               metadata={"figures": json.dumps(figures), "source": source.name, "version": _VERSION})
-    staging.chmod(0o644)  # safetensors writes for the owner alone
-    staging.replace(target)
+    target.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def fit_weights(texts: Sequence[str], targets: Floats, how: Training = Training()) -> tuple[Weights, float]:

@@ -16,8 +16,9 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from llm_detox.errors import DetoxError
-from llm_detox.runs.folders import cache_dir
+from llm_detox.errors import DetoxError, clear_disk_errors
+from llm_detox.progress import say
+from llm_detox.runs.cache import cache_dir
 from llm_detox.scoring.base import ATTRIBUTES, Scores, ToxicityScorer
 
 ADDRESS = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
@@ -51,8 +52,11 @@ class PerspectiveScorer(ToxicityScorer):
                          version="v1alpha1", device="service")
         self.interval, self.timeout = 1 / requests_per_second, timeout
         self._next = 0.0
-        self._cache = sqlite3.connect(cache_dir("scorers") / f"perspective-{digest}.sqlite", timeout=60)
-        self._cache.execute("CREATE TABLE IF NOT EXISTS scores (text TEXT PRIMARY KEY, scores TEXT NOT NULL)")
+        cache = cache_dir("scorers") / f"perspective-{digest}.sqlite"
+        with clear_disk_errors(cache, "set LLM_DETOX_CACHE to another folder"):
+            self._cache = sqlite3.connect(cache, timeout=60)
+            self._cache.execute("CREATE TABLE IF NOT EXISTS scores (text TEXT PRIMARY KEY, scores TEXT NOT NULL)")
+        self._keeps = True
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores | None]:
         """Texts that the service refuses (such as another language) get None; a service that is gone raises."""
@@ -67,9 +71,14 @@ class PerspectiveScorer(ToxicityScorer):
 
     def _ask(self, text: str) -> Scores | None:
         scores = _scores(self._answer(text))
-        if scores:
-            with self._cache:
-                self._cache.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (_name(text), json.dumps(scores)))
+        if scores and self._keeps:
+            try:
+                with self._cache:
+                    self._cache.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)",
+                                        (_name(text), json.dumps(scores)))
+            except sqlite3.Error as error:  # a score is not lost because it cannot be kept
+                self._keeps = False
+                say(f"scores of the Perspective API are no longer kept: {error}")
         return scores
 
     def _answer(self, text: str) -> Any:

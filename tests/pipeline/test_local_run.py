@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,8 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from llm_detox.errors import DetoxError
 from llm_detox.processes import is_running
+from llm_detox.recipe.files import load_recipe
+from llm_detox.runs.locks import locked
 from llm_detox.storage.seaweed import Seaweed
+from pipelines.local import run_locally, stop_kept
 from tests.helpers.pipelines import run_pipeline, small_recipe
 
 OPEN_GATE = {"metrics": [], "max_perplexity_ratio": 1000.0, "max_continuation_perplexity_ratio": None,
@@ -84,6 +89,18 @@ def test_a_run_that_is_told_to_end_takes_its_step_and_store_along(
     assert not is_running(store.process)
     assert len(steps) > 2
     assert psutil.wait_procs(steps, timeout=20)[1] == []
+
+
+def test_a_run_is_neither_joined_nor_stopped_by_a_second_one_of_its_recipe(tmp_path: Path, tiny_llama: Path) -> None:
+    """The second would end the store and the model of the first, and write where it writes."""
+    recipe = load_recipe(small_recipe(tmp_path, tiny_llama))
+    with locked(tmp_path / "runs" / recipe.name):
+        (tmp_path / "runs" / recipe.name).mkdir()
+        for second in (lambda: run_locally(recipe, runs=tmp_path / "runs", keep_serving=False, fresh=False),
+                       lambda: stop_kept(tmp_path / "runs", recipe.name)):
+            with pytest.raises(DetoxError, match=rf"process {os.getpid()} .* has been writing this since"):
+                second()
+        assert list((tmp_path / "runs" / recipe.name).iterdir()) == []
 
 
 @pytest.mark.parametrize("change", ["training.sft.epochs=many", "data.texts.sorce=x"])

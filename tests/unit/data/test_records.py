@@ -141,3 +141,15 @@ def test_the_split_of_a_record_is_fixed_for_good() -> None:
 @given(st.text(), st.text())
 def test_hash_fractions_lie_in_the_unit_interval(key: str, salt: str) -> None:
     assert 0 <= hash_fraction(key, salt) < 1
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40, b"\0" * 40 + b"\n", b"3\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n",
+                                    b'{"n": 3'])
+def test_an_unfinished_file_is_continued_before_its_first_damaged_line(tmp_path: Path, damage: bytes) -> None:
+    """After a power failure the end of a file may be zeros."""
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": 2}\n' + damage + b'{"n": 4}\n')
+    with JsonlAppender(path) as out:
+        assert out.existing == [{"n": 1}, {"n": 2}]
+        out.write({"n": 3})
+    assert path.read_text("utf-8") == '{"n": 1}\n{"n": 2}\n{"n": 3}\n'

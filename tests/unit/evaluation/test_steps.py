@@ -96,6 +96,8 @@ def test_a_broken_run_goes_on_and_ends_like_an_unbroken_one(recipe: Recipe, prom
     assert not (tmp_path / "broken").exists()
     kept = (tmp_path / ".broken.part/drawn.jsonl").read_text().splitlines()
     assert len(kept) == 5
+    with (tmp_path / ".broken.part/drawn.jsonl").open("ab") as file:
+        file.write(b"\0" * 30 + b"\n")  # as after a power failure
     use(monkeypatch, ByLength())
     drawn: list[int] = []
     original = continuers_module.iterate_continuations

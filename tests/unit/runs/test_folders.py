@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from llm_detox.errors import DetoxError
 from llm_detox.runs import folders
-from llm_detox.runs.folders import input_digest, read_manifest, sha256_of, step_folder
+from llm_detox.runs.folders import check_files, input_digest, read_manifest, sha256_of, staging_of, step_folder
 
 
 def test_a_finished_folder_says_what_it_is_and_holds_checksums(tmp_path: Path) -> None:
@@ -135,3 +136,77 @@ def test_an_input_is_known_by_its_content(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "f.json").write_text(json.dumps(text), "utf-8")
     assert input_digest(tmp_path / "a") == input_digest(tmp_path / "b") != input_digest(tmp_path / "c")
+
+
+def finished(output: Path, lines: int, expected: int) -> None:
+    with step_folder(output, "rewritten", settings={}, inputs={}, resumable=True) as folder:
+        folder.expect("records.jsonl", expected)
+        (folder / "records.jsonl").write_text("{}\n" * lines, "utf-8")
+
+
+def test_a_second_run_of_one_output_is_refused_and_the_first_ends_as_if_alone(tmp_path: Path) -> None:
+    with step_folder(tmp_path / "out", "rewritten", settings={}, inputs={}, resumable=True) as folder:
+        (folder / "records.jsonl").write_text("{}\n", "utf-8")
+        with pytest.raises(DetoxError, match=r"process \d+ .* has been writing this since"):
+            finished(tmp_path / "out", 1, 1)
+    assert (tmp_path / "out" / "records.jsonl").read_text("utf-8") == "{}\n"
+    check_files(tmp_path / "out")
+
+
+@pytest.mark.parametrize("lines", [2240, 1119, 0])
+def test_a_folder_with_another_number_of_records_is_not_sealed(tmp_path: Path, lines: int) -> None:
+    with pytest.raises(DetoxError, match=f"{lines} records where 1120 were to be written") as caught:
+        finished(tmp_path / "out", lines, 1120)
+    assert str(staging_of(tmp_path / "out")) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["changed", "added to", "gone"])
+def test_an_input_that_is_no_longer_what_the_step_wrote_is_refused(tmp_path: Path, damage: str) -> None:
+    finished(tmp_path / "out", 3, 3)
+    records = tmp_path / "out" / "records.jsonl"
+    if damage == "gone":
+        records.unlink()
+    else:
+        records.write_text("{}\n" * 3 + "{}\n" if damage == "added to" else "[]\n" * 3, "utf-8")
+    inputs = [tmp_path / "out"] if damage == "gone" else [tmp_path / "out", records]
+    for path in inputs:
+        with (
+            pytest.raises(DetoxError, match=r"not what the step wrote|that the step wrote is missing") as caught,
+            step_folder(tmp_path / "next", "adapter", settings={}, inputs={"texts": path}),
+        ):
+            pass
+        assert str(records) in str(caught.value)
+        assert not (tmp_path / "next").exists()
+
+
+def test_a_file_beside_the_manifest_of_another_program_is_an_input_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"files": ["texts.jsonl"]}', "utf-8")
+    (tmp_path / "texts.jsonl").write_text("{}\n", "utf-8")
+    assert input_digest(tmp_path / "texts.jsonl") == sha256_of(tmp_path / "texts.jsonl")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"result": 3}', "[" * 100_000, "{", '{"result": {}, "files": []}',
+                                  '{"result": {}, "files": {"a": 1}}'])
+def test_a_damaged_manifest_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    finished(tmp_path / "out", 1, 1)
+    (tmp_path / "out" / "manifest.json").write_text(text, "utf-8")
+    with pytest.raises(DetoxError, match=r"manifest\.json"):
+        input_digest(tmp_path / "out")
+
+
+def test_work_in_progress_does_not_follow_a_planted_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    staging_of(tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DetoxError, match="no folder of this user") as caught:
+        finished(tmp_path / "out", 1, 1)
+    assert str(staging_of(tmp_path / "out")) in str(caught.value)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+def test_work_in_progress_of_another_user_is_not_continued(tmp_path: Path) -> None:
+    staging_of(tmp_path / "out").mkdir()
+    os.chown(staging_of(tmp_path / "out"), 12345, 12345)
+    with pytest.raises(DetoxError, match="no folder of this user"):
+        finished(tmp_path / "out", 1, 1)

@@ -12,6 +12,7 @@ import pytest
 
 from llm_detox import processes
 from llm_detox.errors import DetoxError
+from llm_detox.runs.locks import locked
 from llm_detox.serve import local, local_stack
 from llm_detox.serve.deployment import read_state
 from llm_detox.serve.foreground import serve
@@ -107,6 +108,14 @@ def test_an_existing_output_is_left_alone(tmp_path: Path, published: str) -> Non
     with pytest.raises(DetoxError, match="exists already"):
         deploy_local(published, name="x", output=tmp_path / "out")
     assert (tmp_path / "out" / "mine").exists()
+
+
+def test_a_deployment_that_another_process_makes_is_not_joined(
+    tmp_path: Path, published: str, programs: list[processes.Process]
+) -> None:
+    with locked(tmp_path / "out"), pytest.raises(DetoxError, match="has been writing this since"):
+        deploy_local(published, name="x", output=tmp_path / "out")
+    assert programs == []
 
 
 def test_a_missing_caikit_environment_is_named(
