@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, clear_disk_errors
 from llm_detox.progress import say
 from llm_detox.runs.artifacts import ModelFolder
-from llm_detox.runs.folders import cache_dir, digest_of, sha256_of
-from llm_detox.storage.layout import INDEX, Index, Version, part_size, read_index, read_pointer
+from llm_detox.runs.cache import cache_dir
+from llm_detox.runs.folders import digest_of, own_folder, sha256_of, staging_of
+from llm_detox.runs.locks import locked
+from llm_detox.storage.layout import (
+    INDEX,
+    INNER_INDEX,
+    LARGEST_OBJECT,
+    PUBLISH_AGAIN,
+    Index,
+    Version,
+    check_names,
+    part_size,
+)
+from llm_detox.storage.patience import error_code, may_pass
+from llm_detox.storage.pointer import read_index, read_pointer
 from llm_detox.storage.publishing import listing
-from llm_detox.storage.s3 import Place, clear_errors, connect, endpoint_of, is_missing, may_pass
+from llm_detox.storage.s3 import Place, clear_errors, connect, endpoint_of, is_missing
 from llm_detox.storage.transfer import PARTS_SUFFIX, transfers
 
 _ROUNDS = 3
+_REMEDY = "choose another folder"
 
 
 @dataclass(frozen=True)
@@ -44,19 +60,18 @@ def fetch_model(address: str, to: Path) -> LocalModel:
         to: the folder to make.
 
     Raises:
-        DetoxError: nothing is published there, the store refuses or fails, a file is not what was published, the
-            disk is full, or `to` holds something else.
+        DetoxError: nothing is published there, the store refuses or fails, a file is missing or not what was published,
+            the disk is full or cannot be written, another process fetches to `to`, or it holds something else.
     """
     started = time.monotonic()
     client = connect()
     with clear_errors(address):
         version, index = _resolve(client, Place.parse(address)) or _nothing_there(address)
         if to.exists():
-            if not _holds(to, index):
-                raise DetoxError("the folder exists and holds something else", place=str(to),
-                                 remedy="remove it, or choose another one")
+            _check_held(to, index)
         else:
-            _fetch_version(client, version, index, to)
+            with clear_disk_errors(to, _REMEDY), locked(to):
+                _fetch_or_check(client, version, index, to)
     return LocalModel(str(version), index.digest, len(index.files), index.bytes, round(time.monotonic() - started, 2))
 
 
@@ -82,7 +97,8 @@ def fetch_source(url: str) -> Path:
         if published := _resolve(client, place):
             version, index = published
             folder = cache_dir("s3") / index.digest
-            fetch_model(str(version), folder)
+            with clear_disk_errors(folder, _REMEDY), locked(folder, wait=True):
+                _fetch_or_check(client, version, index, folder)
             return folder / "artifacts" if ModelFolder(folder / "artifacts").config.exists() else folder
         return _fetch_plain(client, place)
 
@@ -110,10 +126,18 @@ def _nothing_there(address: str) -> NoReturn:
                      remedy="check the address: `publish` prints it, of a version or of the place of all versions")
 
 
+def _fetch_or_check(client: Any, version: Place, index: Index, to: Path) -> None:
+    if to.exists():
+        _check_held(to, index)
+    else:
+        _fetch_version(client, version, index, to)
+
+
 def _fetch_version(client: Any, version: Place, index: Index, to: Path) -> None:
-    staging = to.parent / f".{to.name}.part"
+    _check_stored(client, version, index)
+    staging = staging_of(to)
     files = {name: staging / name for name in index.files}
-    with _writing(staging, to):
+    with _writing(staging):
         begun = _keep_only(staging, set(files.values()))
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,10 +148,31 @@ def _fetch_version(client: Any, version: Place, index: Index, to: Path) -> None:
             except Exception as error:
                 # What an earlier attempt left may be damaged where the machine went down; then it is fetched anew.
                 again = may_pass(error) or (isinstance(error, _Damaged) and begun and round_number == 1)
-                if round_number == _ROUNDS or not again:
+                if round_number == _ROUNDS or client.patience.over or not again:
                     raise
         (staging / INDEX).write_text(index.text(), "utf-8")
         staging.rename(to)
+
+
+def _check_stored(client: Any, version: Place, index: Index) -> None:
+    """Look for each file in the store, before there is room made for it.
+
+    The sizes in the list of checksums are not covered by its digest; those of the store must be the same.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        there = listing(client, version)
+    except ClientError as error:
+        if error_code(error) in ("AccessDenied", "403"):  # who may only read learns it from each object
+            return
+        raise
+    for name, file in index.files.items():
+        size = there[name][0] if name in there else None
+        if size != file.bytes:
+            fault = "the file is missing in the store" if size is None else (
+                f"the file has {size} bytes in the store, and {file.bytes} in the list of checksums")
+            raise DetoxError(fault, place=str(version / name), remedy=PUBLISH_AGAIN)
 
 
 def _fetch_missing(client: Any, version: Place, index: Index, files: Mapping[str, Path], staging: Path) -> None:
@@ -147,11 +192,13 @@ def _fetch_missing(client: Any, version: Place, index: Index, files: Mapping[str
 
 
 def _keep_only(staging: Path, wanted: set[Path]) -> bool:
-    """Remove what an interrupted fetch of another version left; whether anything of this one is there."""
+    """Remove links, and what an interrupted fetch of another version left; whether anything of this one is there."""
     lists = {path.with_name(path.name + PARTS_SUFFIX) for path in wanted}
-    for path in staging.rglob("*"):
-        if path.is_file() and path not in wanted | lists:
+    for path in sorted(staging.rglob("*"), reverse=True):  # what is in a folder before it
+        if path.is_symlink() or (path.is_file() and path not in wanted | lists):
             path.unlink()
+        elif path.is_dir() and (path in wanted | lists or not any(path.iterdir())):
+            shutil.rmtree(path)
     return any(path.is_file() for path in wanted)
 
 
@@ -179,22 +226,35 @@ def _fetch_plain(client: Any, place: Place) -> Path:
     if head is not None:
         objects = {place.key.rpartition("/")[2]: (int(head["ContentLength"]), str(head["ETag"]).strip('"'))}
     else:
-        objects = {name: found for name, found in listing(client, place).items() if not name.endswith("/")}
-    if not objects:
-        raise DetoxError("there is no object and no prefix of this name", place=str(place),
-                         remedy="check the address and the bucket")
-    Index.checked({"files": {name: {"sha256": etag, "bytes": size} for name, (size, etag) in objects.items()}},
-                  str(place))
+        objects = {name: one for name, one in listing(client, place).items() if not name.endswith("/")}
+    _check_objects(objects, place)
     folder = cache_dir("s3") / digest_of([endpoint_of(), str(place), objects])[:32]
-    if not folder.exists():
-        _fetch_objects(client, place, objects, folder, single=head is not None)
+    with clear_disk_errors(folder, _REMEDY), locked(folder, wait=True):
+        if not folder.exists():
+            _fetch_objects(client, place, objects, folder, single=head is not None)
+    _check_folder(folder, {name: size for name, (size, _) in objects.items()})
     return folder / next(iter(objects)) if head is not None else folder
 
 
+def _check_objects(objects: Mapping[str, tuple[int, str]], place: Place) -> None:
+    """Look whether the objects of a prefix can be files of a folder."""
+    if not objects:
+        raise DetoxError("there is no object and no prefix of this name", place=str(place),
+                         remedy="check the address and the bucket")
+    try:
+        check_names(objects)
+    except ValueError as error:
+        raise DetoxError(f"the objects cannot be files of a folder: {error}", place=str(place),
+                         remedy="name one object, or give them other names") from None
+    if (largest := max(size for size, _ in objects.values())) > LARGEST_OBJECT:
+        raise DetoxError(f"an object of {largest} bytes cannot be", place=str(place), remedy="look at the store's log")
+
+
 def _fetch_objects(client: Any, place: Place, objects: dict[str, tuple[int, str]], folder: Path, single: bool) -> None:
-    staging = folder.parent / f".{folder.name}.part"
+    staging = staging_of(folder)
     needed = sum(size for size, _ in objects.values())
-    with _writing(staging, folder):
+    with _writing(staging):
+        _keep_only(staging, {staging / name for name in objects})
         _check_room(staging, needed)
         part = part_size(max(size for size, _ in objects.values()))
         with transfers(client, part, f"fetching {place}", needed) as running:
@@ -205,9 +265,37 @@ def _fetch_objects(client: Any, place: Place, objects: dict[str, tuple[int, str]
         staging.rename(folder)
 
 
-def _holds(folder: Path, index: Index) -> bool:
-    return all((folder / name).is_file() and sha256_of(folder / name) == file.sha256
-               for name, file in index.files.items())
+def _check_held(folder: Path, index: Index) -> None:
+    """Look whether a folder holds a version and nothing else."""
+    lists = [folder / name for name in (INDEX, INNER_INDEX) if (folder / name).exists()]
+    _check_folder(folder, {name: file.bytes for name, file in index.files.items()},
+                  *(path for path in lists if _is_list_of(path, index)))
+    for name, file in index.files.items():
+        if sha256_of(folder / name) != file.sha256:
+            raise _other(folder, f"{name} is not the file that was published")
+
+
+def _check_folder(folder: Path, sizes: Mapping[str, int], *beside: Path) -> None:
+    """Compare names and sizes of all that lies in a folder."""
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")
+             if path not in beside and (path.is_symlink() or not path.is_dir())}
+    for name in sorted({*there, *sizes}):
+        if name not in sizes:
+            raise _other(folder, f"{name} was not published with it")
+        if name not in there or not there[name].is_file() or there[name].stat().st_size != sizes[name]:
+            raise _other(folder, f"{name} is missing, or of another size")
+
+
+def _is_list_of(path: Path, index: Index) -> bool:
+    try:
+        return Index.checked(json.loads(path.read_text("utf-8")), str(path)) == index
+    except (OSError, ValueError, RecursionError, DetoxError):
+        return False
+
+
+def _other(folder: Path, fault: str) -> DetoxError:
+    return DetoxError(f"the folder exists and holds something else: {fault}", place=str(folder),
+                      remedy="remove it, or choose another one")
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -215,21 +303,14 @@ def _check_room(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, "not enough room", str(folder))
 
 
-class _writing:
-    """Turns a full disk or missing rights into one clear error; a full disk gets its room back."""
-
-    def __init__(self, staging: Path, to: Path) -> None:
-        self._staging, self._to = staging, to
-
-    def __enter__(self) -> None:
-        self._staging.mkdir(parents=True, exist_ok=True)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError):
-            return
+@contextmanager
+def _writing(staging: Path) -> Iterator[None]:
+    """A folder for what arrives; a full disk gets its room back."""
+    if not own_folder(staging):
+        staging.mkdir(parents=True)
+    try:
+        yield
+    except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            shutil.rmtree(self._staging, ignore_errors=True)
-            raise DetoxError("the disk is full", place=str(self._to),
-                             remedy="free some space, or choose another folder") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise DetoxError("cannot be written", place=str(self._to), remedy="check the rights") from error
+            shutil.rmtree(staging, ignore_errors=True)
+        raise

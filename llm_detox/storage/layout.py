@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,16 +14,20 @@ from typing import Any
 
 from llm_detox.errors import DetoxError
 from llm_detox.runs.folders import MANIFEST, digest_of
-from llm_detox.storage.s3 import Place, error_code, is_missing
+from llm_detox.storage.s3 import Place
 
 INDEX, POINTER = "checksums.json", "latest.json"
+PUBLISH_AGAIN = "publish the model again: that writes what is damaged anew; or roll back to another version"
 INNER_INDEX = f"artifacts/{INDEX}"  # the same list, for servers that are given the Hugging Face folder alone
 MEBIBYTE = 1024 * 1024
 _SCHEMA = 1
 _READ = 4 * MEBIBYTE
 _DIGEST_CHARS = 32
-_ATTEMPTS = 8
-_READS = 4
+_DIGEST = re.compile(rf"[0-9a-f]{{{_DIGEST_CHARS}}}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_LONGEST_NAME, _LONGEST_PART = 1024, 255  # bytes: of a key in S3, and of a name in a folder
+LARGEST_OBJECT = 50 * 2**40  # bytes, of S3
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,18 @@ class IndexedFile:
     sha256: str
     bytes: int
 
+    @classmethod
+    def checked(cls, value: object, name: str) -> IndexedFile:
+        """From a list of checksums.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is something else.
+        """
+        file: Any = value
+        if not _SHA256.fullmatch(file["sha256"]):
+            raise ValueError(f"the checksum of {name!r:.80}")
+        return cls(file["sha256"], _count_of(file["bytes"], f"the size of {name!r:.80}"))
+
 
 @dataclass(frozen=True)
 class Index:
@@ -63,10 +80,17 @@ class Index:
         Raises:
             DetoxError: it is malformed, or a name leads elsewhere.
         """
-        files = value.get("files") if isinstance(value, dict) else None
-        if not isinstance(files, dict) or not files or not all(_is_indexed(*item) for item in files.items()):
-            raise DetoxError("the list of checksums is damaged", place=place, remedy="publish the model again")
-        return cls({name: IndexedFile(file["sha256"], file["bytes"]) for name, file in files.items()})
+        try:
+            files = {name: IndexedFile.checked(file, name) for name, file in value["files"].items()}  # type: ignore[index]
+            if not files:
+                raise ValueError("it is empty")
+            if {INDEX, INNER_INDEX} & files.keys():
+                raise ValueError("it lists itself")
+            check_names(files)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DetoxError(f"the list of checksums is damaged ({_shown(error)})", place=place,
+                             remedy=PUBLISH_AGAIN) from None
+        return cls(files)
 
     @property
     def digest(self) -> str:
@@ -98,6 +122,23 @@ class Version:
     bytes: int = 0
     files: int = 0
 
+    @classmethod
+    def checked(cls, value: object, place: Place) -> Version:
+        """From the pointer below a place.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is something else.
+        """
+        version: Any = value
+        digest, published = version["digest"], version.get("published", "")
+        if not is_digest(digest):
+            raise ValueError(f"{digest!r:.80} is no digest of a version")
+        if not isinstance(published, str):
+            raise ValueError("a time that is no text")
+        # The address is not taken from there: it could lead elsewhere, and is another one where the store was copied.
+        return cls(digest, str(place / digest), published, _count_of(version.get("bytes", 0), "a version's size"),
+                   _count_of(version.get("files", 0), "a version's number of files"))
+
 
 @dataclass(frozen=True)
 class Pointer:
@@ -111,18 +152,40 @@ class Pointer:
     versions: tuple[Version, ...]
     etag: str = field(default="", compare=False)
 
+    @classmethod
+    def checked(cls, value: object, place: Place, etag: str) -> Pointer:
+        """As read from below a place.
+
+        Raises:
+            ValueError: it is malformed; the message says in what.
+        """
+        pointer: Any = value
+        try:
+            if not is_digest(pointer["digest"]):
+                raise ValueError(f"{pointer['digest']!r:.80} is no digest of a version")
+            if not isinstance(pointer["versions"], list):
+                raise ValueError("the versions are no list")
+            versions = tuple(Version.checked(one, place) for one in pointer["versions"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(_shown(error)) from None
+        return cls(pointer["digest"], str(place / pointer["digest"]), versions, etag)
+
     def text(self) -> str:
         """The content of `latest.json`."""
         return json.dumps({"schema": _SCHEMA, "digest": self.digest, "address": self.address,
                            "versions": [asdict(one) for one in self.versions]}, indent=2)
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A small JSON object and the ETag under which it was read."""
+def is_digest(value: object) -> bool:
+    """Whether a value has the form of a version's digest."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
-    value: object
-    etag: str
+
+def _shown(error: Exception) -> str:
+    """What is wrong with a value of another structure, for people."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error) if isinstance(error, ValueError) else "other values than it should have"
 
 
 def part_size(largest: int) -> int:
@@ -160,7 +223,7 @@ def sum_folder(folder: Path, part: int) -> dict[str, FileSum]:
     the same address.
 
     Raises:
-        DetoxError: the folder is missing or empty.
+        DetoxError: the folder is missing or empty, or a file has a name that stores and disks do not take.
     """
     if not folder.is_dir():
         raise DetoxError("no such folder", place=str(folder), remedy="pass the folder that `convert` wrote")
@@ -168,99 +231,44 @@ def sum_folder(folder: Path, part: int) -> dict[str, FileSum]:
     paths = {name: path for name, path in paths.items() if name not in (MANIFEST, INDEX, INNER_INDEX)}
     if not paths:
         raise DetoxError("the folder is empty", place=str(folder), remedy="pass the folder that `convert` wrote")
+    try:
+        check_names(paths)
+    except ValueError as error:
+        raise DetoxError(f"cannot be published: {error}", place=str(folder), remedy="give it another name") from None
     with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
         sums = pool.map(lambda path: sum_file(path, part), paths.values())
         return dict(zip(paths, sums, strict=True))
 
 
-def read_json(client: Any, place: Place) -> Stored | None:
-    """A small JSON object; None where there is none.
+def check_names(names: Collection[str]) -> None:
+    """Look whether files of these names (with `/`) can lie in one folder and in a store, and nowhere else.
 
     Raises:
-        DetoxError: it is not JSON.
+        ValueError: one leads out of the folder, is no text, is too long, or is a folder of another.
     """
-    from botocore.exceptions import BotoCoreError
-
-    for attempt in range(1, _READS + 1):
-        try:
-            answer = client.get_object(Bucket=place.bucket, Key=place.key)
-            return Stored(json.loads(answer["Body"].read()), answer["ETag"])
-        except client.exceptions.ClientError as error:
-            if is_missing(error):
-                return None
-            raise
-        except BotoCoreError:  # the connection broke after the headers, where botocore no longer repeats
-            if attempt == _READS:
-                raise
-        except ValueError:
-            raise DetoxError("damaged: it is not JSON", place=str(place), remedy="publish the model again") from None
-    return None
+    for name in names:
+        if fault := _fault_of(name, names):
+            raise ValueError(f"the name {name!r:.80} {fault}")
 
 
-def read_index(client: Any, version: Place) -> Index | None:
-    """The index of a version; None where there is none.
-
-    Raises:
-        DetoxError: it is damaged.
-    """
-    stored = read_json(client, version / INDEX)
-    return Index.checked(stored.value, str(version / INDEX)) if stored else None
-
-
-def read_pointer(client: Any, place: Place) -> Pointer | None:
-    """The pointer below a published URL; None where there is none.
-
-    Raises:
-        DetoxError: it is damaged.
-    """
-    stored = read_json(client, place / POINTER)
-    if stored is None:
-        return None
-    try:
-        return _pointer(stored, place)
-    except (KeyError, TypeError, AttributeError):
-        raise DetoxError("the pointer is damaged", place=str(place / POINTER),
-                         remedy="publish the model again") from None
-
-
-def move_pointer(client: Any, place: Place, change: Callable[[Pointer | None], Pointer]) -> None:
-    """Replace the pointer by `change(old one)`; when somebody else moved it meanwhile, read again and repeat.
-
-    Raises:
-        DetoxError: others kept moving it.
-    """
-    conditional = True
-    for _ in range(_ATTEMPTS):
-        old = read_pointer(client, place)
-        condition = ({"IfMatch": old.etag} if old else {"IfNoneMatch": "*"}) if conditional else {}
-        try:
-            client.put_object(Bucket=place.bucket, Key=(place / POINTER).key, Body=change(old).text().encode(),
-                              ContentType="application/json", CacheControl="no-cache", **condition)
-            return
-        except client.exceptions.ClientError as error:
-            # Older stores have no conditional writes, and an older MinIO looks in vain for what should not be there.
-            if error_code(error) == "NotImplemented" or (old is None and conditional and is_missing(error)):
-                conditional = False  # the last writer wins there
-            elif error_code(error) not in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
-                raise
-    raise DetoxError("others keep publishing here at the same time", place=str(place), remedy="try again later")
-
-
-def _pointer(stored: Stored, place: Place) -> Pointer:
-    value: Any = stored.value
-    if not isinstance(value["digest"], str) or not isinstance(value["versions"], list):
-        raise TypeError
-    versions = tuple(Version(str(one["digest"]), one.get("address", str(place / str(one["digest"]))),
-                             one.get("published", ""), one.get("bytes", 0), one.get("files", 0))
-                     for one in value["versions"])
-    return Pointer(value["digest"], value.get("address", str(place / value["digest"])), versions, stored.etag)
-
-
-def _is_indexed(name: str, file: object) -> bool:
+def _fault_of(name: str, names: Collection[str]) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or str(path) != name:
-        return False
-    return isinstance(file, dict) and isinstance(file.get("sha256"), str) and isinstance(file.get("bytes"), int)
+        return "leads out of the folder"
+    if _UNWRITABLE.search(name):
+        return "has a control character, or is not UTF-8"
+    if len(name.encode()) > _LONGEST_NAME or max(len(part.encode()) for part in path.parts) > _LONGEST_PART:
+        return f"is longer than a store or a disk takes ({_LONGEST_NAME} bytes, {_LONGEST_PART} a part)"
+    if parent := next((one for one in map(str, path.parents) if one in names), None):
+        return f"is a file in {parent!r:.80}, which is a file itself"
+    return ""
+
+
+def _count_of(value: object, name: str) -> int:
+    """A number of bytes or files."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_OBJECT:
+        raise ValueError(f"{name} is {value!r:.40}")
+    return value
 
 
 def _md5(data: bytes = b"") -> hashlib._Hash:

@@ -13,9 +13,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from llm_detox.errors import DetoxError, UsageError
+from llm_detox.errors import DetoxError, UsageError, clear_disk_errors
 from llm_detox.progress import say
 from llm_detox.recipe.addresses import check_publish_url
+from llm_detox.runs.folders import check_sums
 from llm_detox.storage.layout import (
     INDEX,
     INNER_INDEX,
@@ -24,13 +25,12 @@ from llm_detox.storage.layout import (
     Index,
     Pointer,
     Version,
-    move_pointer,
     part_size,
-    read_index,
-    read_pointer,
     sum_folder,
 )
-from llm_detox.storage.s3 import Place, clear_errors, connect, error_code, may_pass
+from llm_detox.storage.patience import error_code, may_pass
+from llm_detox.storage.pointer import DamagedPointer, move_pointer, read_index, read_pointer
+from llm_detox.storage.s3 import Place, clear_errors, connect
 from llm_detox.storage.transfer import transfers
 
 _LOOK_BACK = 3
@@ -75,27 +75,31 @@ def publish(folder: Path, url: str) -> Publication:
     """Put a folder into the store under its content address and make it the current version.
 
     Only files that the store lacks are sent; what an earlier version holds is copied inside the store. A failure
-    leaves the old version current, and a second call continues after the files that arrived.
+    leaves the old version current, and a second call continues after the files that arrived. A list of checksums or a
+    pointer that was damaged is written anew.
 
     Args:
         folder: what to publish, such as the output of `convert`.
         url: `s3://bucket/prefix`, below which versions and the pointer lie.
 
     Raises:
-        DetoxError: the folder is missing or empty, or the store refuses, fails or holds something else after all.
+        DetoxError: the folder is missing, empty or no longer what its step wrote, or the store refuses, fails or holds
+            something else after all.
     """
     started, place = time.monotonic(), _publishable(url)
     client = connect()
-    part = part_size(max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0))
-    sums = sum_folder(folder, part)
+    with clear_disk_errors(folder, "publish another folder"):
+        part = part_size(max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0))
+        sums = sum_folder(folder, part)
+    check_sums(folder, {name: one.sha256 for name, one in sums.items()})
     index = Index.of(sums)
     version = place / index.digest
-    with clear_errors(version):
+    with clear_errors(version), clear_disk_errors(folder, "publish another folder"):
         sent, copied = _fill(client, folder, version, place, sums, part)
         _put_index(client, version, index)
         now = datetime.now(UTC).isoformat("T", "seconds")
         newest = Version(index.digest, str(version), now, index.bytes, len(sums))
-        move_pointer(client, place, lambda old: _with_version(old, newest))
+        move_pointer(client, place, lambda old: _with_version(old, newest), mend=True)
     kept = len(sums) - sent - copied
     say(f"published {version}: {sent} files sent, {copied} copied, {kept} already there")
     return Publication(str(version), str(place), index.digest, len(sums), index.bytes, sent, copied, kept,
@@ -181,7 +185,7 @@ def _fill(client: Any, folder: Path, version: Place, place: Place, sums: Mapping
             _transfer(client, folder, version, missing, copies, part)
         except Exception as error:
             # What arrived stays, so another round is short; but no round helps against a refusal or a full disk.
-            if round_number == _ROUNDS or not may_pass(error):
+            if round_number == _ROUNDS or client.patience.over or not may_pass(error):
                 raise
         else:
             sent |= set(missing) - set(copies)
@@ -212,7 +216,10 @@ def _transfer(client: Any, folder: Path, version: Place, missing: Mapping[str, F
 def _copy_sources(client: Any, place: Place, missing: Mapping[str, FileSum]) -> dict[str, Place]:
     """Where the store holds the content of missing files already, undamaged, in one of the last versions."""
     wanted = {name: one for name, one in missing.items() if one.bytes >= _COPY_FROM}
-    pointer = read_pointer(client, place) if wanted else None
+    try:
+        pointer = read_pointer(client, place) if wanted else None
+    except DamagedPointer:
+        pointer = None
     held: dict[tuple[str, int, str], Place] = {}
     for version in (pointer.versions if pointer else ())[:_LOOK_BACK]:
         older = place / version.digest

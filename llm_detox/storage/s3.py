@@ -10,10 +10,12 @@ from typing import Any
 
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.recipe.addresses import ENDPOINTS, check_store, split_s3
+from llm_detox.storage import patience
+from llm_detox.storage.patience import Patience, error_code
 
-CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 10, 60, 6
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "Forbidden", "403", "401", "Unauthorized",
             "InvalidToken", "InvalidClientTokenId"}
+_REDIRECTS = {"PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "302", "303", "307", "308"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 
 
@@ -54,7 +56,7 @@ def connect(env: Mapping[str, str] | None = None, **config: Any) -> Any:
 
     TLS is verified, with AWS_CA_BUNDLE where it is set. Own endpoints are addressed by path, unless
     AWS_S3_ADDRESSING_STYLE says `virtual`. Checksum headers are sent only where the store asks for them: many
-    on-premises stores do not know the newer ones.
+    on-premises stores do not know the newer ones. The client has a `patience` (see `llm_detox.storage.patience`).
 
     Args:
         env: instead of `os.environ`.
@@ -76,8 +78,8 @@ def connect(env: Mapping[str, str] | None = None, **config: Any) -> Any:
                          remedy="correct them; docs/troubleshooting.md lists all that are read") from None
     endpoint = endpoint_of(given)
     settings: dict[str, Any] = {
-        "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "max_pool_connections": 64,
-        "retries": {"mode": "standard", "max_attempts": ATTEMPTS},
+        "connect_timeout": patience.CONNECT_SECONDS, "read_timeout": patience.READ_SECONDS,
+        "max_pool_connections": 64, "retries": {"mode": "standard", "total_max_attempts": 1},
         "request_checksum_calculation": "when_required", "response_checksum_validation": "when_required",
         "s3": {"addressing_style": given.get("AWS_S3_ADDRESSING_STYLE") or ("path" if endpoint else "auto")},
     }
@@ -86,32 +88,29 @@ def connect(env: Mapping[str, str] | None = None, **config: Any) -> Any:
         raise DetoxError("the CA bundle named by AWS_CA_BUNDLE does not exist", place=ca_bundle,
                          remedy="point AWS_CA_BUNDLE to a PEM file, or unset it")
     with clear_errors("the store"):
-        return boto3.session.Session().client(
+        client = boto3.session.Session().client(
             "s3", endpoint_url=endpoint, verify=ca_bundle or None,
             region_name=given.get("AWS_DEFAULT_REGION") or given.get("AWS_REGION") or "us-east-1",
             aws_access_key_id=given.get("AWS_ACCESS_KEY_ID"), aws_secret_access_key=given.get("AWS_SECRET_ACCESS_KEY"),
             aws_session_token=given.get("AWS_SESSION_TOKEN"), config=Config(**(settings | config)))
+    client.patience = Patience(endpoint or "AWS S3")
+    client.patience.attend(client)
+    if endpoint:
+        client.meta.events.register("before-call.s3", _stay_here)
+    return client
 
 
-def error_code(error: BaseException) -> str:
-    """The store's error code; the empty string where the error came from elsewhere."""
-    response = getattr(error, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+def _stay_here(context: dict[str, Any], **_: Any) -> None:
+    """A store of one's own has no other regions; where it redirects, botocore would ask it for them without end."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def is_missing(error: BaseException) -> bool:
     return error_code(error) in {"404", "NoSuchKey", "NotFound"}
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether the same transfer can succeed a moment later: not after a refusal, nor for reasons on this machine."""
-    from botocore import exceptions as boto
-
-    if isinstance(error, boto.ClientError):
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
-        # NoSuchUpload: the answer to the last request of an upload was lost, and the repetition came too late.
-        return status >= 500 or status == 429 or error_code(error) in ("NoSuchUpload", "RequestTimeout", "SlowDown")
-    return isinstance(error, (boto.HTTPClientError, boto.IncompleteReadError)) and not isinstance(error, boto.SSLError)
+def is_redirect(error: BaseException) -> bool:
+    return error_code(error) in _REDIRECTS
 
 
 @contextmanager
@@ -141,6 +140,12 @@ def _explain(error: Exception, place: str) -> DetoxError:
     if code in _REFUSED:
         return DetoxError(f"the store refuses the access key ({code})", place=place,
                           remedy="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what that key may do there")
+    if isinstance(error, boto.ClientError) and is_redirect(error):
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        target = headers.get("location") or error.response.get("Error", {}).get("Endpoint") or "another address"
+        return DetoxError(f"the store sends the request on to {target} ({code})", place=place,
+                          remedy="set AWS_S3_ENDPOINT to the address that answers itself (https:// in place of "
+                                 "http://, for example), and AWS_DEFAULT_REGION to the bucket's region")
     if code == "NoSuchBucket":
         return DetoxError("the bucket does not exist", place=place, remedy="create it, or correct the address")
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from llm_detox.errors import DetoxError
 from llm_detox.progress import Task, task
-from llm_detox.storage.layout import MEBIBYTE, FileSum
-from llm_detox.storage.s3 import Place, error_code
+from llm_detox.storage.layout import MEBIBYTE, PUBLISH_AGAIN, FileSum
+from llm_detox.storage.patience import error_code, pause_seconds
+from llm_detox.storage.s3 import Place, is_missing
 
 THREADS = 8
 PARTS_SUFFIX = ".llm-detox-parts"
@@ -196,6 +200,7 @@ class _Download:
     def __init__(self, running: Transfers, source: Place, path: Path, size: int, content: str,
                  done: Callable[[], None] | None, etag: str | None) -> None:
         self._running, self._path, self._size, self._content, self._done = running, path, size, content, done
+        self._source = source
         self._at = {"Bucket": source.bucket, "Key": source.key, **({"IfMatch": f'"{etag}"'} if etag else {})}
         self._list = path.with_name(path.name + PARTS_SUFFIX)
         self._left, self._lock = 0, threading.Lock()
@@ -203,7 +208,8 @@ class _Download:
     def begin(self) -> None:
         count = -(-self._size // self._running.part)
         if count <= 1:
-            self._path.write_bytes(b"")
+            with _opened(self._path, os.O_CREAT | os.O_TRUNC):
+                pass
             self._read(0, None)
             self._finish()
             return
@@ -211,8 +217,10 @@ class _Download:
         there = _listed(self._list, title) if self._path.is_file() else set()
         if not there:
             self._path.unlink(missing_ok=True)
-            self._list.write_text(f"{title}\n", "utf-8")
-        with self._path.open("ab") as file:
+            self._list.unlink(missing_ok=True)
+            with _opened(self._list, os.O_CREAT | os.O_EXCL) as file:
+                os.write(file.fileno(), f"{title}\n".encode())
+        with _opened(self._path, os.O_CREAT) as file:
             file.truncate(self._size)
         missing = [number for number in range(count) if number not in there]
         self._running.count(self._size - sum(self._length(number) for number in missing))
@@ -229,8 +237,8 @@ class _Download:
         start = number * self._running.part
         self._read(start, start + self._length(number) - 1)
         with self._lock:
-            with self._list.open("a", encoding="utf-8") as file:
-                file.write(f"{number}\n")
+            with _opened(self._list, os.O_APPEND) as file:
+                os.write(file.fileno(), f"{number}\n".encode())
             self._left -= 1
             last = self._left == 0
         if last:
@@ -238,23 +246,52 @@ class _Download:
 
     def _read(self, start: int, last: int | None) -> None:
         """Write the object's bytes from `start` to `last`, or all of it, to their place in the file."""
-        from botocore.exceptions import HTTPClientError, IncompleteReadError
+        from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
-        wanted = {} if last is None else {"Range": f"bytes={start}-{last}"}
+        patience, since = self._running.client.patience, time.monotonic()
         for attempt in range(1, _READS + 1):
             place = start
             try:
-                # Small pieces: from a mebibyte on, the page faults of each new buffer cost more than all the rest.
-                for piece in self._running.client.get_object(**self._at, **wanted)["Body"].iter_chunks(_PIECE):
+                for piece in self._pieces(start, last):
                     write_at(self._path, place, piece)
-                    place += len(piece)
-                if last is not None and place != last + 1:  # a store that knows no ranges sends everything
-                    raise IncompleteReadError(actual_bytes=place - start, expected_bytes=last + 1 - start)
+                    place, since = place + len(piece), time.monotonic()
                 break
-            except (HTTPClientError, IncompleteReadError):  # broken after the headers, where botocore gives up
-                if attempt == _READS:
+            except (HTTPClientError, IncompleteReadError) as error:  # broken after the headers, where botocore gives up
+                if attempt == _READS or not patience.is_left(since):
                     raise
+                patience.say_again(type(error).__name__, since)
+                time.sleep(pause_seconds(attempt))
+            except ClientError as error:
+                self._explain(error)
+                raise
         self._running.count(place - start)
+
+    def _pieces(self, start: int, last: int | None) -> Iterator[bytes]:
+        """The object's bytes, exactly as many as there have to be."""
+        from botocore.exceptions import IncompleteReadError
+
+        wanted = {} if last is None else {"Range": f"bytes={start}-{last}"}
+        expected, come = self._size if last is None else last + 1 - start, 0
+        # Small pieces: from a mebibyte on, the page faults of each new buffer cost more than all the rest.
+        for piece in self._running.client.get_object(**self._at, **wanted)["Body"].iter_chunks(_PIECE):
+            come += len(piece)
+            if come > expected:
+                break  # a store that knows no ranges sends everything
+            yield piece
+        if come != expected and last is None:
+            raise DetoxError(f"the object has {'more' if come > expected else 'less'} than the {expected} bytes that "
+                             "it should have", place=str(self._source), remedy=PUBLISH_AGAIN)
+        if come != expected:
+            raise IncompleteReadError(actual_bytes=come, expected_bytes=expected)
+
+    def _explain(self, error: Exception) -> None:
+        """Name the object where it has gone, or is another one by now."""
+        if is_missing(error):
+            raise DetoxError("the object is missing in the store", place=str(self._source),
+                             remedy=PUBLISH_AGAIN) from error
+        if error_code(error) in ("PreconditionFailed", "412", "InvalidRange", "416"):
+            raise DetoxError("the object was changed while it was fetched", place=str(self._source),
+                             remedy="fetch it again") from error
 
     def _finish(self) -> None:
         self._list.unlink(missing_ok=True)
@@ -264,11 +301,16 @@ class _Download:
 
 def write_at(path: Path, start: int, data: bytes) -> None:
     """Write the bytes into an existing file from `start` on."""
-    with path.open("r+b", buffering=0) as file:
+    with _opened(path) as file:
         view = memoryview(data)
         while view:  # a disk that fills up may take a part of them
             written = os.pwrite(file.fileno(), view, start)
             view, start = view[written:], start + written
+
+
+def _opened(path: Path, flags: int = 0) -> FileIO:
+    """A file to write, and never one that a link at its place leads to."""
+    return FileIO(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o666), "r+b")
 
 
 def _listed(path: Path, title: str) -> set[int]:

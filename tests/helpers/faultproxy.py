@@ -33,6 +33,14 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Redirect:
+    """An answer that sends the client elsewhere, without a word of S3."""
+
+    location: str
+    code: int = 301
+
+
+@dataclass(frozen=True)
 class Reset:
     """The connection breaks: in the middle of the request's body, or of the answer's (`late`)."""
 
@@ -51,7 +59,7 @@ class Lost:
     """The store does what it is asked, but its answer never arrives."""
 
 
-Fault = Status | Reset | Stall | Lost | None
+Fault = Status | Redirect | Reset | Stall | Lost | None
 Decide = Callable[[Request], Fault]
 
 
@@ -98,6 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._break()
         elif isinstance(fault, Status):
             self._refuse(fault)
+        elif isinstance(fault, Redirect):
+            self.send_response_only(fault.code)
+            self.send_header("location", fault.location)
+            self.send_header("content-length", "0")
+            self.end_headers()
         else:
             self._forward(body, fault)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_detox.errors import DetoxError
-from llm_detox.storage import s3
+from llm_detox.storage import patience
 from llm_detox.storage.seaweed import Seaweed, find_weed
 from tests.helpers.faultproxy import Proxy, fault_proxy
 
@@ -39,7 +39,7 @@ def env(store: Seaweed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seaw
 @pytest.fixture
 def proxy(env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy on the way to the store; files go in parts of five mebibytes."""
-    monkeypatch.setattr(s3, "ATTEMPTS", 3)
+    monkeypatch.setattr(patience, "ATTEMPTS", 3)
     for module in ("publishing", "fetch"):
         monkeypatch.setattr(f"llm_detox.storage.{module}.part_size", lambda largest: PART)
     with fault_proxy(env.endpoint) as proxy:
@@ -49,8 +49,9 @@ def proxy(env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 @pytest.fixture
 def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """botocore's pauses between attempts grow to 20 s; their length is not what is tested here."""
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.01)
+    """Pauses between attempts grow; their length is not what is tested here."""
+    for module in ("patience", "pointer", "transfer"):
+        monkeypatch.setattr(f"llm_detox.storage.{module}.pause_seconds", lambda attempt: 0.01)
 
 
 @pytest.fixture

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llm_detox.errors import DetoxError
-from llm_detox.storage import fetch_model, publish, s3
+from llm_detox.storage import fetch_model, patience, publish
 from llm_detox.storage.publishing import versions
 from llm_detox.storage.s3 import Place, connect
 from llm_detox.storage.seaweed import Seaweed
-from tests.helpers.faultproxy import Decide, Fault, Lost, Proxy, Request, Reset, Stall, Status
+from tests.helpers.faultproxy import Decide, Fault, Lost, Proxy, Redirect, Request, Reset, Stall, Status
 from tests.helpers.folders import same
 
 MIB = 1024 * 1024
@@ -64,7 +65,7 @@ def test_what_fails_once_is_repeated(fault: Fault, proxy: Proxy, url: str, tmp_p
 def test_a_stall_costs_a_timeout_and_no_more(
     proxy: Proxy, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "READ_SECONDS", 3)
+    monkeypatch.setattr(patience, "READ_SECONDS", 3)
     model = make_model(tmp_path / "model")
     proxy.decide = once_each(Stall(12), lambda request: "partNumber=2" in request.path)
     publish(model, url)
@@ -185,3 +186,99 @@ def test_two_publishers_at_once_lose_no_version(proxy: Proxy, url: str, tmp_path
     proxy.decide = decide
     second = publish(make_model(tmp_path / "b", 2), url)
     assert {one.digest for one in versions(url)} == {first.digest, second.digest, other[0]}
+
+
+@pytest.fixture
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A hundredth of the real one's waiting; returns the bound for giving up."""
+    for name, seconds in (("PATIENCE_SECONDS", 1.5), ("READ_SECONDS", 1.0), ("CONNECT_SECONDS", 1.0),
+                          ("_WORD_SECONDS", 0.3), ("ATTEMPTS", 1000)):
+        monkeypatch.setattr(patience, name, seconds)
+    return 1.5 + 1.0
+
+
+def test_a_dead_store_is_given_up_within_a_minute() -> None:
+    assert patience.PATIENCE_SECONDS + patience.READ_SECONDS <= 50
+    assert patience.CONNECT_SECONDS <= patience.READ_SECONDS
+
+
+@pytest.mark.parametrize("dies", ["before", "at the pointer", "at a file"])
+def test_a_store_that_has_died_behind_a_proxy_is_given_up_in_time_and_waited_for_with_words(
+    dies: str, proxy: Proxy, url: str, tmp_path: Path, short_patience: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(make_model(tmp_path / "model"), url)
+    part = {"before": "", "at the pointer": "latest.json", "at a file": "safetensors"}[dies]
+    proxy.decide = lambda request: Stall(5) if part in request.path else None
+    started = time.monotonic()
+    with pytest.raises(DetoxError, match="the store does not answer"):
+        fetch_model(url, tmp_path / "back")
+    assert time.monotonic() - started < short_patience + 1.5
+    said = capsys.readouterr().err
+    assert f"the store at {proxy.url}: no answer for" in said
+    assert f"the store at {proxy.url}: ReadTimeoutError; trying again for" in said
+    assert not (tmp_path / "back").exists()
+
+
+def test_an_answer_that_stops_in_its_middle_is_given_up_in_time(
+    proxy: Proxy, url: str, tmp_path: Path, short_patience: float
+) -> None:
+    publish(make_model(tmp_path / "model"), url)
+    proxy.decide = lambda request: Reset(late=True) if "safetensors" in request.path else None
+    started = time.monotonic()
+    with pytest.raises(DetoxError, match="does not answer"):
+        fetch_model(url, tmp_path / "back")
+    assert time.monotonic() - started < short_patience + 1.5
+
+
+def test_a_store_whose_disk_is_full_is_given_up_in_time_with_words(
+    proxy: Proxy, url: str, tmp_path: Path, short_patience: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proxy.decide = lambda request: Status(500, "InternalError") if request.method == "PUT" else None
+    started = time.monotonic()
+    with pytest.raises(DetoxError, match="the store failed: InternalError"):
+        publish(make_model(tmp_path / "model"), url)
+    assert time.monotonic() - started < short_patience + 1.5
+    assert f"the store at {proxy.url}: InternalError; trying again for" in capsys.readouterr().err
+
+
+def test_a_store_that_comes_back_in_time_is_waited_for(
+    proxy: Proxy, url: str, tmp_path: Path, short_patience: float
+) -> None:
+    model, since = make_model(tmp_path / "model"), time.monotonic()
+    proxy.decide = lambda request: Status(503, "ServiceUnavailable") if time.monotonic() - since < 0.7 else None
+    publish(model, url)
+    proxy.decide = lambda request: None
+    fetch_model(url, tmp_path / "back")
+    assert same(model, tmp_path / "back")
+
+
+@pytest.mark.parametrize("fault", [
+    Redirect("https://store.example:9000/"), Redirect("https://user:secret@store.example/", 302), Redirect("/x", 307),
+    Status(301, "PermanentRedirect"), Status(307, "TemporaryRedirect")], ids=str)
+def test_a_redirect_is_one_clear_message(fault: Fault, proxy: Proxy, url: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    proxy.decide = lambda request: fault
+    for call in (lambda: publish(model, url), lambda: fetch_model(url, tmp_path / "back")):
+        with pytest.raises(DetoxError, match="the store sends the request on to") as caught:
+            call()
+        assert "AWS_S3_ENDPOINT" in str(caught.value.remedy)
+        assert "secret" not in str(caught.value)
+        if isinstance(fault, Redirect):
+            assert fault.location.rpartition("@")[2] in str(caught.value)
+    assert len(proxy.seen) <= 4, "it was asked again and again"
+
+
+def test_an_object_that_goes_while_it_is_fetched_is_named(proxy: Proxy, url: str, tmp_path: Path) -> None:
+    address = publish(make_model(tmp_path / "model"), url).address
+    proxy.decide = lambda request: Status(404, "NoSuchKey") if request.path.endswith("tokenizer.json") else None
+    with pytest.raises(DetoxError, match="the object is missing in the store") as caught:
+        fetch_model(url, tmp_path / "back")
+    assert f"{address}/artifacts/tokenizer.json" in str(caught.value)
+
+
+def test_who_may_not_list_may_still_fetch(proxy: Proxy, url: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    publish(model, url)
+    proxy.decide = lambda request: Status(403, "AccessDenied") if "list-type" in request.path else None
+    fetch_model(url, tmp_path / "back")
+    assert same(model, tmp_path / "back")

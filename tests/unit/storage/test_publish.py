@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.errors import DetoxError, UsageError
+from llm_detox.runs.folders import step_folder
 from llm_detox.storage import fetch_model, fetch_source, layout, publish
 from llm_detox.storage.publishing import prune, rollback, versions
 from llm_detox.storage.s3 import Place, connect
@@ -218,7 +219,7 @@ def test_no_credentials_and_no_store_are_told_apart(
     monkeypatch.setenv("AWS_S3_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "b")
-    monkeypatch.setattr("llm_detox.storage.s3.ATTEMPTS", 1)
+    monkeypatch.setattr("llm_detox.storage.patience.ATTEMPTS", 1)
     with pytest.raises(DetoxError, match="does not answer"):
         publish(model, url)
 
@@ -287,6 +288,22 @@ def test_a_port_in_use_is_named(tmp_path: Path, env: Seaweed) -> None:
     port: Any = int(env.endpoint.rpartition(":")[2])
     with pytest.raises(DetoxError, match=f"port {port}"):
         Seaweed.start(tmp_path / "second", port=port)
+
+
+def test_a_second_store_in_one_folder_is_refused_and_the_first_is_left_alone(env: Seaweed) -> None:
+    with pytest.raises(DetoxError, match=f"a store runs here already, as process {env.process.pid}"):
+        Seaweed.start(env.folder)
+    assert Seaweed.attach(env.folder) == env
+
+
+def test_a_folder_that_is_no_longer_what_convert_wrote_is_not_published(tmp_path: Path, url: str) -> None:
+    model = tmp_path / "model"
+    with step_folder(model, "caikit-model", settings={}, inputs={}) as folder:
+        make_model(folder.path / "inner")
+    (model / "inner" / "config.yml").write_text("name: another\n")
+    with pytest.raises(DetoxError, match="not what the step wrote") as caught:
+        publish(model, url)
+    assert str(model / "inner" / "config.yml") in str(caught.value)
 
 
 @pytest.mark.parametrize(("nodes", "ready"), [(None, False), ([], False), ([{"Url": "127.0.0.1:1"}], True)])

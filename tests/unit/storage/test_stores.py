@@ -150,7 +150,7 @@ def test_another_authority_is_not_trusted(store: Store, way: str, tmp_path: Path
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ["AWS_S3_ENDPOINT"].startswith("http:"):
         pytest.skip("nothing to trust")
-    monkeypatch.setattr("llm_detox.storage.s3.ATTEMPTS", 1)
+    monkeypatch.setattr("llm_detox.storage.patience.ATTEMPTS", 1)
     for bundle in (store.certificates.other_ca, None):
         monkeypatch.delenv("AWS_CA_BUNDLE")
         if bundle:
