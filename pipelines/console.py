@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import TextIOBase
 from pathlib import Path
 from typing import TextIO
@@ -16,22 +16,34 @@ _COLOURS = re.compile(r"\x1b\[\d*m")
 
 
 class StepConsole(TextIOBase):
-    """A text stream that passes on what stands between a step's first and last line, and logs all of it."""
+    """A text stream that passes on what stands between a step's first and last line, and logs all of it.
+
+    A log that can no longer be written is given up: the step that runs says itself what it lacks.
+    """
 
     def __init__(self, screen: TextIO, log: TextIO) -> None:
         self._screen, self._log = screen, log
-        self._inside, self._line = False, ""
+        self._inside, self._line, self._logging = False, "", True
 
     def write(self, text: str) -> int:
-        self._log.write(text)
+        self._note(text)
         *whole, self._line = (self._line + text).split("\n")
         for line in whole:
             self._show(line)
         return len(text)
 
     def flush(self) -> None:
-        self._log.flush()
+        self._note("")
         self._screen.flush()
+
+    def _note(self, text: str) -> None:
+        if self._logging:
+            try:
+                self._log.write(text)
+                self._log.flush()
+            except OSError as error:
+                self._logging = False
+                self._screen.write(f"the log of this run ends here: {error.strerror}\n")
 
     def _show(self, line: str) -> None:
         if found := _FOUND.search(_COLOURS.sub("", line)):
@@ -50,7 +62,11 @@ def step_console(screen: TextIO, log: Path) -> Iterator[None]:
         screen: where the steps' lines go.
         log: the file that gets everything.
     """
-    with log.open("w", encoding="utf-8") as file:
+    file = log.open("w", encoding="utf-8")
+    try:
         console = StepConsole(screen, file)
         with redirect_stdout(console), redirect_stderr(console):
             yield
+    finally:
+        with suppress(OSError):  # what it still holds of a log that was given up
+            file.close()

@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from llm_detox.errors import DetoxError, GateNotPassed, UsageError
+from llm_detox.errors import DetoxError, GateNotPassed, UsageError, clear_disk_errors, disk_error
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import resolve_recipe
@@ -179,13 +179,14 @@ def submit(
     placement = placement.without_cache() if fresh else placement
     client = server.client()
     # kfp prints links; stdout is for the result.
-    with tempfile.TemporaryDirectory() as folder, _clear_errors(server.host), redirect_stdout(sys.stderr):
+    with _clear_disk(), tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         package = compile_one(pipeline, Path(folder), placement)
         names = StepNames.read(package)
-        filed = client.create_experiment(experiment, namespace=server.namespace)
-        run = client.run_pipeline(
-            experiment_id=filed.experiment_id, job_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M')}",
-            pipeline_package_path=str(package), params=values)
+        with _clear_errors(server.host):
+            filed = client.create_experiment(experiment, namespace=server.namespace)
+            run = client.run_pipeline(
+                experiment_id=filed.experiment_id, job_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M')}",
+                pipeline_package_path=str(package), params=values)
     url = f"{server.host.rstrip('/')}/#/runs/details/{run.run_id}"
     say(f"submitted: {url}")
     if not wait:
@@ -282,9 +283,13 @@ def _raise_unless_passed(state: str, steps: dict[str, str], url: str) -> None:
                             remedy="read the report there")
 
 
+def _clear_disk() -> AbstractContextManager[None]:
+    return clear_disk_errors("the folder for temporary files", "set TMPDIR to another folder")
+
+
 @contextmanager
 def _clear_errors(host: str) -> Iterator[None]:
-    """The server's failures in words that help."""
+    """The server's failures in words that help; those of this machine's disk are not the server's."""
     from kfp_server_api.exceptions import ApiException
     from urllib3.exceptions import HTTPError, MaxRetryError
 
@@ -293,6 +298,8 @@ def _clear_errors(host: str) -> Iterator[None]:
     except ApiException as error:
         raise _refused(host, error.status, error.reason) from None
     except (MaxRetryError, HTTPError, OSError) as error:
+        if disk_error(error, "", ""):
+            raise
         raise (_untrusted(host) if "certificate" in str(error).lower() else _away(host, error)) from None
 
 

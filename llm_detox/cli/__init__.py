@@ -11,7 +11,7 @@ import typer.core
 
 from llm_detox import __version__
 from llm_detox.cli import bench, measure, models, recipe, serve, steps, train
-from llm_detox.errors import DetoxError, optional_packages
+from llm_detox.errors import DetoxError, disk_error, optional_packages
 from llm_detox.progress import one_voice, safe_output, say, visible_json
 
 
@@ -71,13 +71,14 @@ def run_app(command: typer.Typer) -> None:
         try:
             with optional_packages():
                 command()
-        except DetoxError as error:
-            if os.environ.get("LLM_DETOX_DEBUG"):
-                raise
-            if "--json" in sys.argv:
-                print(visible_json({"error": error.message, "place": error.place, "remedy": error.remedy}))
-            say(f"error: {error}")
-            sys.exit(error.exit_code)
         except KeyboardInterrupt:
             say("interrupted; steps that keep their work continue where they stopped")
             sys.exit(130)
+        except Exception as error:
+            clear = error if isinstance(error, DetoxError) else disk_error(error, "the disk", "choose another folder")
+            if clear is None or os.environ.get("LLM_DETOX_DEBUG"):
+                raise
+            if "--json" in sys.argv:
+                print(visible_json({"error": clear.message, "place": clear.place, "remedy": clear.remedy}))
+            say(f"error: {clear}")
+            sys.exit(clear.exit_code)

@@ -6,12 +6,12 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llm_detox.errors import DetoxError, optional_packages
+from llm_detox.errors import DetoxError, disk_error, optional_packages
 from llm_detox.progress import human_seconds, one_voice, safe_output, say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.addresses import check_store
@@ -67,7 +67,7 @@ class MetricsArtifact(Protocol):
 def pipeline_step(
     name: str, recipe: str, changes: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> Iterator[Recipe]:
-    """Run one step's body: yields the recipe; a `DetoxError` ends the process with its message, without a traceback.
+    """Run one step's body: yields the recipe; a `DetoxError`, or a full disk, ends the process with a message alone.
 
     Any error is also written to the file that the pipeline's runner reads, $LLM_DETOX_ERROR_FILE.
 
@@ -77,7 +77,7 @@ def pipeline_step(
         changes, overrides: other values for single keys (see `resolve_recipe`).
 
     Raises:
-        SystemExit: a `DetoxError`, with its exit code.
+        SystemExit: a `DetoxError`, with its exit code; a disk that is full or cannot be written.
     """
     one_voice()
     started = time.monotonic()
@@ -88,13 +88,15 @@ def pipeline_step(
             _check_store()
             with optional_packages():
                 yield resolved
-        except DetoxError as error:
-            _write_error(name, error)
-            say(f"error in {name}: {error}")
-            raise SystemExit(error.exit_code) from None
         except Exception as error:
-            _write_error(name, DetoxError(f"{type(error).__name__}: {error}", remedy="its log has the traceback"))
-            raise
+            clear = error if isinstance(error, DetoxError) else disk_error(
+                error, "the step's disk", "give it more room: ephemeral storage in a cluster")
+            if clear is None:
+                _write_error(name, DetoxError(f"{type(error).__name__}: {error}", remedy="its log has the traceback"))
+                raise
+            _write_error(name, clear)
+            say(f"error in {name}: {clear}")
+            raise SystemExit(clear.exit_code) from None
         say(f"== {name} done in {human_seconds(time.monotonic() - started)} ==")
 
 
@@ -110,7 +112,8 @@ def _check_store() -> None:
 def _write_error(name: str, error: DetoxError) -> None:
     """For the local runner; in a cluster the file is the status of the pod, which the step `outcome` reads."""
     if path := os.environ.get(ERROR_FILE_VARIABLE):
-        Path(path).write_text(StepError.of(name, error).text(), "utf-8")
+        with suppress(OSError):  # on a full disk the message is still in the log
+            Path(path).write_text(StepError.of(name, error).text(), "utf-8")
 
 
 def _shortened(text: str | None, longest: int) -> str | None:

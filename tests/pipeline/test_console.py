@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from pathlib import Path
 
 from pipelines.console import StepConsole
 
@@ -41,3 +43,16 @@ def test_nothing_is_shown_behind_an_error_of_a_step() -> None:
 def test_a_step_found_in_the_cache_is_named() -> None:
     screen, _ = shown("12:00:00.1 - INFO - Task sft-2 cache hit (key=0123456789ab); skipping\n")
     assert screen == "== sft-2: found from an earlier run ==\n"
+
+
+def test_a_log_whose_disk_is_full_ends_and_the_steps_are_still_shown() -> None:
+    screen = io.StringIO()
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as log:
+        console = StepConsole(screen, log)
+        for line in ("== data ==\n", "reading\n", "== data done in 2.0s ==\n"):
+            console.write(line)
+            console.flush()
+        assert screen.getvalue() == ("the log of this run ends here: No space left on device\n"
+                                     "== data ==\nreading\n== data done in 2.0s ==\n")
+        with contextlib.suppress(OSError):
+            log.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import ssl
 import subprocess
@@ -165,6 +166,20 @@ def test_a_wrong_token_is_said_without_showing_it(server: StandIn, tmp_path: Pat
 def test_a_host_that_is_none_is_said(host: str, token: Path, recipe: Recipe) -> None:
     with pytest.raises((UsageError, DetoxError), match=r"not the URL|does not answer"):
         run(recipe, PipelineServer(host, token))
+
+
+@pytest.mark.parametrize("fails", ["pipelines.compile.compile_one", "kfp.Client.run_pipeline"])
+def test_a_full_disk_here_is_not_told_as_a_server_that_does_not_answer(
+    fails: str, server: StandIn, token: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/pipeline.yaml")
+
+    monkeypatch.setattr(fails, full)
+    with pytest.raises(DetoxError, match="the disk is full") as caught:
+        watch(recipe, PipelineServer(server.url, token))
+    assert "does not answer" not in str(caught.value)
+    assert "TMPDIR" in str(caught.value.remedy)
 
 
 def test_an_own_authority_is_trusted_when_given_and_only_then(tmp_path: Path, token: Path, recipe: Recipe) -> None:
