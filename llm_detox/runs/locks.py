@@ -88,6 +88,8 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
             _held.discard(file)
             with suppress(OSError):  # the folder may be gone
                 lock.unlink()  # while it is held: who opened it meanwhile sees that it is no longer there
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # also for a child that is just being forked
             os.close(file)
 
 

@@ -24,9 +24,9 @@ _HOLD = ("import sys; from pathlib import Path; from llm_detox.runs.locks import
 
 
 @contextmanager
-def held(path: Path) -> Iterator[subprocess.Popen[str]]:
+def held(path: Path, program: str = _HOLD) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock of a path until the block ends."""
-    holder = subprocess.Popen([sys.executable, "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    holder = subprocess.Popen([sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                               text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -64,22 +64,18 @@ def test_a_lock_is_free_again_when_its_holder_ends(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+_FORK = ("import os, sys; from pathlib import Path; from llm_detox.runs.locks import locked\n"
+         "with locked(Path(sys.argv[1])):\n"
+         "    if not os.fork(): print('held', flush=True)\n"
+         "    sys.stdin.read()")
+
+
 def test_a_forked_process_does_not_hold_the_lock_longer_than_the_one_that_took_it(tmp_path: Path) -> None:
-    go_on, end = os.pipe()
-    with locked(tmp_path / "out"):
-        child = os.fork()
-        if not child:
-            os.close(end)
-            os.read(go_on, 1)
-            os._exit(0)
-        file = os.open(tmp_path / ".out.lock", os.O_RDWR)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(file)
-        os.close(end)
-        os.waitpid(child, 0)
-        os.close(go_on)
+    with held(tmp_path / "out", _FORK) as holder:  # its child, which said so, lives until the block ends
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with locked(tmp_path / "out") as alone:
+            assert alone
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
