@@ -16,12 +16,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import groupby, islice, product
-from pathlib import Path
 
+from llm_detox.data.sources import fetch
 from llm_detox.scoring.lookalikes import OVERRIDE, plain, unaccented
 
-VERSION = "r1"  # of the readings: a change makes other scores, and with them other fingerprints
-_WORDS_FILE = Path(__file__).with_name("words.txt")
+VERSION = "r2"  # of the readings: a change makes other scores, and with them other fingerprints
+_WORDS = "package://symspellpy/symspellpy/frequency_dictionary_en_82_765.txt"  # a word and its count a line
+_MOST_WORDS = 30_000
+# Of one letter two words, of two letters these: what runs together would else fall into pieces.
+_SHORT = frozenset(re.findall(r"\w+", """
+    a i ad ah am an as at be by do eh go ha he hi if in is it me my no of oh ok on or ow so to uh up us we ye yo"""))
+# Rare in books, common where they are disguised; so are contractions.
+_INSULTS = frozenset(re.findall(r"\w+", """
+    fuck fucking fucker fucked motherfucker shit shitty bullshit bitch bitches cunt asshole assholes dumbass
+    jackass idiot idiots moron morons stupid retard retarded whore slut bastard dick dickhead pussy prick twat
+    wanker imbecile loser losers scum scumbag faggot fag nigger nigga ugly pathetic worthless disgusting dumb
+    crap garbage trash fool"""))
+_SPOKEN_RANK = 400
 _BETWEEN = r"(?:(?!['\n])[\W_]){1,5}"
 _LETTER_BY_LETTER = re.compile(rf"(?<![A-Za-z0-9'])[A-Za-z](?:{_BETWEEN}[A-Za-z](?![A-Za-z0-9'])){{2,}}")
 _SIGN = re.compile(r"""
@@ -166,5 +177,10 @@ def _with_unknown_together(words: list[str]) -> list[str]:
 
 @cache
 def _ranks() -> dict[str, int]:
-    """Words of English with how many are more frequent; see `benchmarks/word_list.py`."""
-    return {word: rank for rank, word in enumerate(_WORDS_FILE.read_text("utf-8").split())}
+    """Words of English with how many are more frequent; what is spoken, not printed, stands higher than in books."""
+    lines = fetch(_WORDS, kind="dataset").read_text("utf-8-sig").splitlines()
+    words = [line.partition(" ")[0] for line in lines]
+    known = [word for word in words if len(word) > 2 or word in _SHORT][:_MOST_WORDS]
+    ranks = {word: rank for rank, word in enumerate(known)}
+    spoken = _INSULTS.union(word for word in words if "'" in word)
+    return ranks | {word: min(ranks.get(word, _SPOKEN_RANK), _SPOKEN_RANK) for word in spoken}
