@@ -11,6 +11,7 @@ import html
 import json
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 
 Record = dict[str, Any]
+_GZIP, _LONGEST_LINE = b"\x1f\x8b", 2**26
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # halves are whole where two of them meet
 _KINDS: dict[type, str] = {int: "a number", float: "a number", bool: "a yes or no", list: "a list", dict: "an object"}
 
 
@@ -40,37 +43,71 @@ def hash_fraction(key: str, salt: str) -> float:
 
 
 def read_jsonl(path: Path, *, required: Iterable[str] = ()) -> Iterator[Record]:
-    """Yield the records of a JSON lines file.
+    """Yield the records of a JSON lines file, compressed by gzip or not.
 
     Raises:
-        DetoxError: the file is missing, or a line is not UTF-8, not a JSON object or lacks a required
-            field; the message names file and line.
+        DetoxError: the file is missing or damaged, or a line is not UTF-8, not a JSON object, holds what cannot be
+            written again, or lacks a required field; the message names file and line.
     """
     wanted = tuple(required)
+    for number, line in decoded_lines(path):
+        if line.strip():
+            yield _parse(line, f"{path}, line {number}", wanted)
+
+
+def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line of a file, without a byte order mark; gzip is known by its content.
+
+    Raises:
+        DetoxError: the file cannot be read, a compressed one is damaged or cut, or a line is too long or not UTF-8.
+    """
+    number = 0
     try:
-        file = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - closed below
+        with path.open("rb") as plain_file:
+            is_gzip = plain_file.peek(2)[:2] == _GZIP
+            file = gzip.GzipFile(fileobj=plain_file) if is_gzip else plain_file
+            while raw := file.readline(_LONGEST_LINE + 1):
+                number += 1
+                yield number, _decoded(raw, f"{path}, line {number}", first=number == 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DetoxError(f"the compressed file is damaged or cut ({error})", place=f"{path}, behind line {number}",
+                         remedy="fetch it again") from None
     except OSError as error:
-        raise DetoxError(f"cannot be read: {error.strerror}", place=str(path),
+        raise DetoxError(f"cannot be read: {error.strerror or error}", place=str(path),
                          remedy="check the path and its rights") from None
-    with file:
-        for number, raw in enumerate(file, start=1):
-            if raw.strip():
-                yield _parse(raw, f"{path}, line {number}", wanted)
 
 
-def _parse(raw: bytes, place: str, required: tuple[str, ...]) -> Record:
+def _decoded(raw: bytes, place: str, *, first: bool) -> str:
+    if len(raw) > _LONGEST_LINE:
+        raise DetoxError(f"the line has more than {_LONGEST_LINE // 2**20} MiB", place=place,
+                         remedy="write each record on a line of its own")
     try:
-        record = json.loads(raw.decode("utf-8"))
+        return raw.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         raise DetoxError(
             f"not UTF-8 (byte {error.start + 1} of the line)", place=place,
             remedy="save the file as UTF-8, for example with `iconv -t UTF-8`",
         ) from None
+
+
+def _parse(line: str, place: str, required: tuple[str, ...]) -> Record:
+    try:
+        record = json.loads(line)
+        if _HALF_PAIR.search(line):
+            json.dumps(record, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise DetoxError(
             f"not valid JSON: {error.msg} at column {error.colno}", place=place,
             remedy='each line is one JSON object such as {"id": "1", "text": "..."}',
         ) from None
+    except RecursionError:
+        raise DetoxError("its values lie too deep in one another", place=place,
+                         remedy="records hold texts and numbers, and few lists and objects") from None
+    except UnicodeEncodeError:
+        raise DetoxError("a text holds one half of a surrogate pair, which no file can hold", place=place,
+                         remedy="write the whole character, or leave it out") from None
+    except ValueError:  # a whole number of thousands of digits
+        raise DetoxError("a number has too many digits", place=place, remedy="write it as a text") from None
     if not isinstance(record, dict):
         raise DetoxError(f"a JSON object is needed, this is a {type(record).__name__}", place=place,
                          remedy='each line is one JSON object such as {"id": "1", "text": "..."}')

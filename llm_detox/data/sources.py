@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from llm_detox.data.records import Record, read_jsonl
+from llm_detox.data.records import Record, decoded_lines, read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.recipe.addresses import PACKAGE, S3, split_package
 from llm_detox.recipe.base import Rows
@@ -110,7 +110,8 @@ def read_table(path: Path, files: str | None = None) -> Iterator[Record]:
         DetoxError: no table there, an unknown format, or a line that cannot be read (with its number).
     """
     if path.is_dir():
-        tables = sorted(file for file in path.rglob(files or "*") if file.name.endswith(_SUFFIXES))
+        tables = sorted(file for file in path.rglob(files or "*")
+                        if file.name.endswith(_SUFFIXES) and not _is_hidden(file, path))
         if not tables:
             raise DetoxError("the folder holds no table" + (f" named {files}" if files else ""), place=str(path),
                              remedy=f"give a folder with {', '.join(_SUFFIXES)} files")
@@ -124,7 +125,7 @@ def read_table(path: Path, files: str | None = None) -> Iterator[Record]:
     elif path.suffix in (".csv", ".tsv"):
         yield from _read_delimited(path)
     elif path.suffix == ".txt":
-        yield from ({"text": line} for _, line in _decoded_lines(path))
+        yield from ({"text": line} for _, line in decoded_lines(path))
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
     else:
@@ -132,12 +133,19 @@ def read_table(path: Path, files: str | None = None) -> Iterator[Record]:
                          remedy=f"use one of {', '.join(_SUFFIXES)}")
 
 
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Whether an operating system or a program has left the file there for itself."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def column(record: Record, name: str, place: str) -> object:
-    """The value of a column; dots step into nested records.
+    """The value of a column: of that name where there is one, else dots step into nested records.
 
     Raises:
         DetoxError: the column is missing; the message lists those that are there.
     """
+    if name in record:
+        return record[name]
     value: object = record
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -148,28 +156,21 @@ def column(record: Record, name: str, place: str) -> object:
     return value
 
 
-def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DetoxError(f"not UTF-8 (byte {error.start + 1} of the line)", place=f"{path}, line {number}",
-                                 remedy="save the file as UTF-8, for example with `iconv -t UTF-8`") from None
-            yield number, line.lstrip("\ufeff") if number == 1 else line
-
-
 def _read_delimited(path: Path) -> Iterator[Record]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = (line for _, line in _decoded_lines(path))
+    lines = (line for _, line in decoded_lines(path))
     if path.suffix == ".tsv":
         reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         reader = csv.DictReader(lines, strict=True)
     try:
+        names = reader.fieldnames or []
+        if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+            raise DetoxError(f"two columns are called {twice!r}", place=f"{path}, line 1",
+                             remedy="give each column a name of its own")
         for row in reader:
             if None in row or None in row.values():
-                raise DetoxError(f"the row does not have the header's {len(reader.fieldnames or [])} columns",
+                raise DetoxError(f"the row does not have the header's {len(names)} columns",
                                  place=f"{path}, line {reader.line_num}", remedy="quote fields that hold the separator")
             yield dict(row)
     except csv.Error as error:
@@ -185,5 +186,6 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise DetoxError(f"not a Parquet file: {error}", place=str(path), remedy="write it again") from None
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # of damage in any of its layers
+        raise DetoxError(f"not a whole Parquet file: {' '.join(str(error).split()):.200}", place=str(path),
+                         remedy="write it again") from None

@@ -114,7 +114,7 @@ def read_state(deployment: Path) -> DeploymentState:
             value.get("name", ""), value.get("urls", {}), value.get("address"), value.get("digest"),
             value.get("model", ""), value.get("started", ""),
             tuple(Process(**one) for one in value.get("processes", ())))
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         raise DetoxError("this is not a deployment (no readable deployment.json)", place=str(deployment),
                          remedy="pass the folder that `llm-detox deploy` wrote") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def write_lines(path: Path, bad: bytes) -> Path:
         (b'{"text": "a"', "not valid JSON"),
         (b'{"text": "caf\xe9"}', "not UTF-8"),
         (b'["text"]', "a JSON object is needed"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "too many digits"),
+        (b'{"text": ' + b"[" * 100_000, "lie too deep"),
+        (b'{"text": "a \\ud800 b"}', "half of a surrogate pair"),
         (b'{"txt": "a"}', "'text' is missing"),
     ],
 )
@@ -105,6 +109,73 @@ def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:
 
 def test_cleaning_removes_links_mentions_and_markup() -> None:
     assert clean_text("RT @you: see https://x.y/z  &amp; ''this''\n<b>now</b>") == "see & this now"
+
+
+def test_a_compressed_file_is_known_by_its_content_and_refused_where_it_is_damaged(tmp_path: Path) -> None:
+    lines = b"".join(json.dumps({"text": f"{number} {hash_fraction(str(number), 'x')}"}).encode() + b"\n"
+                     for number in range(2000))
+    packed = gzip.compress(lines)
+    path = tmp_path / "texts.jsonl"
+    for content in (lines, packed):
+        for name in ("texts.jsonl", "texts.jsonl.gz"):
+            (tmp_path / name).write_bytes(content)
+            assert len(list(read_jsonl(tmp_path / name))) == 2000
+    for damaged in (packed[:-2000], packed[:2000] + b"\xff" * 50 + packed[2050:], packed[:-8] + b"\0" * 8):
+        path.write_bytes(damaged)
+        with pytest.raises(DetoxError, match="damaged or cut") as caught:
+            list(read_jsonl(path))
+        assert "behind line" in str(caught.value.place)
+
+
+def test_a_byte_order_mark_is_no_text_and_a_whole_pair_is_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "\\ud83d\\ude00"}\n')
+    assert [record["text"] for record in read_jsonl(path)] == ["a", "😀"]
+
+
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_detox.data.records._LONGEST_LINE", 100)
+    path = tmp_path / "texts.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "' + b"a" * 1000))
+    with pytest.raises(DetoxError, match="the line has more than") as caught:
+        list(read_jsonl(path))
+    assert str(caught.value.place).endswith("line 2")
+
+
+def test_a_column_may_have_a_dot_in_its_name() -> None:
+    assert column({"prompt.text": "a", "prompt": {"text": "b"}}, "prompt.text", "x") == "a"
+    assert column({"prompt": {"text": "b"}}, "prompt.text", "x") == "b"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, suffix: str) -> None:
+    mark = "," if suffix == ".csv" else "\t"
+    path = tmp_path / f"table{suffix}"
+    path.write_text(f"text{mark}label{mark}text\na{mark}1{mark}b\n", "utf-8")
+    with pytest.raises(DetoxError, match="two columns are called 'text'"):
+        list(read_table(path))
+
+
+def test_what_an_operating_system_leaves_in_a_folder_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name in ("a.jsonl", "._a.jsonl", ".cache/b.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}\n', "utf-8")
+    assert len(list(read_table(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("cut", [4, 50, 200])
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path, cut: int) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "table.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a fine day"] * 50}), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:cut] + b"\xff" * 40 + data[cut + 40:])
+    with pytest.raises(DetoxError, match="not a whole Parquet file"):
+        list(read_table(path))
 
 
 @pytest.mark.parametrize(("one", "other"), [
