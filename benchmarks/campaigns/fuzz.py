@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from llm_detox.errors import DetoxError
@@ -87,13 +88,14 @@ def _tables(scratch: Path) -> list[Format]:
 
     lines = _lines({"id": str(number), "text": _text(number), "label": number % 2} for number in range(6))
     csv = b"text,is_offensive\n" + b"".join(f'"{_text(number)}, yes",{number % 2}\n'.encode() for number in range(30))
+    tsv = b"text\tlabel\n" + b"".join(f"{_text(number)}\t{number % 2}\n".encode() for number in range(30))
     parquet = scratch / "good.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": [_text(1), _text(2)], "label": [0, 1]}), parquet)
     read = all_of(read_table)
     return [
         Format("jsonl", "table.jsonl", [lines], read, 4),
         Format("jsonl.gz", "table.jsonl.gz", [gzip.compress(lines)], read),
-        Format("csv", "table.csv", [csv], read, 2), Format("tsv", "table.tsv", [csv.replace(b",", b"\t")], read, 2),
+        Format("csv", "table.csv", [csv], read, 2), Format("tsv", "table.tsv", [tsv], read, 2),
         Format("txt", "table.txt", [_text(3).encode()], read),
         Format("parquet", "table.parquet", [parquet.read_bytes()], read),
         Format("labelled text", "labelled.csv", [csv], read_labelled)]
@@ -140,7 +142,7 @@ def _settings() -> list[Format]:
 
 
 def _of_steps() -> list[Format]:
-    from llm_detox.runs.folders import input_digest, read_manifest
+    from llm_detox.runs.folders import read_manifest
     from llm_detox.serve.deployment import read_state
     from llm_detox.storage.layout import Index
 
@@ -152,8 +154,7 @@ def _of_steps() -> list[Format]:
     index = {"schema": 1, "files": {"config.yml": {"sha256": "a" * 64, "bytes": 3}, "artifacts/a": {
         "sha256": "b" * 64, "bytes": 10}}}
     return [
-        Format("manifest", "manifest.json", [_json(manifest)], lambda path: (
-            read_manifest(path.parent), input_digest(path.parent)), 2),
+        Format("manifest", "manifest.json", [_json(manifest)], lambda path: read_manifest(path.parent), 2),
         Format("deployment", "deployment.json", [_json(state)], read_state, 2),
         Format("checksums", "checksums.json", [_json(index)], lambda path: Index.checked(
             _value_of(path), str(path)).digest, 2)]
@@ -180,11 +181,16 @@ def _of_models(scratch: Path) -> list[Format]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    words = pickle.dumps({"word_index": {"day": 1, "fine": 2}})
+    words = pickle.dumps(SimpleNamespace(word_index={"day": 1, "fine": 2}, num_words=20))
+    attributes = scratch / "attributes.safetensors"
+    save_file({"kept": np.zeros(1, np.int32), "weights": np.zeros((1, 1), np.float16), "idf": np.ones(1, np.float32),
+               "base": np.zeros(8, np.float16), "dense_weights": np.zeros((6, 1)), "evidence_scale": np.ones((2, 5)),
+               "calibration": np.ones((2, 1))}, attributes,
+              metadata={"format": "llm-detox-attributes-2", "attributes": '["toxicity"]'})
     return [
         Format("scorer's weights", "weights.safetensors", [weights.read_bytes()],
                lambda path: load_ngram_scorer(str(path))),
-        Format("attribute scorer", "scorer.safetensors", [weights.read_bytes()], load_attribute_scorer),
+        Format("attribute scorer", "scorer.safetensors", [attributes.read_bytes()], load_attribute_scorer),
         Format("word index", "tokenizer.pickle", [words], lambda path: read_word_index(path, 20)),
         Format("GGUF", "model.gguf", [gguf.read_bytes()], check_gguf)]
 

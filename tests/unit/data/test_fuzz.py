@@ -17,6 +17,14 @@ def test_no_damaged_file_ends_in_a_traceback(tmp_path: Path) -> None:
     assert unnoticed <= {"verdict of a judge"}, "which reads whatever a judge writes; else damage tests nothing"
 
 
+def test_what_is_damaged_was_good_before(tmp_path: Path) -> None:
+    for one in formats(tmp_path):
+        for good in one.good:
+            path = tmp_path / one.file
+            path.write_bytes(good)
+            one.read(path)
+
+
 def test_a_traceback_is_a_fault_with_its_case(tmp_path: Path) -> None:
     def read(path: Path) -> object:
         raise KeyError("x")
