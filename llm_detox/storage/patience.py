@@ -14,11 +14,11 @@ from typing import Any
 from llm_detox.progress import say
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 20.0
-ATTEMPTS = 8
+ATTEMPTS = 30  # more than the pauses leave time for: it is the seconds that end them
 PATIENCE_SECONDS = 30.0
 """Without a sign of life for so long no request is made again. One that is under way ends after `READ_SECONDS` without
 a byte, so a dead store is given up after 50 s at most."""
-_WORD_SECONDS = 8.0
+_WORD_SECONDS = 5.0
 _LONGEST_PAUSE = 5.0
 _BEGAN = "llm_detox_silent_since"
 

@@ -158,4 +158,4 @@ def _explain(error: Exception, place: str) -> DetoxError:
         return DetoxError(f"the store does not answer ({type(error).__name__})", place=place,
                           remedy="check AWS_S3_ENDPOINT, the network and that the store runs")
     return DetoxError(f"the store failed: {code or type(error).__name__}", place=place,
-                      remedy="try again; if that does not help, read the store's log")
+                      remedy="try again; if that does not help, read the store's log: its disk may be full")

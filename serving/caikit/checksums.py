@@ -55,10 +55,11 @@ def compare(folder: Path, version: str = "") -> tuple[int, int]:
     if version and _digest(published) != version:
         raise NotAsPublished(folder / INDEX, f"the checksums are not those of the version {version}", _FETCH_AGAIN)
     wanted = {folder / name: checksum for name, checksum in _within(folder, published).items()}
-    there = {path for path in folder.rglob("*") if path.is_file() and path.name != INDEX}
+    lists = {folder / INDEX, folder / _INNER / INDEX}
+    there = {path for path in folder.rglob("*") if path not in lists and (path.is_symlink() or not path.is_dir())}
     for path in sorted(there - set(wanted)):
         raise NotAsPublished(path, "the file was not published with the model", _FETCH_AGAIN)
-    for path in sorted(set(wanted) - there):
+    for path in sorted(path for path in wanted if path not in there or not path.is_file()):
         raise NotAsPublished(path, "the file is missing", _FETCH_AGAIN)
     with ThreadPoolExecutor(_THREADS) as pool:  # hashing and reading release the interpreter lock
         sums = dict(zip(wanted, pool.map(_sha256, wanted), strict=True))
@@ -85,11 +86,13 @@ def _listed(index: Path) -> dict[str, str]:
     """Relative path -> SHA-256 in hex."""
     try:
         files = json.loads(index.read_text("utf-8"))["files"]
-        return {str(name): str(file["sha256"]) for name, file in files.items()}
+        checksums = {str(name): str(file["sha256"]) for name, file in files.items()}
+        _digest(checksums)  # a name that is no text has none
+        return checksums
     except FileNotFoundError:
         raise NotAsPublished(index, "the model has no list of checksums",
                              "serve what `llm-detox publish` printed as its address") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise NotAsPublished(index, "the list of checksums is damaged", _FETCH_AGAIN) from None
 
 

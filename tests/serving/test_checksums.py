@@ -67,7 +67,22 @@ def test_a_list_that_was_changed_with_the_files_is_not_the_versions(version: Pat
         checksums.compare(version, version.name)
 
 
-@pytest.mark.parametrize("text", [None, "", "no json", "[]", '{"files": 3}', '{"files": {"a": 3}}'])
+@pytest.mark.parametrize("name", ["artifacts/sub/checksums.json", "artifacts/link", "artifacts/folder"])
+def test_what_hides_behind_a_name_or_a_link_was_not_published(version: Path, tmp_path: Path, name: str) -> None:
+    if name.endswith(".json"):
+        (version / name).write_text("{}", "utf-8")
+    elif name.endswith("folder"):
+        (tmp_path / "elsewhere").mkdir()
+        (version / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        (version / name).symlink_to(tmp_path / "nothing")
+    with pytest.raises(checksums.NotAsPublished, match="was not published with the model") as caught:
+        checksums.compare(version)
+    assert str(version / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [None, "", "no json", "[]", '{"files": 3}', '{"files": {"a": 3}}', "[" * 100_000,
+                                  '{"files": {"\\ud800": {"sha256": "0"}}}'])
 def test_without_a_list_nothing_is_served(version: Path, text: str | None) -> None:
     (version / INDEX).unlink()
     if text is not None:

@@ -15,6 +15,7 @@ from llm_detox.storage import fetch_model, patience, publish
 from llm_detox.storage.publishing import versions
 from llm_detox.storage.s3 import Place, connect
 from llm_detox.storage.seaweed import Seaweed
+from tests.helpers.disks import disk
 from tests.helpers.faultproxy import Decide, Fault, Lost, Proxy, Redirect, Request, Reset, Stall, Status
 from tests.helpers.folders import same
 
@@ -192,7 +193,7 @@ def test_two_publishers_at_once_lose_no_version(proxy: Proxy, url: str, tmp_path
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> float:
     """A hundredth of the real one's waiting; returns the bound for giving up."""
     for name, seconds in (("PATIENCE_SECONDS", 1.5), ("READ_SECONDS", 1.0), ("CONNECT_SECONDS", 1.0),
-                          ("_WORD_SECONDS", 0.3), ("ATTEMPTS", 1000)):
+                          ("_WORD_SECONDS", 0.3), ("ATTEMPTS", 30)):
         monkeypatch.setattr(patience, name, seconds)
     return 1.5 + 1.0
 
@@ -239,6 +240,33 @@ def test_a_store_whose_disk_is_full_is_given_up_in_time_with_words(
         publish(make_model(tmp_path / "model"), url)
     assert time.monotonic() - started < short_patience + 1.5
     assert f"the store at {proxy.url}: InternalError; trying again for" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_store_whose_disk_is_full_is_given_up_in_time_with_words(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()  # the real pauses
+    model = make_model(tmp_path / "model")
+    with disk(tmp_path / "disk", 1000) as small:
+        store = Seaweed.start(small / "store", buckets=["models"])
+        try:
+            for name, value in store.env().items():
+                monkeypatch.setenv(name, value)
+            started = time.monotonic()
+            with pytest.raises(DetoxError, match=r"the store failed: InternalError|the store does not answer"):
+                publish(model, url)
+            assert time.monotonic() - started < patience.PATIENCE_SECONDS + patience.READ_SECONDS + 5
+        finally:
+            store.stop()
+    assert "trying again for" in capsys.readouterr().err
+
+
+def test_a_store_that_is_started_on_a_full_disk_says_so_without_its_stacks(tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", 100) as small, pytest.raises(DetoxError, match="the disk is full") as caught:
+        Seaweed.start(small / "store")
+    assert str(small / "store") in str(caught.value)
+    assert "goroutine" not in str(caught.value)
 
 
 def test_a_store_that_comes_back_in_time_is_waited_for(
