@@ -199,14 +199,14 @@ class Walk:
         It is the one of the environment (AWS_S3_ENDPOINT, AWS_S3_BUCKET, ..., as a data connection sets them), else a
         SeaweedFS on loopback, whose data stays in the runs' folder.
         """
-        from llm_detox.errors import DetoxError
+        from llm_detox.errors import DetoxError, without_logins
         from llm_detox.processes import environment
         from llm_detox.storage.s3 import endpoint_of
         from llm_detox.storage.seaweed import Seaweed
 
         bucket = urlsplit(self.recipe.publish.url).netloc
         if endpoint := endpoint_of():
-            print(f"S3 store of the environment: {endpoint}")
+            print(f"S3 store of the environment: {without_logins(endpoint)}")
             yield f"s3://{os.environ.get('AWS_S3_BUCKET') or bucket}/notebooks/{self.folder.name}"
             return
         folder = self.folder.parent / "store"

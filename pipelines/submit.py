@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from llm_detox.errors import DetoxError, GateNotPassed, UsageError, clear_disk_errors, disk_error
+from llm_detox.errors import DetoxError, GateNotPassed, UsageError, clear_disk_errors, disk_error, without_logins
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import resolve_recipe
@@ -187,7 +187,7 @@ def submit(
             run = client.run_pipeline(
                 experiment_id=filed.experiment_id, job_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M')}",
                 pipeline_package_path=str(package), params=values)
-    url = f"{server.host.rstrip('/')}/#/runs/details/{run.run_id}"
+    url = without_logins(f"{server.host.rstrip('/')}/#/runs/details/{run.run_id}")
     say(f"submitted: {url}")
     if not wait:
         return Submission(run.run_id, url, "SUBMITTED", round(time.monotonic() - started, 1))

@@ -12,10 +12,12 @@ import typer
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from benchmarks.campaigns import full_disk
 from llm_detox.cli import run_app
 from llm_detox.errors import DetoxError, clear_disk_errors, disk_error, without_logins
 from llm_detox.export.converting import convert
 from llm_detox.recipe.files import load_recipe
+from llm_detox.rehearsal.run import rehearsal_of
 from llm_detox.runs.cache import cache_dir, made_once
 from llm_detox.runs.folders import step_folder
 from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE, StepError, pipeline_step
@@ -168,6 +170,30 @@ def test_a_place_that_cannot_be_written_is_one_message(use: Write, below: str, u
         use(unwritable / below)
     assert str(unwritable) in str(caught.value)
     assert "choose another" in str(caught.value.remedy)
+
+
+@pytest.mark.heavy
+def test_every_step_on_a_disk_that_fills_up_ends_with_one_message_and_continues(small: Path) -> None:
+    recipe = rehearsal_of(load_recipe(REPOSITORY / "recipes" / "smollm2-demo.yaml"))
+    chosen = ["data", "detoxify", "sft", "dpo", "evaluate", "report", "convert"]
+    result = full_disk.run(recipe, chosen=chosen, sizes=1, seed=3)
+    assert result.problems == []
+    assert [name for name, *_ in result.rows] == chosen
+
+
+def test_the_campaign_of_full_disks_tells_a_step_that_leaves_its_half_or_a_traceback(small: Path) -> None:
+    def careless(output: Path) -> None:
+        output.mkdir()
+        (output / "half").write_text("x" * 300_000, "utf-8")
+
+    result = full_disk.Disks()
+    (small / "disk").mkdir()
+    full_disk.refuse("careless", careless, small / "disk", result)
+    assert len(result.problems) == 1
+    with pytest.raises(FileExistsError):
+        full_disk.fill("careless", careless, small, small / "disk", 40, result)
+    assert any("left ['out']" in problem for problem in result.problems)
+    assert any("ended with OSError(28" in problem for problem in result.problems)
 
 
 def test_a_cache_that_cannot_be_written_is_one_message(unwritable: Path, monkeypatch: pytest.MonkeyPatch) -> None:

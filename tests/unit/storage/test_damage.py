@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.campaigns import tampered_model
 from llm_detox.errors import DetoxError
 from llm_detox.storage import fetch_model, fetch_source, layout, publish
 from llm_detox.storage.pointer import SmallObject, parsed_index
@@ -229,6 +231,21 @@ def test_a_fetched_folder_that_was_tampered_with_does_not_pass_as_verified(tmp_p
     add_file(fetch_source(url).parent)
     with pytest.raises(DetoxError, match="holds something else: "):
         fetch_source(url)
+
+
+def test_nobody_gets_anything_but_what_was_published_whatever_is_changed_in_the_store(tmp_path: Path, url: str) -> None:
+    """The campaign in its small form, one change of each kind; `make campaign` runs it whole."""
+    rng, tally = random.Random(3), tampered_model.Tally()
+    folders = [tampered_model.make_model(tmp_path / name, rng) for name in ("model", "other")]
+    targets = [tampered_model.Target(f"{url}/{one.name}", publish(one, f"{url}/{one.name}"), one) for one in folders]
+    every = list(tampered_model.cases(targets[0], targets[1], 1, rng))
+    (tmp_path / "scratch").mkdir()
+    for kind in dict.fromkeys(case.kind for case in every):
+        of_kind = [case for case in every if case.kind == kind]
+        tampered_model.attack(targets[0], rng.choice(of_kind), tmp_path / "scratch", tally)
+    assert tally.problems == []
+    assert tally.cases.total() == len(tally.cases) == 9
+    assert tally.pod["a file added"] == tally.pod["two files exchanged"] == tally.fetch["another model's list"] == 1
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\udcff", "\x1b[2J.txt"])
