@@ -28,7 +28,7 @@ from llm_detox.runs.folders import step_folder
 _EVALUATION_SHARE = 0.4
 _ATTRIBUTES = {"toxicity", "severe_toxicity", "identity_attack", "insult", "threat", "profanity", "sexually_explicit",
                "flirtation"}  # whole numbers under other names are ids and positions
-_PROMPT_KEY_WORDS = 6
+_PROMPT_KEY_WORDS, _SHORTEST_PROMPT = 6, 3
 
 T = TypeVar("T")
 
@@ -245,12 +245,17 @@ def _first_words(key: str) -> str:
 def _prompts(settings: PromptData, scale: float, seed: int) -> tuple[dict[str, Record], dict[str, Record]]:
     """Evaluation prompts and prompts for sampled pairs, by their keys; those with a known toxic score come first."""
     by_key: dict[str, Record] = {}
+    short = 0
     for table in settings.sources:
         for record, text in table_texts(table):
-            if len(key := prompt_key(text)) >= 3:
-                asked = _filled(table.template, {table.text_column: text}) if table.template else text
-                by_key.setdefault(key, {"id": record_id(asked), "prompt": {**_scores(record), "text": asked},
-                                        "challenging": bool(record.get("challenging", False))})
+            if len(key := prompt_key(text)) < _SHORTEST_PROMPT:
+                short += 1
+                continue
+            asked = _filled(table.template, {table.text_column: text}) if table.template else text
+            by_key.setdefault(key, {"id": record_id(asked), "prompt": {**_scores(record), "text": asked},
+                                    "challenging": bool(record.get("challenging", False))})
+    if short:
+        say(f"{short} prompts have less than {_SHORTEST_PROMPT} letters and are left out")
     if not by_key:
         raise DetoxError("the prompt sources hold no prompts", place=settings.sources[0].source,
                          remedy="give RealToxicityPrompts records, {\"prompt\": ...} lines or plain lines")

@@ -265,16 +265,22 @@ class JsonlAppender:
 _SPACE = re.compile(r"\s+")
 _LINK = re.compile(r"https?://\S+|www\.\S+")
 _RETWEET = re.compile(r"\bRT\b(?=\s*[@:])|(?<!\w)@\w+:?")
-_WIKI = re.compile(r"\(?\b(?:talk|contribs)\b\)?|\(UTC\)|={2,}|'{2,}|\[\[|\]\]|<[^>]*>")
+_WIKI = re.compile(r"\(?\b(?:talk|contribs)\b\)?|\(UTC\)|={2,}|'{2,}|\[\[|\]\]")
+# Tags by their names: `<3`, `a < b and c > d` and `<sighs>` are text.
+_TAG = re.compile(r"""<!--.{0,500}?-->|<\s?/?\s?(?:
+    abbr|b|big|blockquote|br|center|cite|code|dd|del|div|dl|dt|em|font|gallery|h[1-6]|hr|i|img|includeonly|ins|kbd|li
+  | math|noinclude|nowiki|ol|onlyinclude|p|pre|ref|references|s|script|small|source|span|strike|strong|style|sub|sup
+  | table|tbody|td|th|thead|tr|tt|u|ul|var
+)(?:\s[^<>=]{0,50}=[^<>]{0,500}|\s?/?\s?)>""", re.IGNORECASE | re.VERBOSE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ue000-\uf8ff\ufffd]")
 _NOT_WORD = re.compile(r"[^\w\s]|_")
 _VARIATIONS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # how a sign is drawn
 
 
 def clean_text(text: str) -> str:
-    """One line of readable text: entities resolved, links, mentions, wiki markup and control characters removed."""
+    """One line of readable text: entities resolved; links, mentions, tags, wiki markup, control characters removed."""
     text = unicodedata.normalize("NFC", html.unescape(text))
-    for noise in (_LINK, _RETWEET, _WIKI, _CONTROL):
+    for noise in (_LINK, _RETWEET, _TAG, _WIKI, _CONTROL):
         text = noise.sub(" ", text)
     return _SPACE.sub(" ", text).strip(" \"“”:;,|-–—")
 

@@ -22,6 +22,7 @@ from llm_detox.recipe.addresses import PACKAGE, S3, split_package
 from llm_detox.recipe.base import Rows
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_OLD_LINE_END = re.compile(r"\r(?!\n|$)")  # of files that have no other
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".tsv", ".txt", ".parquet")
 
 
@@ -125,7 +126,7 @@ def read_table(path: Path, files: str | None = None) -> Iterator[Record]:
     elif path.suffix in (".csv", ".tsv"):
         yield from _read_delimited(path)
     elif path.suffix == ".txt":
-        yield from ({"text": line} for _, line in decoded_lines(path))
+        yield from ({"text": part} for _, line in decoded_lines(path) for part in _OLD_LINE_END.split(line))
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
     else:

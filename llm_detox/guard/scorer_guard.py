@@ -1,6 +1,6 @@
 """A toxicity scorer as a guard: what of an answer is scored, and which scores count.
 
-Each sentence is scored alone and with all that went before: a long harmless text would cover up a toxic sentence, and
+Each sentence is scored alone and with what went before: a long harmless text would cover up a toxic sentence, and
 sentences that are harmless alone need not be so together. Within a long sentence the same holds of its parts, so that
 every run of words is scored, too. The highest score counts.
 
@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from llm_detox.client.types import Prompt
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.filter import GuardVerdict
-from llm_detox.scoring.base import MAX_CHARS, ToxicityScorer
+from llm_detox.scoring.base import ToxicityScorer
 
+_CONTEXT, _LONGEST = 2000, 200_000  # characters that a sentence is scored with; of an answer that is judged at all
 _RUN, _STEP = 10, 5  # words: long enough for an insult with its context, and for few harmless parts to look like one
 _CLEARLY_HARMLESS = 0.2
 _GROUPS = re.compile(r"""\b(?:
@@ -49,7 +50,9 @@ class ScorerGuard:
         for sentence in sentences:
             alone, whole = not whole.strip(), whole + sentence
             if sentence.strip():
-                texts += [sentence, *runs_of_words(sentence), *([] if alone else [whole[-MAX_CHARS:]])]
+                texts += [sentence, *runs_of_words(sentence), *([] if alone else [whole[-_CONTEXT:]])]
+            if len(whole) > _LONGEST:
+                return GuardVerdict(True, f"could not be scored: it has more than {_LONGEST} characters")
         try:
             with self._lock:
                 scores = self._scores(texts)

@@ -40,7 +40,9 @@ from llm_detox.scoring.features import (
 )
 from llm_detox.scoring.lookalikes import plain
 
-_VERSION = "2"  # of the features and the training: a change makes new weights and a new fingerprint
+# Of the features, the training, and the keys by which texts are kept from it: a change makes new weights and a new
+# fingerprint.
+_VERSION = "3"
 _HELD_OUT = 0.1
 _MAX_TRAINING_CHARS = 500
 Weights = NDArray[np.float32]

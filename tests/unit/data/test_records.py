@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,30 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path, cut: int) -> None:
     path.write_bytes(data[:cut] + b"\xff" * 40 + data[cut + 40:])
     with pytest.raises(DetoxError, match="not a whole Parquet file"):
         list(read_table(path))
+
+
+@pytest.mark.parametrize(("text", "cleaned"), [
+    ("a < b and c > d", "a < b and c > d"), ("I <3 you -> always", "I <3 you -> always"),
+    ("<sighs> fine", "<sighs> fine"), ('<ref name="a" />one', "one"),
+    ("one<br/>two< /ref ><!-- hidden --> three", "one two three"), ('<span style="x">red</span> ink', "red ink"),
+    ("&lt;b&gt;bold&lt;/b&gt;", "bold"), ("<bold> and <Paris>", "<bold> and <Paris>")])
+def test_tags_are_removed_by_their_names_and_what_looks_like_them_stays(text: str, cleaned: str) -> None:
+    assert clean_text(text) == cleaned
+
+
+def test_what_could_become_a_tag_is_read_in_time() -> None:
+    started = time.process_time()
+    for text in ("<b " + "=" * 50_000, "<" * 50_000, "<!--" * 20_000, "< " * 20_000 + "b" * 20_000):
+        clean_text(text)
+    assert time.process_time() - started < 5
+
+
+def test_old_line_ends_end_lines(tmp_path: Path) -> None:
+    path = tmp_path / "old.txt"
+    path.write_bytes(b"one\rtwo\rthree\n")
+    assert [record["text"].strip() for record in read_table(path)] == ["one", "two", "three"]
+    path.write_bytes(b"one\r\ntwo\r\n")
+    assert [record["text"].strip() for record in read_table(path)] == ["one", "two"]
 
 
 @pytest.mark.parametrize(("one", "other"), [

@@ -153,6 +153,17 @@ def test_runs_of_words_cover_a_long_sentence_and_leave_a_short_one_whole(count: 
         assert count <= 10 or any(" ".join(words[first:first + 5]) in run for run in runs), "an insult of five words"
 
 
+def test_a_long_answer_costs_as_much_as_its_length_and_one_without_end_is_withheld() -> None:
+    words = Words()
+    guard = ScorerGuard(words)  # type: ignore[arg-type]
+    sentences = ["The river is quiet. "] * 1000
+    assert not guard.judge("a", "", sentences).withheld
+    assert sum(map(len, words.seen)) < 110 * 20 * 1000, "each sentence is read with a bounded part of those before"
+    verdict = guard.judge("a", "", sentences * 12)
+    assert verdict.withheld
+    assert "more than 200000 characters" in verdict.reason
+
+
 class Biased(Words):
     """Takes the mere mention of a group for toxic, as scorers that learnt from comments do."""
 
