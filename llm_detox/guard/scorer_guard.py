@@ -22,8 +22,14 @@ from llm_detox.scoring.base import ToxicityScorer
 
 _CONTEXT, _LONGEST = 2000, 200_000  # characters that a sentence is scored with; of an answer that is judged at all
 _RUN, _STEP = 10, 5  # words: long enough for an insult with its context, and for few harmless parts to look like one
-_CLEARLY_HARMLESS = 0.2
-_GROUPS = re.compile(r"""\b(?:
+_CLEARLY_HARMLESS = 0.25
+_ATTRIBUTE = re.compile(r"""\b(?:
+    gay | lesbian | homosexual | bisexual | trans(?:gender|sexual)? | queer | female | male | jewish | muslim | islamic
+  | christian | hindu | black | white | african | african[ -]american | asian | arab | mexican | latin[oa] | immigrant
+  | blind | deaf | disabled | elderly
+)\s+(?=[a-z])(?!(?:and|or|but|is|are|was|were|be|in|on|at|of|to|who|that|should|must|can|will|has|have|makes?)\b)
+""", re.IGNORECASE | re.VERBOSE)
+_GROUP = re.compile(r"""\b(?:
     gays? | lesbians? | homosexuals? | bisexuals? | trans(?:gender|sexual)?s? | queers? | wom[ae]n | girls? | females?
   | males? | jew(?:s|ish)? | muslims? | islam(?:ic)? | christians? | hindus? | blacks? | whites? | africans? | asians?
   | african[ -]americans? | arabs? | mexicans? | latin[oa]s? | immigrants? | refugees?
@@ -86,8 +92,9 @@ def runs_of_words(sentence: str) -> list[str]:
 
 
 def in_other_words(text: str) -> str:
-    """The text with `people` in the place of groups of people and, where it speaks of no person, birds' other names."""
-    other = _GROUPS.sub("people", text)
+    """The text without what it says of somebody's group, or with `people` in the place of the group; and, where it
+    speaks of no person, birds by their other names."""
+    other = _GROUP.sub("people", _ATTRIBUTE.sub("", text))
     if _PERSONS.search(other):
         return other
     return _BIRDS.sub(lambda match: ("rooster" if match[1].lower() == "cock" else "bird") + match[2], other)

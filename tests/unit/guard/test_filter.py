@@ -18,7 +18,7 @@ from llm_detox.client import AsyncTextGenerationClient, Chunk, Generation, Gener
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.build import JudgeGuard, ScorerGuard, open_guard
 from llm_detox.guard.filter import WITHHELD, AsyncGuardedClient, Guarded, GuardedClient, Sentences, sentences_of
-from llm_detox.guard.scorer_guard import runs_of_words
+from llm_detox.guard.scorer_guard import in_other_words, runs_of_words
 from llm_detox.judge.judge import Constitution
 from tests.helpers.answering import caikit, event, http_server, openai
 
@@ -178,6 +178,14 @@ class Biased(Words):
     ("He is a damn gay.", True), ("You are a cock.", True), ("The damn cock crowed.", True), ("A gay man?", True)])
 def test_a_mention_alone_withholds_nothing_and_excuses_nothing(text: str, withheld: bool) -> None:
     assert ScorerGuard(Biased()).judge("a", "", [text]).withheld is withheld  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("text", "other"), [
+    ("He is a gay man.", "He is a man."), ("He is gay and old.", "He is people and old."),
+    ("Gays are fine.", "people are fine."),
+    ("A black woman and a cock.", "A people and a rooster."), ("My cock.", "My cock."), ("Blackbirds", "Blackbirds")])
+def test_a_group_is_left_out_or_is_people(text: str, other: str) -> None:
+    assert in_other_words(text) == other
 
 
 def test_what_cannot_be_judged_is_withheld() -> None:
