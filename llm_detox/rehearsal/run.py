@@ -133,6 +133,7 @@ def rehearsal_of(recipe: Recipe) -> Recipe:
     values["scoring"] = {name: {"kind": "ngram", "source": _labelled(folder / f"{name}.csv", seed)}
                          for seed, name in enumerate(("training", "judging"), start=1)}
     _swap_data(values["data"], folder)
+    _swap_side_effects(values["evaluation"]["side_effects"], folder)
     _swap_detoxify(values["detoxify"])
     values["rephraser_training"]["base"] = _model(recipe.rephraser_training.base)
     for number, pairs in enumerate(values["training"]["dpo"]["pairs"]):
@@ -172,6 +173,23 @@ def _swap_data(data: dict[str, Any], folder: Path) -> None:
         _swap_rows(clean, folder / f"clean-{number}.jsonl", (
             {clean["text_column"]: " ".join(sentence(4 * row + part, toxic=False, seed=80 + number)
                                             for part in range(4))} for row in range(ROWS)))
+
+
+def _swap_side_effects(effects: dict[str, Any], folder: Path) -> None:
+    for name, questions in effects["capabilities"].items():
+        column = questions["passage_column"]
+        passage = {column: sentence(0, toxic=False, seed=400)} if column else {}
+        _swap_rows(questions, folder / f"capability-{name}.jsonl", (
+            {**passage, questions["question_column"]: sentence(row, toxic=False, seed=401),
+             questions["options_column"]: f"A. {sentence(row, toxic=False, seed=402)}\nB. number {row}",
+             questions["answer_column"]: f"B. number {row}"} for row in range(ROWS)))
+    for name, texts in effects["registers"].items():
+        _swap_rows(texts, folder / f"register-{name}.jsonl", (
+            {texts["text_column"]: sentence(row, toxic=False, seed=403)} for row in range(ROWS)))
+    for name, pairs in effects["stereotypes"].items():
+        _swap_rows(pairs, folder / f"stereotype-{name}.jsonl", (
+            {pairs["stereotype_column"]: sentence(row, toxic=True, seed=404),
+             pairs["other_column"]: sentence(row, toxic=False, seed=405)} for row in range(ROWS)))
 
 
 def _swap_rows(rows: dict[str, Any], path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -42,7 +42,7 @@ _SIGN = re.compile(r"""
   | [A-Za-z']{11}                                   # long enough for several words
   | [\u00c0-\u024f\u0250-\u02af\u1e00-\u1eff]       # a Latin letter with something added
 """, re.VERBOSE)
-_MEASURE = re.compile(r"[0-9]+[a-z]{1,3}|[a-z]{1,2}[0-9]+")  # 10km, 2nd, A4
+_MEASURE = re.compile(r"[0-9]+(?:[.,][0-9]+)*[a-z]{1,3}|[a-z]{1,2}[0-9]+")  # 10km, 4.5s, 2nd, A4
 _EDGES = re.compile(r"([^\w@$!|+]*)(.*?)([^\w$]*)", re.DOTALL)
 _PART = re.compile(r"[^\s,;:?()\[\]{}<>\"-]+")
 _ADDRESS = re.compile(r"//|www\.|\w@\w+\.\w")

@@ -18,7 +18,8 @@ from tests.helpers.pipelines import run_pipeline
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 FAST = {"llama2-7b-chat-safety", "llama2-7b-sft-dpo-detox", "trustyai-opt350m"}  # the others take a minute and more
 SETTINGS = ("training", "detoxify", "evaluation", "gate", "data")
-SWAPPED = {"source", "base", "experts", "expert", "anti_expert", "fluency_model", "similarity_model", "model", "url"}
+SWAPPED = {"source", "files", "base", "experts", "expert", "anti_expert", "fluency_model", "similarity_model", "model",
+           "url"}
 
 
 @pytest.fixture(autouse=True, scope="module")

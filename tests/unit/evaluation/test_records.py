@@ -19,6 +19,7 @@ from llm_detox.evaluation.fluency import first_continuations
 from llm_detox.generation import generators as continuers_module
 from llm_detox.recipe import Recipe
 from llm_detox.runs.folders import step_folder
+from llm_detox.scoring.readings import VERSION
 from tests.unit.evaluation.conftest import ByLength, use
 
 ATTRIBUTES = ("toxicity", "severe_toxicity", "profanity", "sexually_explicit", "identity_attack", "flirtation",
@@ -119,7 +120,7 @@ def test_another_scorer_scores_what_was_drawn_and_no_score_of_the_first_one_stay
     use(monkeypatch, Halved("new", 0.5))
     run(tmp_path / "broken")
     assert drawn == [7], "the five prompts that the first run drew are not drawn again"
-    assert {record["scorer"] for record in read_jsonl(tmp_path / "broken/generations.jsonl")} == {"new-r1"}
+    assert {record["scorer"] for record in read_jsonl(tmp_path / "broken/generations.jsonl")} == {f"new-{VERSION}"}
     for name in ("generations.jsonl", "values.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -73,7 +73,8 @@ def test_ordinary_text_is_given_to_the_scorer_as_it_is_and_once() -> None:
     "see www.example.org/you_are/stuff and mail me@example.com", "J. R. R. Tolkien of the B.B.C.",
     "e.g. the U.S. in 1999, i.e. the 2nd of 3 (a.m.)",
     "well-known, twenty-one, mother-in-law, re-elected", "x = foo.bar(a_b, c[3]); print('yes') // end",
-    "10km in 42min at 5am for $20, 50% off", "A-1, B2B, COVID-19, mp3 and H2O", "No, no, no! Oh dear... hmm.",
+    "10km in 42min at 5am for $20, 50% off", "done in 4.5s, 5.55s before",
+    "A-1, B2B, COVID-19, mp3 and H2O", "No, no, no! Oh dear... hmm.",
     "a b"])
 def test_ordinary_spelling_is_no_disguise(text: str) -> None:
     assert readings(text) == (text,)
