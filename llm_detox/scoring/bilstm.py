@@ -6,8 +6,10 @@ dense 6 with sigmoid; 100 words, padded in front.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle  # only its class, subclassed to refuse everything but plain containers
+import pickletools
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from llm_detox.runs.folders import digest_of, sha256_of
 from llm_detox.scoring.base import Attribute, Scores, ToxicityScorer
 
 WEIGHTS_FILE, WORDS_FILE = "model.weights.h5", "tokenizer.pickle"
+_PACKAGED_WORDS = "d8e998211d68c5264b84c6eb6753f08897194038e0345e91a592f97cd38c125c"
 WORDS = 100
 # The file's labels, in its order, by their names in RealToxicityPrompts.
 LABELS: tuple[Attribute, ...] = ("toxicity", "severe_toxicity", "profanity", "threat", "insult", "identity_attack")
@@ -127,6 +130,17 @@ class _DataOnlyUnpickler(pickle.Unpickler):
         return OrderedDict if (module, name) == ("collections", "OrderedDict") else _Inert
 
 
+def _check_places(data: bytes) -> None:
+    """Refuse a pickle that numbers its values higher than it can have any: memory is taken for every number below.
+
+    Raises:
+        ValueError: it does, or it is cut.
+    """
+    for opcode, number, _ in pickletools.genops(data):
+        if opcode.name.endswith("PUT") and isinstance(number, int) and number > len(data):
+            raise ValueError(f"a value with the number {number} in {len(data)} bytes")
+
+
 def read_word_index(path: Path, vocabulary: int) -> dict[str, int]:
     """The word -> number table of a pickled Keras tokenizer, read as data: nothing in the file is executed.
 
@@ -137,7 +151,10 @@ def read_word_index(path: Path, vocabulary: int) -> dict[str, int]:
         DetoxError: the file is no such tokenizer.
     """
     try:
-        state = getattr(_DataOnlyUnpickler(io.BytesIO(path.read_bytes())).load(), "state", None)
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != _PACKAGED_WORDS:  # which is large, and would take a second
+            _check_places(data)
+        state = getattr(_DataOnlyUnpickler(io.BytesIO(data)).load(), "state", None)
         index = state["word_index"] if isinstance(state, dict) else {}
         limit = min(vocabulary, (state or {}).get("num_words") or vocabulary)
         known = {word: number for word, number in index.items()

