@@ -159,7 +159,11 @@ class TMaRCo:
                     open_ones[i].choose(token)
 
     def _read_base(self, fillings: Sequence[_Filling]) -> None:
-        """The base's logits where a mask will be filled, from one reading of each original."""
+        """The base's logits where a mask will be filled, from one reading of each original.
+
+        A masked text may have more tokens than the original; there the last reading counts, where the published code
+        fails.
+        """
         mask = self.tokenizer.mask_token
         places = [[i for i, token in enumerate(filling.masked) if token == mask] for filling in fillings]
         sizes = [(len(filling.original), 2 + max(row, default=0))
