@@ -19,6 +19,7 @@ from llm_detox import processes
 from llm_detox.client import GenerationError, TextGenerationClient
 from llm_detox.errors import DetoxError
 from llm_detox.export import convert
+from llm_detox.runs.folders import MANIFEST
 from llm_detox.serve.local_stack import caikit_python
 from llm_detox.storage import publish
 from llm_detox.storage.publishing import rollback
@@ -105,6 +106,7 @@ def test_the_pointer_is_followed_and_no_request_is_lost(environment: dict[str, s
         _, second = _published(2, tmp_path)
         wait_for(lambda: all(one.texts[-1] == second for one in asking), 90)
         (tmp_path / "converted-1" / "artifacts" / "model.safetensors").write_bytes(b"broken")
+        (tmp_path / "converted-1" / MANIFEST).unlink()  # else nobody could publish what the step did not write
         publish(tmp_path / "converted-1", URL)
         wait_for(lambda: _said(log, "the new version does not load"), 90)
         counts = [len(one.texts) for one in asking]
