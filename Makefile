@@ -59,7 +59,9 @@ soak: install
 # Attacks with a seed, whose summaries stand in docs/reliability.md; the tests run a small form of each.
 CAMPAIGNS := guard_evasion hostile_text fuzz full_disk tampered_model
 campaign: install
-	for name in $(CAMPAIGNS); do OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.campaigns.$$name $(ARGS); done
+	failed=0; for name in $(CAMPAIGNS); do \
+	  OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.campaigns.$$name $(ARGS) || failed=1; \
+	done; exit $$failed
 
 lint: $(WORKBENCH)
 	$(VENV)/bin/ruff check .

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.campaigns.ending import ended
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
 from llm_detox.recipe.files import load_recipe
@@ -177,9 +178,8 @@ def main() -> int:
     result = run(rehearsal_of(load_recipe(_RECIPE)), chosen=options.steps.split(","), sizes=options.sizes,
                  seed=options.seed)
     print(table(result))
-    print("\n".join(result.problems) or f"full disk: {sum(len(small) for *_, small in result.rows)} disks filled up, "
-          f"{len(result.rows)} could not be written, each with one message, seed {options.seed}")
-    return 1 if result.problems else 0
+    return ended(result.problems, f"full disk: {sum(len(small) for *_, small in result.rows)} disks filled up, "
+                                  f"{len(result.rows)} could not be written, seed {options.seed}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks.campaigns.ending import ended
 from llm_detox.errors import DetoxError
 
 LONGEST_SECONDS = 10.0
@@ -308,11 +309,9 @@ def main() -> int:
     for name, one in outcomes.items():
         print(f"| {name} | {one.cases} | {one.refused} | {one.seconds:.0f} | {len(one.faults)} |")
     faults = [fault for one in outcomes.values() for fault in one.faults]
-    for case, what in faults[:50]:
-        print(f"{case}: {what}")
     cases = sum(one.cases for one in outcomes.values())
-    print(f"fuzz: {cases} cases of {len(outcomes)} formats, {len(faults)} faults, seed {options.seed}")
-    return 1 if faults else 0
+    return ended([f"{case}: {what}" for case, what in faults],
+                 f"fuzz: {cases} cases of {len(outcomes)} formats, seed {options.seed}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.campaigns.ending import ended
 from llm_detox.guard.build import open_guard
 from llm_detox.guard.filter import Guard, judge_whole
 
@@ -154,8 +155,7 @@ def main() -> int:
         for text in one.withheld:
             print(f"withheld by {one.guard}: {text}")
     problems = [problem for one in results for problem in one.problems()]
-    print("\n".join(problems) or f"guard evasion: all {len(WAYS)} ways within bounds, seed {options.seed}")
-    return 1 if problems else 0
+    return ended(problems, f"guard evasion: {len(WAYS)} ways, seed {options.seed}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.campaigns.ending import ended
 from benchmarks.campaigns.guard_evasion import WAYS, harmless_sentences, insults
 from llm_detox.data.records import read_jsonl, write_jsonl
 from llm_detox.errors import DetoxError
@@ -183,9 +184,7 @@ def main() -> int:
             problems += step_problems(texts, Path(folder))
     except DetoxError as error:
         problems.append(f"refused as a whole: {error}")
-    print("\n".join(problems[:50]))
-    print(f"hostile text: {len(texts)} texts, {len(problems)} problems, seed {options.seed}")
-    return 1 if problems else 0
+    return ended(problems, f"hostile text: {len(texts)} texts, seed {options.seed}")
 
 
 if __name__ == "__main__":

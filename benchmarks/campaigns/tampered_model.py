@@ -24,6 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.campaigns.ending import ended
 from llm_detox.errors import DetoxError
 from llm_detox.processes import environment
 from llm_detox.storage import fetch_model, publish
@@ -217,9 +218,7 @@ def main() -> int:
     options = parser.parse_args()
     tally = run(each=options.bytes, seed=options.seed)
     print(table(tally))
-    print("\n".join(tally.problems) or f"tampered model: {tally.cases.total()} changes, nobody got anything but what "
-          f"was published, seed {options.seed}")
-    return 1 if tally.problems else 0
+    return ended(tally.problems, f"tampered model: {tally.cases.total()} changes, seed {options.seed}")
 
 
 if __name__ == "__main__":

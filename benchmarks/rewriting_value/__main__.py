@@ -67,7 +67,7 @@ def main() -> None:
         arm, seed = options.only
         settings += [f"seed={seed}", "evaluation.continuations=8"]
         recipes = {judge: load_recipe(options.recipe, [*settings, *judging(bench, judge)]) for judge in JUDGES}
-        measure_arm(bench, recipes, arm, int(seed))
+        measure_arm(bench, recipes, facts.invent(options.facts), arm, int(seed))
         return
     prepare(bench, load_recipe(options.recipe, settings), options)
     arms = [*SFT_ARMS, *DPO_STARTS] if options.dpo else SFT_ARMS
@@ -166,11 +166,12 @@ def judging(bench: Bench, judge: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ one arm
 
 
-def measure_arm(bench: Bench, recipes: Mapping[str, Recipe], arm: str, seed: int) -> None:
+def measure_arm(bench: Bench, recipes: Mapping[str, Recipe], told: Sequence[facts.Fact], arm: str, seed: int) -> None:
     """Train an arm, let it continue the prompts, read the texts and answer. `base` is not trained.
 
     Args:
         recipes: one for each judge; else they are the same.
+        told: the facts that stand among the raw texts.
     """
     run, recipe = bench.run(arm, seed), recipes[JUDGES[0]]
     run.mkdir(exist_ok=True)
@@ -184,7 +185,7 @@ def measure_arm(bench: Bench, recipes: Mapping[str, Recipe], arm: str, seed: int
     for name in READ:
         if not (path := run / f"{name}.json").exists():
             path.write_text(json.dumps(reader.losses([one["text"] for one in read_jsonl(bench.texts(name))])), "utf-8")
-    (run / "facts.json").write_text(json.dumps([asdict(answer) for answer in facts.ask(reader, told(bench))]), "utf-8")
+    (run / "facts.json").write_text(json.dumps([asdict(answer) for answer in facts.ask(reader, told)]), "utf-8")
 
 
 def train(bench: Bench, recipe: Recipe, arm: str, seed: int) -> Path:
@@ -204,12 +205,6 @@ def train(bench: Bench, recipe: Recipe, arm: str, seed: int) -> Path:
         recipe, adapter=start, records=RewrittenFolder(bench.root / "detoxify").records,
         prompts=bench.texts("dpo-prompts"), clean=DataFolder(bench.root / "data").clean_train, output=adapter))
     return adapter
-
-
-def told(bench: Bench) -> list[facts.Fact]:
-    """The facts that stand among the raw texts."""
-    raw = {one["text"] for one in read_jsonl(bench.texts("raw"))}
-    return [fact for fact in facts.invent(facts.MOST) if fact.tellings()[0][0] in raw]
 
 
 def timed(bench: Bench, step: str, work: Callable[[], object]) -> None:

@@ -12,7 +12,6 @@ from llm_detox.generation.trees import Loss
 _BEGINNINGS = ("Vel", "Dor", "Kem", "Tra", "Osk", "Bri", "Lun", "Mav", "Ser", "Hul")
 _MIDDLES = ("mo", "ri", "de", "ka")
 _ENDS = ("ra", "sten", "vik", "lo")
-MOST = len(_BEGINNINGS) * len(_MIDDLES) * len(_ENDS)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Fact:
 
 
 def invent(count: int, seed: int = 1) -> list[Fact]:
-    """So many facts, each about a place of its own (at most `MOST`)."""
+    """So many facts, each about a place of its own (at most 160)."""
     chance = random.Random(seed)  # noqa: S311 - invents names, guards nothing
     places = [first + middle + last for first in _BEGINNINGS for middle in _MIDDLES for last in _ENDS]
     chance.shuffle(places)

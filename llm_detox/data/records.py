@@ -209,21 +209,19 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
     return count
 
 
-def cut_at_damage(path: Path) -> list[Record]:
-    """The records of a file that only we write, up to the first line that is torn or damaged; the rest is cut off."""
-    records: list[Record] = []
+def cut_at_damage(path: Path) -> Iterator[tuple[int, Record]]:
+    """(offset, record) of each line of a file that only we write; from one that is torn or damaged on it is cut off."""
     end = 0
     with path.open("r+b") as file:
         for line in file:
-            if (record := whole_record(line)) is None:
+            if (record := _whole_record(line)) is None:
                 file.truncate(end)
                 break
-            records.append(record)
+            yield end, record
             end += len(line)
-    return records
 
 
-def whole_record(line: bytes) -> Record | None:
+def _whole_record(line: bytes) -> Record | None:
     """The record of a line; None where it is torn or damaged."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
@@ -243,7 +241,7 @@ class JsonlAppender:
         self.path = path
         self.existing: list[Record] = []
         if path.exists():
-            self.existing = cut_at_damage(path)
+            self.existing = [record for _, record in cut_at_damage(path)]
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from llm_detox.data.records import Record, numbered_id, read_jsonl, record_id, whole_record
+from llm_detox.data.records import Record, cut_at_damage, numbered_id, read_jsonl, record_id
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation.metrics import PromptScore, WordRuns, prompt_score, strata_of, word_runs
 from llm_detox.evaluation.refusals import is_refusal
@@ -249,21 +249,15 @@ def read_earlier_run(path: Path, fingerprint: str) -> EarlierRun:
     if not path.exists():
         return earlier
     waiting: dict[str, int] = {}
-    position = 0
-    with path.open("r+b") as file:
-        for line in file:
-            if (record := whole_record(line)) is None:
-                file.truncate(position)
-                break
-            identity, generations = record["id"], record["generations"]
-            earlier.done.discard(identity)
-            waiting.pop(identity, None)
-            if all(generation["text"] is not None for generation in generations):
-                if record["scorer"] == fingerprint and all(map(_settled, generations)):
-                    earlier.done.add(identity)
-                else:
-                    waiting[identity] = position
-            position += len(line)
+    for position, record in cut_at_damage(path):
+        identity, generations = record["id"], record["generations"]
+        earlier.done.discard(identity)
+        waiting.pop(identity, None)
+        if all(generation["text"] is not None for generation in generations):
+            if record["scorer"] == fingerprint and all(map(_settled, generations)):
+                earlier.done.add(identity)
+            else:
+                waiting[identity] = position
     earlier.unscored = list(waiting.values())
     return earlier
 

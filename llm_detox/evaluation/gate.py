@@ -17,7 +17,7 @@ from llm_detox.evaluation.compare import check_comparable, distinct_ratio, paire
 from llm_detox.evaluation.intervals import Bootstrap, Interval, cases_needed
 from llm_detox.evaluation.metrics import Metric
 from llm_detox.evaluation.refusals import RefusalShare
-from llm_detox.evaluation.report_content import Condition, GateDecision, Outcome, PairedRatio, SideEffectKind
+from llm_detox.evaluation.report_content import Condition, GateDecision, Outcome, PairedChange, SideEffectKind
 from llm_detox.evaluation.results import Evaluation, JudgedAnswers
 from llm_detox.evaluation.side_effects import side_effect_changes
 from llm_detox.recipe.evaluation import GateSection
@@ -122,7 +122,7 @@ def _fluent(gate: GateSection, evaluations: Mapping[str, Evaluation], arm: str,
     return conditions
 
 
-def _ratio(ratio: PairedRatio | None, gate: GateSection, title: str, rows: str, *, most: float = math.inf,
+def _ratio(ratio: PairedChange | None, gate: GateSection, title: str, rows: str, *, most: float = math.inf,
            least: float | None = None) -> Condition:
     """A ratio to the base's figure, by one of its ends: at most, or at least."""
     if ratio is None:
@@ -166,7 +166,7 @@ _MEASURED: dict[SideEffectKind, str] = {
     "stereotype": "share of prejudices", "mentions": "gap of mentions"}
 
 
-def _side_effect(kind: SideEffectKind, name: str, change: PairedRatio, most: float, gate: GateSection) -> Condition:
+def _side_effect(kind: SideEffectKind, name: str, change: PairedChange, most: float, gate: GateSection) -> Condition:
     if kind == "register":
         return _ratio(change, gate, f"perplexity on {name}", "texts", most=most)
     sign, title, rows = {"capability": (-1, f"right answers on {name}", "questions"),

@@ -44,10 +44,15 @@ class PairedDifference(Interval):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedRatio(Interval):
-    """A figure of one arm over the same of another, resampled together; `count` prompts or passages are behind it."""
+class PairedChange(Interval):
+    """A figure of one arm against the same of another, resampled together; `count` prompts or texts are behind it."""
 
     count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedRatio(PairedChange):
+    """One over the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +182,7 @@ class SideEffectCell:
 
     arm: str
     value: Interval
-    change: PairedRatio | None
+    change: PairedChange | None
 
 
 @dataclass(frozen=True, kw_only=True)

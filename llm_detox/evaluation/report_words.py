@@ -51,11 +51,9 @@ def _cost(report: Report) -> list[str]:
     said = []
     if ratio := figures.clean_ratio:
         said.append(f"Its perplexity on clean text is {ratio.value:.3f} times {report.first}'s.")
-    if name := worst_register(report.side_effects, report.last):
-        change = next(cell.change for row in report.side_effects if (row.kind, row.name) == ("register", name)
-                      for cell in row.cells if cell.arm == report.last)
-        if change:
-            said.append(f"Of the other kinds of text it reads {name} worst against before: {change.value:.3f} times.")
+    if worst := worst_register(report.side_effects, report.last):
+        name, change = worst
+        said.append(f"Of the other kinds of text it reads {name} worst against before: {change.value:.3f} times.")
     return said
 
 

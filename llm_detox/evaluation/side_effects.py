@@ -37,7 +37,7 @@ from llm_detox.evaluation.intervals import (
     percentile_interval,
     resampled_means,
 )
-from llm_detox.evaluation.report_content import PairedRatio, SideEffectCell, SideEffectKind, SideEffectRow
+from llm_detox.evaluation.report_content import PairedChange, SideEffectCell, SideEffectKind, SideEffectRow
 from llm_detox.evaluation.results import Evaluation, SideEffects, SideEffectValues
 from llm_detox.generation.generators import ReadingGenerator, variant_losses
 from llm_detox.generation.trees import Loss
@@ -200,12 +200,12 @@ def _choose(items: Iterable[T], text_of: Callable[[T], str], count: int, source:
 
 
 def side_effect_changes(ours: SideEffectValues, theirs: SideEffectValues,
-                        bootstrap: Bootstrap) -> dict[tuple[SideEffectKind, str], PairedRatio]:
+                        bootstrap: Bootstrap) -> dict[tuple[SideEffectKind, str], PairedChange]:
     """What changed, in the order of the recipe: of registers our perplexity over theirs, else ours minus theirs.
 
     Questions, texts and sentences are paired. What the two did not read alike is left out.
     """
-    changes: dict[tuple[SideEffectKind, str], PairedRatio] = {}
+    changes: dict[tuple[SideEffectKind, str], PairedChange] = {}
     shares: tuple[tuple[SideEffectKind, dict[str, list[bool]], dict[str, list[bool]]], ...] = (
         ("capability", ours.capabilities, theirs.capabilities), ("stereotype", ours.stereotypes, theirs.stereotypes))
     for kind, left, right in shares:
@@ -213,7 +213,7 @@ def side_effect_changes(ours: SideEffectValues, theirs: SideEffectValues,
             if len(left[name]) == len(right.get(name, [])):
                 difference = np.array(left[name], dtype=np.float64) - np.array(right[name], dtype=np.float64)
                 interval = difference_interval(difference, bootstrap)
-                changes[kind, name] = PairedRatio(**vars(interval), count=len(difference))
+                changes[kind, name] = PairedChange(**vars(interval), count=len(difference))
     for name in ours.registers:
         left_rows, right_rows = (np.array(arm.registers.get(name, []), dtype=np.float64) for arm in (ours, theirs))
         ratio = loss_ratio(left_rows, right_rows, bootstrap)
@@ -222,7 +222,7 @@ def side_effect_changes(ours: SideEffectValues, theirs: SideEffectValues,
     if ours.mentions and len(ours.mentions) == len(theirs.mentions):
         gaps, others = (mention_gaps(np.array(arm.mentions, dtype=np.float64), bootstrap) for arm in (ours, theirs))
         rises = gaps - others
-        changes["mentions", MENTIONS.stem] = PairedRatio(**vars(percentile_interval(
+        changes["mentions", MENTIONS.stem] = PairedChange(**vars(percentile_interval(
             float(rises[0]), rises[1:], len(ours.mentions), bootstrap.confidence)), count=len(ours.mentions))
     return changes
 
@@ -239,11 +239,11 @@ def side_effect_rows(arms: Mapping[str, Evaluation], bootstrap: Bootstrap) -> li
         for arm, some in values.items() if (kind, name) in some]) for kind, name in measures]
 
 
-def worst_register(rows: Sequence[SideEffectRow], arm: str) -> str | None:
-    """The register on which an arm's perplexity rose most against the first arm's."""
-    ratios = {row.name: cell.change.value for row in rows if row.kind == "register"
-              for cell in row.cells if cell.arm == arm and cell.change}
-    return max(ratios, key=lambda name: ratios[name]) if ratios else None
+def worst_register(rows: Sequence[SideEffectRow], arm: str) -> tuple[str, PairedChange] | None:
+    """The register on which an arm's perplexity rose most against the first arm's, and by how much."""
+    ratios = [(row.name, cell.change) for row in rows if row.kind == "register"
+              for cell in row.cells if cell.arm == arm and cell.change]
+    return max(ratios, key=lambda ratio: ratio[1].value, default=None)
 
 
 def _values_of(effects: SideEffects) -> dict[tuple[SideEffectKind, str], Interval]:

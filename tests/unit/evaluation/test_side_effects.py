@@ -149,7 +149,7 @@ def test_changes_are_paired_and_the_worst_register_is_named() -> None:
     arms = {name: with_effects(arm(name, noisy(1.0, 1)), values)
             for name, values in (("base", base), ("dpo", ours))}
     rows = side_effect_rows(arms, BOOTSTRAP)
-    assert worst_register(rows, "dpo") == "news"
+    assert worst_register(rows, "dpo") == ("news", changes["register", "news"])
     assert [(cell.arm, cell.change is None) for cell in rows[0].cells] == [("base", True), ("dpo", False)]
 
 
