@@ -12,6 +12,7 @@ import csv
 import re
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -111,8 +112,8 @@ def read_table(path: Path, files: str | None = None) -> Iterator[Record]:
         DetoxError: no table there, an unknown format, or a line that cannot be read (with its number).
     """
     if path.is_dir():
-        tables = sorted(file for file in path.rglob(files or "*")
-                        if file.name.endswith(_SUFFIXES) and not _is_hidden(file, path))
+        tables = sorted(file for file in path.rglob("*") if file.name.endswith(_SUFFIXES)
+                        and fnmatch(file.name, files or "*") and not _is_hidden(file, path))
         if not tables:
             raise DetoxError("the folder holds no table" + (f" named {files}" if files else ""), place=str(path),
                              remedy=f"give a folder with {', '.join(_SUFFIXES)} files")

@@ -129,9 +129,8 @@ def _question(table: ChoiceTable, record: Record, place: str) -> Question | None
     names = [name for name in (table.passage_column, table.question_column) if name]
     asked = " ".join(clean_text(text_in(record, name, place)) for name in names)
     options = tuple(_option(line) for line in text_in(record, table.options_column, place).splitlines() if line.strip())
-    answers = record.get(table.answer_column)
-    answer = column(record, table.answer_column, place) if not isinstance(answers, list) else (answers or [""])[0]
-    right = _option(str(answer))
+    answer = column(record, table.answer_column, place)
+    right = _option(str(answer[0] if isinstance(answer, list) and answer else answer))
     if right not in options or len(set(options)) < 2:
         return None
     return Question(f"Question: {asked}\nAnswer:", options, options.index(right))

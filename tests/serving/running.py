@@ -59,7 +59,7 @@ def total(exposed: str, name: str) -> float:
     return sum(float(line.split()[-1]) for line in exposed.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0, every: float = 0.05) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0, every: float = 0.05) -> Any:
     """The first true value of the condition.
 
     Raises:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,15 @@ class Asking(threading.Thread):
                     self.failures.append(str(error))
 
 
+def _answered(asking: list[Asking], condition: Callable[[Asking, int], bool], counts: list[int] | None = None) -> None:
+    """Waits until the condition holds for each; a failed request ends the wait at once."""
+    def every_one() -> bool:
+        assert [failure for one in asking for failure in one.failures] == []
+        return all(condition(one, count) for one, count in zip(asking, counts or [0] * len(asking), strict=True))
+
+    wait_for(every_one, 120)
+
+
 def _said(log: Path, words: str) -> bool:
     return words in log.read_text("utf-8", errors="replace")
 
@@ -102,17 +111,17 @@ def test_the_pointer_is_followed_and_no_request_is_lost(environment: dict[str, s
         asking = [Asking(urls[protocol], over) for protocol in ("rest", "grpc", "fmaas") for _ in range(2)]
         for one in asking:
             one.start()
-        wait_for(lambda: all(len(one.texts) > 2 for one in asking))
+        _answered(asking, lambda one, _: len(one.texts) > 2)
         _, second = _published(2, tmp_path)
-        wait_for(lambda: all(one.texts[-1] == second for one in asking), 90)
+        _answered(asking, lambda one, _: one.texts[-1] == second)
         (tmp_path / "converted-1" / "artifacts" / "model.safetensors").write_bytes(b"broken")
         (tmp_path / "converted-1" / MANIFEST).unlink()  # else nobody could publish what the step did not write
         publish(tmp_path / "converted-1", URL)
         wait_for(lambda: _said(log, "the new version does not load"), 90)
         counts = [len(one.texts) for one in asking]
-        wait_for(lambda: all(len(one.texts) > count + 2 for one, count in zip(asking, counts, strict=True)))
+        _answered(asking, lambda one, count: len(one.texts) > count + 2, counts)
         rollback(URL, oldest)
-        wait_for(lambda: all(one.texts[-1] == first for one in asking), 90)
+        _answered(asking, lambda one, _: one.texts[-1] == first)
     finally:
         over.set()
         for one in asking:
