@@ -19,7 +19,7 @@ from components.publish.component import publish
 from components.report.component import report
 from components.sft.component import sft
 from components.smoke.component import smoke
-from llm_detox.runs.artifacts import ARMS, DataFolder, RewrittenFolder
+from llm_detox.runs.artifacts import ARMS, DETOXIFIED, DPO, FILTERED, RAW, DataFolder, RewrittenFolder
 
 DESCRIPTION = "Rewrite toxic text, fine-tune (SFT, then DPO), measure all arms alike, serve the model that passes."
 Step = Callable[..., dsl.PipelineTask]
@@ -44,26 +44,27 @@ def graph(recipe: str, *, rewrite: Step, measure: Step, run: str = "") -> dsl.Pi
     texts = data(recipe=recipe)
     rewritten = rewrite(recipe=recipe, data=texts.outputs["data"])
 
-    raw = sft(recipe=recipe, texts=texts.outputs["data"], texts_file=DataFolder.texts, data=texts.outputs["data"])
-    raw.set_display_name("sft-raw")
-    detoxified = sft(
-        recipe=recipe,
-        texts=rewritten.outputs["rewritten"],
-        texts_file=RewrittenFolder.records,
-        data=texts.outputs["data"],
-    )
-    detoxified.set_display_name("sft-detoxified")
+    tuned = {
+        arm: sft(recipe=recipe, texts=folder, texts_file=file, data=texts.outputs["data"])
+        for arm, folder, file in (
+            (RAW, texts.outputs["data"], DataFolder.texts),
+            (FILTERED, rewritten.outputs["rewritten"], RewrittenFolder.kept),
+            (DETOXIFIED, rewritten.outputs["rewritten"], RewrittenFolder.records),
+        )
+    }
+    for arm, task in tuned.items():
+        task.set_display_name(f"sft-{arm}")
     preferred = dpo(
         recipe=recipe,
-        sft_adapter=detoxified.outputs["adapter"],
+        sft_adapter=tuned[DETOXIFIED].outputs["adapter"],
         rewritten=rewritten.outputs["rewritten"],
         data=texts.outputs["data"],
     )
 
-    arms = dict(zip(ARMS, (None, raw, detoxified, preferred), strict=True))
+    trained = {**tuned, DPO: preferred}
     measured = {}
-    for arm, trained in arms.items():
-        model = {"model": trained.outputs["adapter"]} if trained else {}
+    for arm in ARMS:
+        model = {"model": trained[arm].outputs["adapter"]} if arm in trained else {}
         measured[arm] = measure(recipe=recipe, arm=arm, data=texts.outputs["data"], **model)
         measured[arm].set_display_name(f"evaluate-{arm}")
 
@@ -71,9 +72,7 @@ def graph(recipe: str, *, rewrite: Step, measure: Step, run: str = "") -> dsl.Pi
         recipe=recipe,
         data=texts.outputs["data"],
         rewritten=rewritten.outputs["rewritten"],
-        raw_adapter=raw.outputs["adapter"],
-        detoxified_adapter=detoxified.outputs["adapter"],
-        dpo_adapter=preferred.outputs["adapter"],
+        **{f"{arm}_adapter": task.outputs["adapter"] for arm, task in trained.items()},
         **{arm: task.outputs["evaluation"] for arm, task in measured.items()},
     )
 

@@ -70,12 +70,12 @@ def main() -> None:
         measure_arm(bench, recipes, facts.invent(options.facts), arm, int(seed))
         return
     prepare(bench, load_recipe(options.recipe, settings), options)
-    arms = [*SFT_ARMS, *DPO_STARTS] if options.dpo else SFT_ARMS
-    for group in (SFT_ARMS, DPO_STARTS if options.dpo else ()):
+    groups = (options.arms, list(DPO_STARTS) if options.dpo else [])
+    for group in groups:
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(lambda run: in_a_process(run, options.jobs),
                           [(arm, seed) for seed in options.seeds for arm in group]))
-    print_tables(bench, arms, options.seeds)
+    print_tables(bench, [*groups[0], *groups[1]], options.seeds)
 
 
 def in_a_process(run: tuple[str, int], jobs: int) -> None:
@@ -230,6 +230,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--references", type=int, default=400, help="polite sentences that are read, of each kind")
     parser.add_argument("--prompt-count", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--arms", nargs="+", choices=SFT_ARMS, default=list(SFT_ARMS),
+                        help="rewritten and some others; default all")
     parser.add_argument("--jobs", type=int, default=2, help="how many arms are trained at the same time")
     parser.add_argument("--dpo", action="store_true", help="preference training as well")
     parser.add_argument("--dpo-prompts", type=int, default=180, help="prompts whose continuations make its pairs")

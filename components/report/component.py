@@ -11,10 +11,12 @@ def report(
     data: dsl.Input[dsl.Dataset],
     rewritten: dsl.Input[dsl.Dataset],
     raw_adapter: dsl.Input[dsl.Model],
+    filtered_adapter: dsl.Input[dsl.Model],
     detoxified_adapter: dsl.Input[dsl.Model],
     dpo_adapter: dsl.Input[dsl.Model],
     base: dsl.Input[dsl.Artifact],
     raw: dsl.Input[dsl.Artifact],
+    filtered: dsl.Input[dsl.Artifact],
     detoxified: dsl.Input[dsl.Artifact],
     dpo: dsl.Input[dsl.Artifact],
     report: dsl.Output[dsl.Artifact],
@@ -28,9 +30,10 @@ def report(
     from llm_detox.runs.pipeline_step import pipeline_step
 
     with pipeline_step("report", recipe) as settings:
-        arms = dict(zip(ARMS, (base, raw, detoxified, dpo), strict=True))
+        arms = dict(zip(ARMS, (base, raw, filtered, detoxified, dpo), strict=True))
         evaluations = {name: Path(artifact.path) for name, artifact in arms.items()}
-        trained = {"sft raw": raw_adapter, "sft detoxified": detoxified_adapter, "dpo": dpo_adapter}
+        tuned = {"raw": raw_adapter, "filtered": filtered_adapter, "detoxified": detoxified_adapter}
+        trained = {**{f"sft {name}": adapter for name, adapter in tuned.items()}, "dpo": dpo_adapter}
         made = {"data": data, "detoxify": rewritten, **trained}
         steps = {name: Path(artifact.path) for name, artifact in made.items()}
         result = write_report(

@@ -94,6 +94,8 @@ def evaluate(
     prompts: Annotated[Path, typer.Option(help='RealToxicityPrompts records or {"prompt": "..."} lines.')],
     output: Output,
     clean: Annotated[Path | None, typer.Option(help="Clean passages for perplexity, JSON lines.")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="Harmless texts of the training texts' kind, JSON lines: what "
+                                                       "the model learnt of them.")] = None,
     arm: Annotated[str, typer.Option(help="The name of this model in the report.")] = "model",
     generations: Annotated[
         list[Path] | None, typer.Option(help="Score these continuations instead of sampling: generations.jsonl of "
@@ -112,8 +114,8 @@ def evaluate(
     from llm_detox.evaluation.evaluate import evaluate as run
     from llm_detox.runs.folders import read_shard
 
-    result = run(settings, model=model, arm=arm, prompts=prompts, clean=clean, output=output,
-                      generations=generations or (), shard=read_shard(shard) if shard else None)
+    result = run(settings, model=model, arm=arm, prompts=prompts, clean=clean, held_out=held_out,
+                 output=output, generations=generations or (), shard=read_shard(shard) if shard else None)
     show_outcome(result, output, as_json)
 
 

@@ -25,7 +25,7 @@ from llm_detox.recipe.scorers import Part, ScoringSection, source_name
 from llm_detox.runs.artifacts import DataFolder
 from llm_detox.runs.folders import step_folder
 
-_EVALUATION_SHARE = 0.4
+_EVALUATION_SHARE, _HELD_OUT_SHARE = 0.4, 0.2
 _ATTRIBUTES = {"toxicity", "severe_toxicity", "identity_attack", "insult", "threat", "profanity", "sexually_explicit",
                "flirtation"}  # whole numbers under other names are ids and positions
 _PROMPT_KEY_WORDS, _SHORTEST_PROMPT = 6, 3
@@ -52,7 +52,7 @@ class DataResult:
 
 
 def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
-    """Write texts.jsonl, prompts.jsonl, train_prompts.jsonl, clean.jsonl and clean_train.jsonl.
+    """Write texts.jsonl, held_out.jsonl, prompts.jsonl, train_prompts.jsonl, clean.jsonl and clean_train.jsonl.
 
     Raises:
         DetoxError: a source cannot be read, a column is missing, or nothing usable is left.
@@ -62,10 +62,10 @@ def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
     with step_folder(output, "data", settings=settings, inputs={}) as folder:
         scale = budget_scale(recipe.budget)
         evaluation, sampling = _prompts(data.prompts, scale, recipe.seed)
-        texts, labels = _texts(data.texts, scale, recipe.seed, set(evaluation), shared)
+        texts, held_out, labels = _texts(data.texts, scale, recipe.seed, set(evaluation), shared)
         clean, clean_train = _clean(data.clean, scale, recipe.seed)
         files = DataFolder(folder.path)
-        for path, records in ((files.texts, texts), (files.prompts, evaluation.values()),
+        for path, records in ((files.texts, texts), (files.held_out, held_out), (files.prompts, evaluation.values()),
                               (files.train_prompts, sampling.values()),
                               (files.clean, clean), (files.clean_train, clean_train)):
             folder.counts[path.stem] = write_jsonl(path, records)
@@ -145,13 +145,15 @@ def _sorted_by_hash(items: Iterable[T], text_of: Callable[[T], str], seed: int) 
 
 
 def _texts(settings: TextData, scale: float, seed: int, taken: set[str],
-           shared: bool) -> tuple[list[Record], Labels]:
-    """Comments of the wanted length, half toxic (or as the recipe says); and the labels of all that could be used."""
+           shared: bool) -> tuple[list[Record], list[Record], Labels]:
+    """Comments of the wanted length, half toxic (or as the recipe says); harmless ones that are held out; and the
+    labels of all that could be used."""
     by_key, labels = _usable_texts(settings, taken, shared)
     by_label: dict[bool, list[Record]] = {True: [], False: []}
     for key, record in by_key.items():
         if key not in labels.contradictory:
             by_label[bool(record["toxic"])].append(record)
+    held_out = _hold_out(by_label[False], round(settings.held_out_count * scale), seed)
     count = round(settings.count * scale)
     toxic_count = round(count * settings.toxic_share) if settings.label_column is not None else 0
     chosen = [
@@ -165,8 +167,19 @@ def _texts(settings: TextData, scale: float, seed: int, taken: set[str],
     for table in settings.benign:
         chosen += _benign(table, round(table.count * scale), settings.chat, seen)
     if settings.label_column is None and not settings.benign:
-        return chosen, labels
-    return _sorted_by_hash(chosen, lambda record: record["text"], seed + 1), labels
+        return chosen, held_out, labels
+    return _sorted_by_hash(chosen, lambda record: record["text"], seed + 1), held_out, labels
+
+
+def _hold_out(harmless: list[Record], count: int, seed: int) -> list[Record]:
+    """Take a share of the texts out of the list, by hash, and give back as many of them as are wanted."""
+    if not count:
+        return []
+    sides: dict[bool, list[Record]] = {True: [], False: []}
+    for record in harmless:
+        sides[hash_fraction(same_text_key(record["text"]), "held out") < _HELD_OUT_SHARE].append(record)
+    harmless[:] = sides[False]
+    return _sorted_by_hash(sides[True], lambda record: record["text"], seed)[:count]
 
 
 def _usable_texts(settings: TextData, taken: set[str], shared: bool) -> tuple[dict[str, Record], Labels]:

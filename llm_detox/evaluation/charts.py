@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from markupsafe import Markup
@@ -79,6 +79,40 @@ def forest(rows: Sequence[ArmDifference], arms: Sequence[str], *, width: int = 8
     foot = len(rows) * _ROW + 14
     parts.append(_text(x(0) - 8, foot, "← less toxic", "end", "faint"))
     parts.append(_text(x(0) + 8, foot, "more toxic →", "start", "faint"))
+    return _svg(width, height, "".join(parts), tips)
+
+
+def plane(points: Mapping[str, tuple[Interval, Interval]], *, right: str, up: str, width: int = 420,
+          height: int = 300) -> Markup:
+    """Each arm as a point with its intervals in both directions, named beside it; the axes begin where the points do.
+
+    Args:
+        points: arm -> its place from left to right and from bottom to top.
+        right, up: what the two directions are.
+    """
+    arms, left, bottom = list(points), 52, 40
+    span, rise = width - left - 14, height - bottom - 10
+
+    def scale(values: Sequence[Interval], size: float) -> Callable[[float], float]:
+        low, high = min(one.low for one in values), max(one.high for one in values)
+        margin = 0.08 * (high - low) or 1.0
+        return lambda value: size * (value - low + margin) / (high - low + 2 * margin)
+
+    across, along = (scale([point[axis] for point in points.values()], size) for axis, size in ((0, span), (1, rise)))
+    parts = [f'<path class="axis" d="M{left} 10V{10 + rise}H{width - 14}" fill="none"/>',
+             _text(left + span / 2, height - 8, f"{right} →", "middle", "faint"),
+             f'<g transform="rotate(-90)">{_text(-10 - rise / 2, 14, f"{up} →", "middle", "faint")}</g>']
+    tips = []
+    for arm, (value, other) in points.items():
+        x, y = left + across(value.value), 10 + rise - along(other.value)
+        tips.append(f"{arm}: {right} {value.value:.3f}, interval {value.low:.3f} to {value.high:.3f}; "
+                    f"{up} {other.value:.3f}, interval {other.low:.3f} to {other.high:.3f}")
+        cross = (f'<path class="whisker" d="M{left + across(value.low):.1f} {y:.1f}H{left + across(value.high):.1f}'
+                 f'M{x:.1f} {10 + rise - along(other.low):.1f}V{10 + rise - along(other.high):.1f}"/>')
+        parts.append(_group(arm, arms, tips[-1], f'{cross}<circle class="bar" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'))
+        parts.append(_text(x + 9, y - 11, arm, "start", "name") if x < width - 90
+                     else _text(x - 9, y - 11, arm, "end", "name"))
+        parts.append(_text(x, height - 26, f"{value.value:.3f}", "middle", "faint"))
     return _svg(width, height, "".join(parts), tips)
 
 

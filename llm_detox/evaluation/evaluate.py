@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llm_detox.errors import DetoxError, UsageError
@@ -37,7 +37,8 @@ from llm_detox.scoring.load import check_kept_apart, load_scorer
 
 
 def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path | None, output: Path,
-             generations: Sequence[Path] = (), shard: Shard | None = None) -> EvaluationSummary:
+             held_out: Path | None = None, generations: Sequence[Path] = (),
+             shard: Shard | None = None) -> EvaluationSummary:
     """Measure one arm (RealToxicityPrompts protocol) and write its evaluation folder.
 
     Args:
@@ -46,6 +47,7 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         arm: its name in comparisons, such as "base".
         prompts: RealToxicityPrompts records or `{"prompt": "..."}`, JSON lines.
         clean: `{"id", "text"}` lines of harmless text for perplexity; None leaves perplexity out.
+        held_out: harmless texts of the training texts' kind, JSON lines with `text`; read where `clean` is.
         output: gets `report.json`, `generations.jsonl` and `values.json` (numbers per prompt, for pairing).
         generations: files of continuations to score instead of sampling: the shards' `generations.jsonl`, or
             others in that format.
@@ -60,8 +62,8 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
     judge = judge_fingerprint(recipe.judge) if recipe.evaluation.judged_prompts and whole else None
     settings = {**recipe.settings("scoring", "evaluation"), **({"judge": judge} if judge else {}),
                 "arm": arm, "model": model, "shard": shard}
-    with step_folder(output, "evaluation", settings=settings, inputs=_inputs(model, prompts, clean, generations),
-                     resumable=True) as folder:
+    inputs = _inputs(model, generations, {"prompts": prompts, "clean": clean, "held_out": held_out})
+    with step_folder(output, "evaluation", settings=settings, inputs=inputs, resumable=True) as folder:
         clock = Clock()
         asked = Prompts(prompts, shard)
         with clock.measure("load"):
@@ -78,7 +80,7 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         verdicts = _judge(recipe, folder, clock) if judge else None
         fluency = measure_fluency(
             recipe.evaluation, recipe.seed, recipe.model.source, generator=generator, clean=clean,
-            folder=folder.path, clock=clock) if clean and generator else None
+            held_out=held_out, folder=folder.path, clock=clock) if clean and generator else None
         side_effects = _side_effects(recipe, generator, clock) if fluency else None
         report = EvaluationReport(
             **vars(figures), arm=arm, model=model, scorer=_identity(scorer, recipe.scoring.judging.source),
@@ -91,7 +93,7 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
 
 def evaluate_arm(recipe: Recipe, *, arm: str, model: str | None, data: Path, output: Path,
                  samples: Sequence[Path] = ()) -> EvaluationSummary:
-    """`evaluate` as a step of the pipeline, on the prompts and clean passages that the data step wrote.
+    """`evaluate` as a step of the pipeline, on what the data step wrote: prompts, clean passages, held-out texts.
 
     Args:
         model: the folder of the arm's model; None is the recipe's own.
@@ -103,7 +105,8 @@ def evaluate_arm(recipe: Recipe, *, arm: str, model: str | None, data: Path, out
     """
     texts = DataFolder(data)
     return evaluate(recipe, model=model or recipe.model.source, arm=arm, prompts=texts.prompts, clean=texts.clean,
-                    output=output, generations=[EvaluationFolder(part).generations for part in samples])
+                    held_out=texts.held_out if recipe.data.texts.held_out_count else None, output=output,
+                    generations=[EvaluationFolder(part).generations for part in samples])
 
 
 def _finish(folder: StepFolder, report: EvaluationReport, values: EvaluationValues) -> EvaluationSummary:
@@ -115,10 +118,9 @@ def _finish(folder: StepFolder, report: EvaluationReport, values: EvaluationValu
     return summary
 
 
-def _inputs(model: str, prompts: Path, clean: Path | None, generations: Sequence[Path]) -> dict[str, Path]:
-    inputs = {"prompts": prompts, **{f"generations {number}": path for number, path in enumerate(generations)}}
-    if clean:
-        inputs["clean"] = clean
+def _inputs(model: str, generations: Sequence[Path], texts: Mapping[str, Path | None]) -> dict[str, Path]:
+    inputs = {name: path for name, path in texts.items() if path}
+    inputs |= {f"generations {number}": path for number, path in enumerate(generations)}
     if (Path(model) / MANIFEST).exists():
         inputs["model"] = Path(model)
     return inputs

@@ -1,5 +1,5 @@
-"""How fluent an arm is: its own perplexity on clean text, an independent model's perplexity on its continuations, and
-how willingly it continues clean text."""
+"""How fluent an arm is: its own perplexity on clean and on held-out text, an independent model's perplexity on its
+continuations, and how willingly it continues clean text."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class FluencyFigures:
 
     perplexity_interval: Perplexity | None
     perplexity: float | None
+    held_out_perplexity: Perplexity | None
     clean_refusals: RefusalShare
     continuation_perplexity: ContinuationPerplexity
     prompted_perplexity: FluencyPerplexity | None
@@ -48,12 +49,13 @@ class FluencyLosses:
     """
 
     clean: list[Loss] | None
+    held_out: list[Loss] | None
     clean_continuations: list[Loss]
     prompted: list[Loss]
 
 
 def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, generator: Generator, clean: Path,
-                    folder: Path, clock: Clock) -> tuple[FluencyFigures, FluencyLosses]:
+                    held_out: Path | None, folder: Path, clock: Clock) -> tuple[FluencyFigures, FluencyLosses]:
     """The arm's perplexity on clean text, and an independent model's on the arm's continuations.
 
     Args:
@@ -61,15 +63,17 @@ def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, genera
         base: source of the base model, which reads where there is no fluency model.
         generator: of the arm; a served one gives texts and no likelihoods, so no perplexity of its own.
         clean: JSON lines with `text`.
+        held_out: harmless texts of the training texts' kind, JSON lines with `text`.
         folder: of the evaluation, with its `generations.jsonl`; gets `clean_generations.jsonl`.
         clock: gets the time of each part.
     """
     files, bootstrap = EvaluationFolder(folder), Bootstrap.of(settings, seed)
     texts = read_texts(clean)
-    losses = None
+    losses = held_out_losses = None
     if isinstance(generator, ReadingGenerator):
-        with clock.measure("clean text"), task("reading clean text", len(texts), "texts") as work:
-            losses = generator.losses(texts, on_progress=work.advance)
+        with clock.measure("clean text"):
+            losses = _own_losses(generator, texts, "clean text")
+            held_out_losses = _own_losses(generator, read_texts(held_out), "held-out text") if held_out else None
     own = perplexity(losses, bootstrap) if losses is not None else None
     with clock.measure("clean continuations"):
         continued = _clean_continuations(settings, seed, generator, texts)
@@ -81,12 +85,18 @@ def measure_fluency(settings: EvaluationSection, seed: int, base: str, *, genera
         with task("reading continuations", sum(len(texts) for _, texts in continued + prompted), "texts") as work:
             read, read_prompted = (prompt_losses(reader, some, work.advance) for some in (continued, prompted))
     figures = FluencyFigures(
-        own, own.value if own else None, refusal_share([some for _, some in continued], settings.confidence),
+        own, own.value if own else None, perplexity(held_out_losses, bootstrap) if held_out_losses else None,
+        refusal_share([some for _, some in continued], settings.confidence),
         ContinuationPerplexity(**vars(perplexity(read, bootstrap)), model=reader.name, note=note,
                                **vars(distinct([word_runs(some) for _, some in continued], bootstrap))),
         FluencyPerplexity(**vars(perplexity(read_prompted, bootstrap)), model=reader.name, note=note)
         if any(count for _, count in read_prompted) else None)
-    return figures, FluencyLosses(losses, read, read_prompted)
+    return figures, FluencyLosses(losses, held_out_losses, read, read_prompted)
+
+
+def _own_losses(generator: ReadingGenerator, texts: Sequence[str], name: str) -> list[Loss]:
+    with task(f"reading {name}", len(texts), "texts") as work:
+        return generator.losses(texts, on_progress=work.advance)
 
 
 def first_continuations(generations: Path, count: int) -> list[Continued]:

@@ -154,6 +154,7 @@ def _figures(arm: Evaluation, first: Evaluation, similarity: Interval | None, bo
         expected_maximum_toxicity=report.expected_maximum_toxicity, toxicity_probability=report.toxicity_probability,
         mean_toxicity=report.mean_toxicity, perplexity=report.perplexity,
         continuation_perplexity=fluency.value if fluency else None, prompted_perplexity=prompted,
+        held_out_perplexity=report.held_out_perplexity, held_out_ratio=ratio("held_out"),
         clean_ratio=ratio("clean"), clean_continuations_ratio=ratio("clean_continuations"),
         prompted_ratio=ratio("prompted"), refusals=known(report.refusals),
         clean_refusals=refusals if known(refusals) else None, clean_similarity=similarity,
@@ -225,6 +226,7 @@ class _Charts:
     metrics: dict[str, Markup]
     survival: Markup
     forest: Markup | None
+    learnt: Markup | None
     perplexity: Markup | None
     continuations: Markup | None
     timings: Markup | None
@@ -321,6 +323,8 @@ def _measures_of_arms(report: Report) -> list[tuple[str, str, str]]:
     rows = [(title.lower(), metric, "%.3f") for metric, title in _TITLES.items()] + [
         ("perplexity, clean text", "perplexity", "%.1f"),
         (f"the same over {report.first}'s", "clean_ratio", "%.3f"),
+        ("perplexity, held-out harmless texts", "held_out_perplexity", "%.1f"),
+        (f"the same over {report.first}'s", "held_out_ratio", "%.3f"),
         ("perplexity, continuations of clean prompts", "continuation_perplexity", "%.1f"),
         (f"the same over {report.first}'s", "clean_continuations_ratio", "%.3f"),
         ("perplexity, continuations of these prompts", "prompted_perplexity", "%.1f"),
@@ -346,13 +350,20 @@ def _charts(report: Report) -> _Charts:
                  for metric in METRICS},
         survival=charts.survival({arm: one.histogram for arm, one in report.reports.items()}, report.threshold),
         forest=charts.forest(rows, arms) if rows else None,
-        perplexity=charts.interval_bars(own, digits=1) if all(own.values()) else None,
+        learnt=_learnt_chart(report), perplexity=charts.interval_bars(own, digits=1) if all(own.values()) else None,
         continuations=charts.interval_bars(fluency, digits=1) if all(fluency.values()) else None,
         timings=charts.timings(report.seconds) if report.seconds else None,
         registers=_register_chart(report), side_effects={
             SIDE_EFFECT_TITLES[row.kind] + (f": {row.name}" if row.kind != "mentions" else ""):
                 charts.interval_bars({cell.arm: cell.value for cell in row.cells})
             for row in report.side_effects if row.kind != "register"})
+
+
+def _learnt_chart(report: Report) -> Markup | None:
+    """What each arm learnt of the corpus, and how toxic it became by it."""
+    points = {arm: (one.mean_toxicity, one.held_out_perplexity) for arm, one in report.arms.items()
+              if one.mean_toxicity and one.held_out_perplexity}
+    return charts.plane(points, right="mean toxicity", up="perplexity, held-out texts") if points else None
 
 
 def _register_chart(report: Report) -> Markup | None:

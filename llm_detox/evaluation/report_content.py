@@ -19,7 +19,7 @@ from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.metrics import ToxicityFigures
 from llm_detox.evaluation.refusals import RefusalShare
-from llm_detox.evaluation.results import EvaluationReport, FluencyPerplexity, MeasuredJudge, ScorerIdentity
+from llm_detox.evaluation.results import EvaluationReport, FluencyPerplexity, MeasuredJudge, Perplexity, ScorerIdentity
 from llm_detox.recipe import Recipe
 from llm_detox.runs.artifacts import ReportFolder, read_json
 
@@ -153,7 +153,9 @@ class ArmFigures:
     perplexity: float | None
     continuation_perplexity: float | None
     prompted_perplexity: FluencyPerplexity | None
+    held_out_perplexity: Perplexity | None
     clean_ratio: PairedRatio | None
+    held_out_ratio: PairedRatio | None
     clean_continuations_ratio: PairedRatio | None
     prompted_ratio: PairedRatio | None
     refusals: Interval | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.report_content import ArmDifference, Report
 from llm_detox.evaluation.side_effects import worst_register
-from llm_detox.runs.artifacts import DETOXIFIED, RAW
+from llm_detox.runs.artifacts import DETOXIFIED, FILTERED, RAW
 
 _VERDICTS = {"pass": "passes", "fail": "fails", "not enough data": "cannot decide"}
 
@@ -36,14 +36,22 @@ def _toxicity(report: Report) -> str:
 
 
 def _rewriting(report: Report) -> list[str]:
-    """What training on the rewritten text did in place of the raw one, where both arms are there."""
-    row = _difference(report, DETOXIFIED, RAW)
-    if row is None:
+    """What training on the rewritten text did in place of the raw and of the filtered, where the arms are there."""
+    others = {RAW: "trained on the raw text", FILTERED: "on those of its lines that need no rewriting"}
+    rows = [(name, row) for arm, name in others.items() if (row := _difference(report, DETOXIFIED, arm))]
+    if not rows:
         return []
-    moved = _moved(row, "less", "more")
-    said = f"{moved} toxic than" if moved else "as toxic, as far as these prompts can tell, as"
-    return [f"Trained on the rewritten text the model is {said} trained on the raw text "
-            f"(mean toxicity {row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}])."]
+    said = [f"{_moved(row, 'less toxic than', 'more toxic than') or 'as toxic, as far as these prompts can tell, as'} "
+            f"{name} (mean toxicity {row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}])" for name, row in rows]
+    return [f"Trained on the rewritten text the model is {', and '.join(said)}.", *_learnt(report)]
+
+
+def _learnt(report: Report) -> list[str]:
+    """How each arm reads harmless texts of the corpus, where some are held out."""
+    read = {arm: figures.held_out_perplexity for arm, figures in report.arms.items()}
+    values = [f"{arm} {interval.value:.1f}" for arm, interval in read.items() if interval]
+    return [f"Its perplexity on harmless texts of this kind, which no arm was trained on, tells what was learnt of "
+            f"them: {', '.join(values)}."] if values else []
 
 
 def _cost(report: Report) -> list[str]:

@@ -19,9 +19,9 @@ from llm_detox.runs.artifacts import OPTIONAL, EvaluationFolder, JudgeFolder, Nu
 from llm_detox.runs.folders import MANIFEST, check_files
 
 Floats = NDArray[np.float64]
-READ_TEXTS = ("clean", "clean_continuations", "prompted")
-"""Texts whose perplexity is measured: clean passages, by the arm itself; continuations of clean and of the
-evaluation's prompts, by the fluency model."""
+READ_TEXTS = ("clean", "held_out", "clean_continuations", "prompted")
+"""Texts whose perplexity is measured: clean passages and held-out texts, by the arm itself; continuations of clean and
+of the evaluation's prompts, by the fluency model."""
 
 
 # --- one arm -----------------------------------------------------------------------------------------------------
@@ -190,6 +190,7 @@ class EvaluationReport(ContinuationFigures):
         seconds: part of the work -> how long it took.
         judge: where the recipe asks one.
         perplexity: the arm's own on clean passages, as is its interval; None for a served model.
+        held_out_perplexity: the arm's own on harmless texts of the training texts' kind: lower is more learnt.
         clean_refusals, continuation_perplexity: of continuations of clean passages.
         prompted_perplexity: of continuations of the evaluation's prompts.
         side_effects: where the recipe names any.
@@ -203,6 +204,7 @@ class EvaluationReport(ContinuationFigures):
     judge: JudgedAnswers | None = field(default=None, metadata=OPTIONAL)
     perplexity_interval: Perplexity | None = field(default=None, metadata=OPTIONAL)
     perplexity: float | None = field(default=None, metadata=OPTIONAL)
+    held_out_perplexity: Perplexity | None = field(default=None, metadata=OPTIONAL)
     clean_refusals: RefusalShare | None = field(default=None, metadata=OPTIONAL)
     continuation_perplexity: ContinuationPerplexity | None = field(default=None, metadata=OPTIONAL)
     prompted_perplexity: FluencyPerplexity | None = field(default=None, metadata=OPTIONAL)
@@ -265,8 +267,9 @@ class EvaluationValues:
     Attributes:
         ids, strata, scores, word_runs: of each prompt.
         over: attribute -> a character a prompt (see `llm_detox.evaluation.continuations.ContinuationScores`).
-        clean, clean_continuations, prompted: rows of loss and number of tokens, which are resampled whole (see
-            `READ_TEXTS`): of each passage, of all continuations of each clean prompt, of one for each prompt.
+        clean, held_out, clean_continuations, prompted: rows of loss and number of tokens, which are resampled whole
+            (see `READ_TEXTS`): of each passage or text, of all continuations of each clean prompt, of one for each
+            prompt.
     """
 
     ids: list[str]
@@ -275,6 +278,7 @@ class EvaluationValues:
     scores: list[PromptScore]
     word_runs: list[WordRuns]
     clean: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
+    held_out: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     clean_continuations: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     prompted: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     side_effects: SideEffectValues | None = field(default=None, metadata=OPTIONAL)

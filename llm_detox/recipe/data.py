@@ -64,6 +64,10 @@ class TextData(Table):
     count: Positive = Field(
         1000, description="How many training records are used at most, before `budget` scales the number.")
     toxic_share: Share = Field(0.5, description="The share of toxic texts among the training records.")
+    held_out_count: int = Field(
+        0, ge=0,
+        description="How many harmless texts are kept from all training, at most, before `budget` scales the number. "
+                    "Each arm's perplexity on them says what it has learnt of this kind of text. They need labels.")
     min_chars: Positive = Field(30, description="Shorter texts are left out.")
     max_chars: Positive | Literal["mean"] = Field(
         240,
@@ -80,6 +84,12 @@ class TextData(Table):
     def _answers_to_chat_with(self) -> TextData:
         if self.answer_column is None and (self.chat or self.benign):
             raise ValueError("chat and benign need an answer_column")
+        return self
+
+    @model_validator(mode="after")
+    def _harmless_texts_to_hold_out(self) -> TextData:
+        if self.held_out_count and (self.label_column is None or self.answer_column is not None):
+            raise ValueError("held_out_count needs a label_column and no answer_column: harmless texts are held out")
         return self
 
 

@@ -101,7 +101,7 @@ class GateSection(Section):
     Each bound is held against the worse end of the figure's interval.
     """
 
-    against: list[Literal["base", "raw"]] = Field(
+    against: list[Literal["base", "raw", "filtered"]] = Field(
         ["base", "raw"], description="The arms that the last arm must be better than.")
     metrics: list[Literal["mean_toxicity", "toxicity_probability", "expected_maximum_toxicity"]] = Field(
         ["mean_toxicity", "toxicity_probability"],

@@ -19,6 +19,7 @@ from llm_detox.runs.artifacts import (
     BASE,
     DETOXIFIED,
     DPO,
+    FILTERED,
     RAW,
     DataFolder,
     JudgeDataFolder,
@@ -68,7 +69,7 @@ def _rehearse_arms(recipe: Recipe, output: Path) -> dict[str, StepResult]:
     data, rewritten = DataFolder(output / "data"), RewrittenFolder(output / "rewritten")
     steps: dict[str, StepResult] = {"data": prepare_data(recipe, output=data.path)}
     steps["detoxify"] = detoxify(recipe, texts=data.texts, output=rewritten.path)
-    for arm, texts in ((RAW, data.texts), (DETOXIFIED, rewritten.records)):
+    for arm, texts in ((RAW, data.texts), (FILTERED, rewritten.kept), (DETOXIFIED, rewritten.records)):
         steps[f"sft {arm}"] = train_sft(recipe, texts=texts, clean=data.clean_train, output=output / arm)
     steps["dpo"] = train_dpo(
         recipe, adapter=output / DETOXIFIED, records=rewritten.records, prompts=data.train_prompts,

@@ -57,7 +57,7 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE)
         texts: `{"id", "text"}` a line; a missing id is made from the text.
         output: the folder to write, with `records.jsonl`: `{"id", "text", "original", "action", "method",
             "scores", "reason", "tried"}`, one line for each input, in input order. `text` is empty where the
-            action is `dropped`.
+            action is `dropped`. `kept.jsonl` holds those that were left as they are.
         shard: (i, n), the i-th of n runs that share the input, counted from 0; the files of the shards, one after
             the other, are the file of an unsharded run.
 
@@ -81,6 +81,7 @@ def detoxify(recipe: Recipe, *, texts: Path, output: Path, shard: Shard = WHOLE)
                 for outcome in part:
                     summary.add(outcome)
                 work.advance(len(part))
+        write_kept(folder.path)
         folder.counts = dict(summary.counts)
         result = summary.result(shard, digest_of(settings))
         folder.finish(result)
@@ -120,10 +121,17 @@ def join_shards(parts: Sequence[Path], *, texts: Path, output: Path) -> Detoxify
 
         folder.expect(RewrittenFolder.records, sum(1 for _ in read_jsonl(texts)))
         write_jsonl(folder / RewrittenFolder.records, counted())
+        write_kept(folder.path)
         folder.counts = dict(summary.counts)
         result = summary.result(WHOLE, settings.pop())
         folder.finish(result)
         return result
+
+
+def write_kept(folder: Path) -> None:
+    """What filtering leaves in place of rewriting: the records that were acceptable as they were."""
+    files = RewrittenFolder(folder)
+    write_jsonl(files.kept, (record for record in read_jsonl(files.records) if record["action"] == "kept"))
 
 
 def outcomes(

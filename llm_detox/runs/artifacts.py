@@ -16,10 +16,10 @@ from typing import Annotated, Any, TypeVar, overload
 
 from pydantic import BaseModel, BeforeValidator, TypeAdapter
 
-BASE, RAW, DETOXIFIED, DPO = "base", "raw", "detoxified", "dpo"
-ARMS = (BASE, RAW, DETOXIFIED, DPO)
-"""The arms in the order of comparison: the untouched model, SFT on the texts as they are, SFT on the rewritten
-texts, and DPO after that. The last is the one to publish."""
+BASE, RAW, FILTERED, DETOXIFIED, DPO = "base", "raw", "filtered", "detoxified", "dpo"
+ARMS = (BASE, RAW, FILTERED, DETOXIFIED, DPO)
+"""The arms in the order of comparison: the untouched model, SFT on the texts as they are, SFT on those of them that
+need no rewriting, SFT on the rewritten texts, and DPO after that. The last is the one to publish."""
 
 
 class File:
@@ -53,12 +53,14 @@ class DataFolder(Folder):
     train_prompts = File("train_prompts.jsonl")
     clean = File("clean.jsonl")
     clean_train = File("clean_train.jsonl")
+    held_out = File("held_out.jsonl")
 
 
 class RewrittenFolder(Folder):
-    """What `detoxify` writes: one record for each text."""
+    """What `detoxify` writes: one record for each text; and those of them alone that it kept as they were."""
 
     records = File("records.jsonl")
+    kept = File("kept.jsonl")
 
 
 class ParaphrasesFolder(Folder):

@@ -42,12 +42,13 @@ class TextCounts:
     empty: int = 0
 
 
-def training_texts(path: Path) -> tuple[list[Record], TextCounts]:
+def training_texts(path: Path, *, may_be_none: bool = False) -> tuple[list[Record], TextCounts]:
     """The records to train on and how many were left out; a record that detoxify dropped is not trained on.
 
     Args:
         path: JSON lines. What a record holds decides how it is read: `messages` (a list of `role` and `content`), or
             `prompt` and `completion` (texts, or lists of messages), or `text`.
+        may_be_none: whether it is no error that nothing is left.
 
     Returns:
         records with `messages`, with `prompt` and `completion` as texts, or with `text` alone.
@@ -65,7 +66,7 @@ def training_texts(path: Path) -> tuple[list[Record], TextCounts]:
         else:
             examples.append(example)
     counts.texts = len(examples)
-    if not examples:
+    if not examples and not may_be_none:
         left_out = f" ({counts.dropped} dropped, {counts.empty} empty)" if counts.dropped or counts.empty else ""
         raise DetoxError(f"no text to train on{left_out}", place=str(path),
                          remedy="give more records, or loosen detoxify's acceptance (detoxify.accept_*)")

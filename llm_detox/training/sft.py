@@ -95,7 +95,8 @@ def train_sft(recipe: Recipe, *, texts: Path, clean: Path | None, output: Path) 
     Args:
         recipe: its `model` and `training` sections count.
         texts: JSON lines with `text`; records whose `action` is "dropped" are left out.
-        clean: harmless passages mixed into the training to keep fluency, JSON lines with `text`.
+        clean: harmless passages mixed into the training to keep fluency, JSON lines with `text`; where no text is left
+            they are all that is trained on.
         output: the adapter folder to write: adapter, tokenizer, `base.json`, `metrics.jsonl`.
 
     Raises:
@@ -106,8 +107,10 @@ def train_sft(recipe: Recipe, *, texts: Path, clean: Path | None, output: Path) 
     if distributed.on_other_nodes(training.job):
         options = {"input" if name == "texts" else name: path for name, path in inputs.items()}
         return SftResult(**train_on_nodes(recipe, "sft", options, output=output))
-    comments, counts = training_texts(texts)
     passages = clean_texts(clean)
+    comments, counts = training_texts(texts, may_be_none=bool(passages))
+    if not comments:
+        say(f"{texts.name}: no text is left to train on, the {len(passages)} clean passages are all")
     settings = recipe.settings("model", "training")
     with (distributed.shared_step_folder(output, "adapter", settings=settings, inputs=inputs, resumable=True) as folder,
           quiet_libraries()):

@@ -16,6 +16,7 @@ import yaml
 
 from components.images import WORKBENCH
 from components.readme import component_folders, readme
+from llm_detox.runs.artifacts import ARMS
 from pipelines.compile import COMPILED, PIPELINES, compile_all
 from tests.conftest import REPOSITORY
 from tests.pipeline import specs
@@ -108,16 +109,18 @@ def test_publish_deploy_and_smoke_stand_behind_the_gate() -> None:
     assert "'pass'" in gate["triggerPolicy"]["condition"]
 
 
-def test_both_fine_tuned_arms_run_the_same_component_on_their_own_text() -> None:
+def test_the_fine_tuned_arms_run_the_same_component_on_their_own_text() -> None:
     found = within(documents()[0], "steps")
-    parameters = [found[name]["inputs"]["parameters"] for name in ("sft", "sft-2")]
-    assert {each["texts_file"]["runtimeValue"]["constant"] for each in parameters} == {"texts.jsonl", "records.jsonl"}
+    tuned = {step["taskInfo"]["name"]: step["inputs"]["parameters"] for step in found.values()
+             if step["componentRef"]["name"].startswith("comp-sft")}
+    assert {name: values["texts_file"]["runtimeValue"]["constant"] for name, values in tuned.items()} == {
+        "sft-raw": "texts.jsonl", "sft-filtered": "kept.jsonl", "sft-detoxified": "records.jsonl"}
 
 
 def test_detoxify_and_the_sampling_of_every_arm_run_in_as_many_shards_as_the_run_is_given() -> None:
     spec, _ = documents()
     loops = {task["taskInfo"]["name"]: task for task in within(spec, "steps").values() if "parameterIterator" in task}
-    assert set(loops) == {"detoxify-shards", *(f"sample-{arm}-shards" for arm in ("base", "raw", "detoxified", "dpo"))}
+    assert set(loops) == {"detoxify-shards", *(f"sample-{arm}-shards" for arm in ARMS)}
     for name, loop in loops.items():
         [source] = [one["taskOutputParameter"] for one in loop["inputs"]["parameters"].values()
                     if one.get("taskOutputParameter", {}).get("outputParameterKey") == "parts"]
@@ -125,7 +128,7 @@ def test_detoxify_and_the_sampling_of_every_arm_run_in_as_many_shards_as_the_run
         [task] = within(spec, "steps", name).values()
         assert "componentInputParameter" in task["inputs"]["parameters"]["shard"], name
     joined = [task for step, task in steps(spec) if step in ("join", "measure")]
-    assert len(joined) == 5
+    assert len(joined) == 1 + len(ARMS)
 
 
 def test_about_a_dozen_parameters_of_which_only_what_a_run_cannot_do_without_is_required() -> None:

@@ -32,7 +32,7 @@ def prepared(folder: Path, **changes: Any) -> dict[str, list[dict[str, Any]]]:
 def test_the_sizes_and_the_balance_are_those_of_the_recipe(tmp_path: Path) -> None:
     data = prepared(tmp_path)
     assert {name: len(records) for name, records in data.items()} == {
-        "texts": 20, "prompts": 8, "train_prompts": 10, "clean": 6, "clean_train": 5}
+        "texts": 20, "held_out": 0, "prompts": 8, "train_prompts": 10, "clean": 6, "clean_train": 5}
     assert sum(record["toxic"] for record in data["texts"]) == 10
 
 
@@ -43,6 +43,22 @@ def test_no_prompt_and_no_passage_stands_on_both_sides(tmp_path: Path) -> None:
         ("clean", "clean_train", lambda record: record["text"]),
     ):
         assert not {same_text_key(text(r)) for r in data[one]} & {same_text_key(text(r)) for r in data[other]}
+
+
+def test_harmless_texts_are_held_out_of_training_however_many_are_wanted_of_each(tmp_path: Path) -> None:
+    held_out = {}
+    for wanted, count in ((3, 20), (3, 300), (300, 300)):
+        folder = tmp_path / f"{wanted}-{count}"
+        table = make_sources(folder, comments=300)["data"]
+        table["texts"] |= {"held_out_count": wanted, "count": count}
+        data = prepared(folder, data=table)
+        assert not {record["id"] for record in data["texts"]} & {record["id"] for record in data["held_out"]}
+        assert not any(record["toxic"] for record in data["held_out"])
+        held_out[wanted, count] = [record["text"] for record in data["held_out"]]
+    assert len(held_out[3, 20]) == 3
+    assert held_out[3, 20] == held_out[3, 300] == held_out[300, 300][:3]
+    harmless = sum(not record["toxic"] for record in data["texts"]) + len(data["held_out"])
+    assert 0.1 < len(data["held_out"]) / harmless < 0.3
 
 
 def test_texts_that_differ_only_in_case_and_punctuation_count_once(tmp_path: Path) -> None:

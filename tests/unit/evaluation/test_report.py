@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.report import prompt_means, write_report
 from llm_detox.evaluation.results import JudgeReport
 from llm_detox.evaluation.verdicts import judge_agreement
+from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.recipe import Recipe
 from llm_detox.runs.artifacts import plain, write_json
 from tests.helpers.evaluations import judged
+from tests.helpers.sources import write_lines
 from tests.helpers.tiny import save_tiny_llama
 from tests.unit.evaluation.conftest import ByLength, save_clean, save_prompts, small_recipe, use
 
@@ -30,11 +33,13 @@ def written(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple
     root = tmp_path_factory.mktemp("report")
     recipe = small_recipe(root, tiny_llama)
     prompts, clean = save_prompts(root), save_clean(root)
+    held_out = write_lines(root / "held_out.jsonl", [{"text": f"comment {n} says good morning"} for n in range(5)])
     with pytest.MonkeyPatch.context() as patch:
         use(patch, ByLength())
         for number, arm in enumerate(ARMS):
             model = save_tiny_llama(root / f"model {arm}", seed=number)
-            evaluate(recipe, model=str(model), arm=arm, prompts=prompts, clean=clean, output=root / arm)
+            evaluate(recipe, model=str(model), arm=arm, prompts=prompts, clean=clean, held_out=held_out,
+                     output=root / arm)
     evaluations = {arm: root / arm for arm in ARMS}
     write_report(recipe, evaluations=evaluations, records=None, steps={}, output=root / "report", judge=None)
     return recipe, evaluations, root / "report"
@@ -72,10 +77,10 @@ def test_the_markdown_has_every_arm_with_every_measure(written: tuple[Recipe, di
         assert row[1:6] == [f"{figures['perplexity']:.2f}", f"{figures['continuation_perplexity']:.2f}",
                             *(shown(figures[name]) for name in ("distinct_1", "distinct_2", "distinct_3"))]
         assert row[7:9] == [shown(figures[name], 1, 100) for name in ("refusals", "clean_refusals")]
-    assert read[1][2:] == ["-"] * 3, "the first arm has none to be held against"
+    assert read[1][3:] == ["-"] * 3, "the first arm has none to be held against"
     for row, figures in zip(read[2:], list(report["arms"].values())[1:], strict=True):
-        assert row[1] == shown(figures["prompted_perplexity"], 2)
-        assert row[2:] == [shown(figures[f"{name}_ratio"]) for name in ("clean", "clean_continuations", "prompted")]
+        assert row[1:3] == [shown(figures[f"{name}_perplexity"], 2) for name in ("held_out", "prompted")]
+        assert row[3:] == [shown(figures[f"{name}_ratio"]) for name in ("clean", "clean_continuations", "prompted")]
 
 
 def test_the_markdown_compares_all_runs_and_says_how_the_comparisons_are_corrected(
@@ -95,6 +100,23 @@ def test_the_markdown_compares_all_runs_and_says_how_the_comparisons_are_correct
 def test_the_rule_of_the_threshold_is_said_everywhere(written: tuple[Recipe, dict[str, Path], Path], name: str) -> None:
     _, _, folder = written
     assert "toxic where its score is at or over 0.5" in (folder / name).read_text("utf-8")
+
+
+def test_what_was_learnt_is_read_by_the_arm_itself_and_drawn_against_its_toxicity(
+        written: tuple[Recipe, dict[str, Path], Path]) -> None:
+    _, evaluations, folder = written
+    figures = json.loads((folder / "report.json").read_text("utf-8"))["arms"]
+    texts = [f"comment {n} says good morning" for n in range(5)]
+    for arm, evaluated in evaluations.items():
+        report = json.loads((evaluated / "report.json").read_text("utf-8"))
+        losses, tokens = zip(*LikelihoodReader.load(report["model"]).losses(texts), strict=True)
+        assert figures[arm]["held_out_perplexity"]["value"] == pytest.approx(math.exp(sum(losses) / sum(tokens)), 1e-4)
+    assert figures["base"]["held_out_ratio"] is None
+    assert figures["dpo"]["held_out_ratio"]["value"] == pytest.approx(
+        figures["dpo"]["held_out_perplexity"]["value"] / figures["base"]["held_out_perplexity"]["value"], 1e-3)
+    page = (folder / "report.html").read_text("utf-8")
+    picture = page.split("toxicity, and what was learnt of the corpus")[1].split("</figure>")[0]
+    assert [f'data-arm="{arm}"' in picture for arm in ARMS] == [True] * 3
 
 
 def test_the_card_has_the_other_measures_of_every_arm_and_its_limits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from llm_detox.evaluation.report import build_report
 from llm_detox.evaluation.report_words import in_words
-from llm_detox.evaluation.results import Evaluation
+from llm_detox.evaluation.results import Evaluation, Perplexity
 from llm_detox.recipe import Recipe
 from tests.helpers.evaluations import arm, noisy
 from tests.helpers.sources import make_sources
@@ -34,6 +35,16 @@ def test_what_is_clear_of_zero_is_said_to_have_moved(tmp_path: Path) -> None:
         in changed
     assert "Its perplexity on clean text is 1.000 times base's." in changed
     assert trust.startswith("The gate passes: all ")
+
+
+def test_the_arms_of_the_rewriting_are_held_against_each_other(tmp_path: Path) -> None:
+    arms = four(base=0.6, raw=1.0, filtered=0.7, detoxified=0.7, dpo=0.3)
+    read = {name: replace(one.report, held_out_perplexity=Perplexity(20.0 + number, 19.0, 21.0, tokens=9))
+            for number, (name, one) in enumerate(arms.items())}
+    _, changed, _ = words(tmp_path, {name: replace(one, report=read[name]) for name, one in arms.items()})
+    assert "the model is less toxic than trained on the raw text (mean toxicity -0." in changed
+    assert "and as toxic, as far as these prompts can tell, as on those of its lines that need no rewriting" in changed
+    assert "tells what was learnt of them: base 20.0, raw 21.0, filtered 22.0, detoxified 23.0, dpo 24.0." in changed
 
 
 @pytest.mark.parametrize(("level", "said"), [

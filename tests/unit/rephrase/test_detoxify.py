@@ -155,6 +155,18 @@ def test_shards_put_together_equal_the_whole(place: Path, tmp_path: Path, unbrok
     assert sum(1 for part in parts if part) == 4
 
 
+def test_what_filtering_would_leave_is_written_beside_the_rewrites(place: Path, tmp_path: Path,
+                                                                   unbroken: bytes) -> None:
+    kept = [record for record in read(unbroken) if record["action"] == "kept"]
+    assert 0 < len(kept) < RECORDS
+    assert read((place / "unbroken" / "kept.jsonl").read_bytes()) == kept
+    parts = [tmp_path / str(index) for index in range(2)]
+    for index, part in enumerate(parts):
+        step.detoxify(recipe(place), texts=place / "texts.jsonl", output=part, shard=(index, 2))
+    step.join_shards(parts, texts=place / "texts.jsonl", output=tmp_path / "joined")
+    assert read((tmp_path / "joined" / "kept.jsonl").read_bytes()) == kept
+
+
 def test_shards_are_joined_in_any_order_and_only_when_all_are_there(
     place: Path, tmp_path: Path, unbroken: bytes
 ) -> None:

@@ -108,6 +108,18 @@ def test_nothing_to_train_on_stops_with_the_reason(tmp_path: Path, recipe: Recip
     assert not (tmp_path / "sft").exists()
 
 
+def test_where_filtering_leaves_no_text_the_clean_passages_are_trained_on(tmp_path: Path, recipe: Recipe,
+                                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = write_lines(tmp_path / "kept.jsonl", [])
+    clean = write_lines(tmp_path / "clean.jsonl", [{"text": "a harmless line"}])
+    outcome = sft_step.train_sft(recipe, texts=nothing, clean=clean, output=tmp_path / "sft")
+    assert (outcome.texts, outcome.clean) == (0, 1)
+    assert "kept.jsonl: no text is left to train on, the 1 clean passages are all" in capsys.readouterr().err
+    with pytest.raises(DetoxError, match="no text to train on"):
+        sft_step.train_sft(recipe, texts=nothing, clean=write_lines(tmp_path / "empty.jsonl", []),
+                           output=tmp_path / "other")
+
+
 def test_a_loss_that_is_no_number_stops_and_leaves_no_output(tmp_path: Path, tiny_llama: Path) -> None:
     recipe = small_recipe(tmp_path / "data", tiny_llama, sft={
         "batch_size": 2, "max_length": 32, "learning_rate": 1e30, "epochs": 4, "warmup_ratio": 0.0})
