@@ -31,6 +31,7 @@ _TRAIN_JOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = (5, 30)
 _AWAY = {429, 500, 502, 503, 504}
+_UNKNOWN_FIELD = "failed to create typed patch object"  # told with 500: the kind has no such field here
 # An API server that has just come back knows neither its roles nor its custom kinds for a moment.
 _WAKING, _WAKING_SECONDS = {401, 403, 404}, 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
@@ -284,7 +285,8 @@ class Cluster:
                 if error.status == 409:
                     raise _conflict(error) from None
                 waking = error.status in _WAKING and time.monotonic() < self._awake_at
-                if (error.status not in _AWAY and not waking) or time.monotonic() >= until:
+                away = error.status in _AWAY and _UNKNOWN_FIELD not in _message(error)
+                if not (away or waking) or time.monotonic() >= until:
                     raise self._explain(verb, plural, error) from None
             except HTTPError as error:
                 if "certificate" in str(error).lower() or time.monotonic() >= until:
@@ -319,7 +321,8 @@ class Cluster:
         if error.status == 404 and _is_unknown_kind(error):
             return _unknown_kind(plural, self._api.configuration.host)
         return DetoxError(f"the cluster refuses to {verb} {plural}: {message}", place=place,
-                          remedy="correct what it names" if error.status < 500 else "try again later")
+                          remedy="correct what it names" if error.status < 500 or _UNKNOWN_FIELD in message
+                          else "try again later")
 
 
 def _unknown_kind(plural: str, host: str) -> UnknownKind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -183,8 +184,11 @@ def test_the_model_may_be_applied_by_hand_first(api_server: ApiServer, cluster: 
 def test_a_field_that_does_not_exist_is_refused(cluster: Cluster) -> None:
     wish = wanted(cluster)
     wish.meant["spec"]["predictor"]["replicas"] = 3
-    with pytest.raises(DetoxError, match="replicas"):
+    begin = time.monotonic()
+    with pytest.raises(DetoxError, match="replicas") as caught:
         apply(cluster, wish)
+    assert caught.value.remedy == "correct what it names"
+    assert time.monotonic() - begin < 20, "not as if the cluster were away"
     assert cluster.service(NAME) is None
 
 
