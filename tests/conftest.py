@@ -17,20 +17,22 @@ settings.load_profile("busy-machines")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LLM_DETOX_SHARED", REPOSITORY.parent / "shared"))
+_MANY = 1000  # a test whose pods run takes as long as many others
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that wait for servers stand evenly among those that compute, so that the cores have something to do.
 
-    Among themselves the largest come first: one that is left for the end would keep a single core. Those of the cluster
-    keep their order, in which no two that take the same ports meet.
+    Among themselves those whose pods run come first, then the largest: one that is left for the end would keep a single
+    core.
     """
     files: dict[str, Counter[Path]] = {"serving": Counter(), "cluster": Counter(), "": Counter()}
     for item in items:
         folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
-        files[folder if folder in files else ""][item.path] += 1
-    place = {path: number / len(some) for kind, some in files.items()
-             for number, path in enumerate(some if kind == "cluster" else dict(some.most_common()))}
+        runs_pods = "published" in getattr(item, "fixturenames", ())
+        files[folder if folder in files else ""][item.path] += _MANY if runs_pods else 1
+    place = {path: number / len(some) for some in files.values()
+             for number, (path, _) in enumerate(some.most_common())}
     items.sort(key=lambda item: place[item.path])
 
 

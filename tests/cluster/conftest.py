@@ -33,7 +33,7 @@ from tests.standins.kserve.platform import KSERVE, OPENDATAHUB, Flavour
 from tests.standins.node import images, sandbox
 
 OLD, NEW = "1" * 64, "2" * 64
-QUICK = Patience(ready=120, start=60, pending=2.0, failing=4.0, settle=1.0, poll=0.05)
+QUICK = Patience(ready=120, start=60, pending=2.0, failing=4.0, settle=1.0, poll=0.1)
 _numbers = itertools.count(1)
 
 
@@ -59,6 +59,7 @@ def cloud(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> It
     authority = Authority(tmp_path_factory.mktemp("authority"), "service CA")
     with Webhooks(api, authority):
         yield Cloud(api_server, api, authority)
+    api.changes.close()
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,7 @@ def place(cloud: Cloud, flavour: Flavour, kubelet: Callable[[Api, str], Kubelet]
             stack.enter_context(OpenShift(cloud.api, namespace, cloud.authority, bundle))
         stack.enter_context(node)
         yield Place(cloud, namespace, flavour), node
+    cloud.api.delete_all("HorizontalPodAutoscaler", namespace)  # Kubernetes would go on asking for its pods' load
 
 
 def _prepare(cloud: Cloud, namespace: str, connection: dict[str, str]) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import urllib3
 
+from tests.standins.cluster.changes import Changes
+
 Object = dict[str, Any]
 _MERGE = "application/merge-patch+json"
+_METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _KINDS = {
     "Binding": ("api/v1", "bindings"), "ConfigMap": ("api/v1", "configmaps"), "Event": ("api/v1", "events"),
     "Namespace": ("api/v1", "namespaces"), "Node": ("api/v1", "nodes"), "Pod": ("api/v1", "pods"),
@@ -57,6 +61,7 @@ class Api:
 
     def __init__(self, host: str, authority: str, token: str) -> None:
         self.host, self.authority, self.token = host, authority, token
+        self.changes = Changes(self.changed_namespaces)
         self._pool = urllib3.PoolManager(maxsize=8, ca_certs=authority, retries=False, timeout=30.0)
 
     @classmethod
@@ -82,6 +87,19 @@ class Api:
                 return None
             raise
 
+    def changed_namespaces(self, kind: str) -> Iterator[str]:
+        """Watch a kind: the namespace of each object that is there or changes, until the server ends the answer."""
+        headers = {"Authorization": f"Bearer {self.token}", "Accept": _METADATA_ONLY}
+        try:
+            answer = self._pool.request("GET", f"{self.host}{_path(kind, '')}?watch=true", headers=headers,
+                                        preload_content=False, timeout=urllib3.Timeout(connect=30.0, read=None))
+            if answer.status >= 400:
+                raise ApiError(answer.status, f"{kind} cannot be watched")
+            for line in answer:
+                yield json.loads(line)["object"]["metadata"].get("namespace", "")
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiAway(str(error)) from error
+
     def create(self, one: Object, *, sub: str = "") -> Object:
         """Make the object; `sub` makes a subresource of the one that it names."""
         namespace, name = one["metadata"].get("namespace", ""), one["metadata"].get("name", "")
@@ -105,6 +123,10 @@ class Api:
         except ApiError as error:
             if error.status != MISSING:
                 raise
+
+    def delete_all(self, kind: str, namespace: str) -> None:
+        """Remove all objects of a kind in a namespace."""
+        self._send("DELETE", _path(kind, namespace))
 
     def apply(self, one: Object) -> None:
         """Make the object, or write it over the live one."""

@@ -28,6 +28,8 @@ class KServe(Worker):
         flavour: which platform.
     """
 
+    kinds = ("InferenceService", "InferenceGraph", "ServingRuntime", "ClusterServingRuntime", "Pod", "Deployment")
+
     def __init__(self, api: Api, namespace: str, flavour: Flavour) -> None:
         super().__init__(api, namespace)
         self.flavour = flavour

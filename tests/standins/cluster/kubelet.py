@@ -45,8 +45,11 @@ class PodRun(Protocol):
 class Kubelet(Worker):
     """Schedules pods that a controller made, reports their states and events, and ends those that are removed."""
 
+    kinds = ("Pod",)
+
     def __init__(self, api: Api, namespace: str, pause_seconds: float = 0.1) -> None:
         super().__init__(api, namespace, pause_seconds)
+        self._pods: list[Object] = []
         self.runs: dict[str, PodRun] = {}
         self._written: dict[str, Object] = {}
         self._addresses: dict[str, str] = {}
@@ -62,8 +65,10 @@ class Kubelet(Worker):
         """
 
     def look(self) -> None:
-        pods = [one for one in self.api.list("Pod", self.namespace) if one["metadata"].get("ownerReferences")]
-        for pod in pods:
+        """Pods are asked for when one has changed; what happens in them is looked at each time."""
+        if self.changed:
+            self._pods = [one for one in self.api.list("Pod", self.namespace) if one["metadata"].get("ownerReferences")]
+        for pod in self._pods:
             uid = pod["metadata"]["uid"]
             if "deletionTimestamp" in pod["metadata"]:
                 self._let_go(pod)
@@ -73,7 +78,7 @@ class Kubelet(Worker):
                 self._addresses[uid] = f"10.244.{number // 256}.{number % 256}"
                 self.runs[uid] = self.start(pod, self._addresses[uid])
             self._report(pod, self.runs[uid], self._addresses[uid])
-        for uid in set(self.runs) - {one["metadata"]["uid"] for one in pods}:
+        for uid in set(self.runs) - {one["metadata"]["uid"] for one in self._pods}:
             self.runs.pop(uid).stop()
 
     def end(self) -> None:
@@ -104,6 +109,7 @@ class Kubelet(Worker):
         if not state.unscheduled and "nodeName" not in pod["spec"]:
             self.api.create({"apiVersion": "v1", "kind": "Binding", "target": {"kind": "Node", "name": NODE},
                              "metadata": {"name": name, "namespace": self.namespace}}, sub="binding")
+            pod["spec"]["nodeName"] = NODE
         uid, status = pod["metadata"]["uid"], state.as_status(pod, address)
         if self._written.get(uid) != status:
             self.api.merge("Pod", self.namespace, name, {"status": status}, sub="status")

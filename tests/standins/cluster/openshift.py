@@ -30,6 +30,8 @@ class OpenShift(Worker):
         bundle: PEM of the authorities that S3 is trusted by; None where the platform has none.
     """
 
+    kinds = ("Service", "InferenceService", "Secret")
+
     def __init__(self, api: Api, namespace: str, authority: Authority, bundle: str | None = None) -> None:
         super().__init__(api, namespace)
         self._authority, self._bundle = authority, bundle

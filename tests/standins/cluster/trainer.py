@@ -20,6 +20,8 @@ _SET_BY_THE_SERVER = ("controller-uid", "job-name", "batch.kubernetes.io/control
 class Trainer(Worker):
     """The controllers."""
 
+    kinds = ("TrainJob", "Job")
+
     def __init__(self, api: Api, namespace: str) -> None:
         super().__init__(api, namespace)
         self._written: dict[str, Object] = {}

@@ -1,5 +1,7 @@
 """The way from this machine to the Services of a namespace: each gets an address in 127.0.0.0/8 with its own ports.
 
+The addresses are of a range that this process has for itself, so that several may run beside each other.
+
 `hosts` is a file with their names, for programs that are started with it as their /etc/hosts. Kubernetes' own
 controllers say which pods stand behind a port (EndpointSlices); NetworkPolicies say who gets in.
 """
@@ -7,6 +9,7 @@ controllers say which pods stand behind a port (EndpointSlices); NetworkPolicies
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -35,6 +38,8 @@ class Network(Worker):
         folder: for the file `hosts`.
         caller: whose connections these are, for NetworkPolicies; None: a pod of the same namespace without labels.
     """
+
+    kinds = ("Service",)
 
     def __init__(self, api: Api, namespace: str, connect: Connect, folder: Path, caller: Caller | None = None) -> None:
         super().__init__(api, namespace)
@@ -67,8 +72,7 @@ class Network(Worker):
 
     def _address(self, name: str) -> str:
         if name not in self.addresses:
-            number = next(_numbers)
-            self.addresses[name] = f"127.44.{number // 250}.{number % 250 + 1}"
+            self.addresses[name] = _own_address(next(_numbers))
             plain = f"{name}.{self.namespace}"
             with self.hosts.open("a", encoding="utf-8") as hosts:
                 hosts.write(f"{self.addresses[name]} {name} {plain} {plain}.svc {plain}.svc.cluster.local\n")
@@ -114,6 +118,13 @@ class Network(Worker):
                 if pod and endpoint.get("conditions", {}).get("ready"):
                     result.append((endpoint["addresses"][0], targets[0], pod))
         return result
+
+
+def _own_address(number: int) -> str:
+    """One of 254 addresses that belong to no other process: of 127.128.0.0 and up, by its process id."""
+    assert number <= 254, "a process has 254 addresses for Services"
+    process = os.getpid() % 2**15
+    return f"127.{128 + process // 256}.{process % 256}.{number}"
 
 
 def pump(source: socket.socket, sink: socket.socket) -> None:
