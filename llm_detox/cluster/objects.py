@@ -14,6 +14,7 @@ Manifest = dict[str, Any]
 
 STOP = "serving.kserve.io/stop"
 AUTH = "security.opendatahub.io/enable-auth"
+VISIBILITY, EXPOSED = "networking.kserve.io/visibility", "exposed"
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,11 @@ class InferenceService:
     def is_protected(self) -> bool:
         """Whether OpenShift AI lets only requests with a token through."""
         return self.annotations.get(AUTH, "").lower() == "true"
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether OpenShift AI makes a Route to it."""
+        return self.labels.get(VISIBILITY) == EXPOSED
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class _RollOut:
     def _wanted(self, before: InferenceService | None, *, canary: bool = False) -> Wanted:
         wanted = inference_service(
             self.settings, self.connection, self.address, namespace=self.cluster.namespace, canary=canary,
-            protected=before is not None and before.is_protected)
+            protected=before is not None and before.is_protected, exposed=before is not None and before.is_exposed)
         if canary and self.run:
             wanted.meant["metadata"]["annotations"][RUN] = self.run
         return wanted

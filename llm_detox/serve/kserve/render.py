@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from llm_detox.cluster.objects import AUTH, Manifest
+from llm_detox.cluster.objects import AUTH, EXPOSED, VISIBILITY, Manifest
 from llm_detox.errors import UsageError
 from llm_detox.recipe.cluster import GPU_RESOURCE, LABEL_PATTERN, ConnectionSection, toleration
 from llm_detox.recipe.deploy import DeploySection, KserveSection
@@ -27,7 +27,6 @@ RUN = "llm-detox/run"
 SPEC = "llm-detox/spec"
 # On the pods of a model that asks for tokens: its network policy then shuts the ports that ask for none.
 PROTECTED = "llm-detox/protected"
-VISIBILITY = "networking.kserve.io/visibility"
 CANARY = "-canary"
 _DISPLAY_NAME = "openshift.io/display-name"
 _LONGEST_NAME = 53
@@ -106,7 +105,7 @@ class Wanted:
 
 
 def inference_service(settings: DeploySection, connection: ConnectionSection, address: str, *, namespace: str,
-                      canary: bool = False, protected: bool = False) -> Wanted:
+                      canary: bool = False, protected: bool = False, exposed: bool = False) -> Wanted:
     """The InferenceService that serves a published model.
 
     Args:
@@ -116,14 +115,15 @@ def inference_service(settings: DeploySection, connection: ConnectionSection, ad
         namespace: the project.
         canary: the one that is tried first, beside the model of that name.
         protected: whether the live model asks for tokens, which counts where the recipe says `auth: keep`.
+        exposed: whether a Route leads to the live model, which counts where the recipe says `expose: keep`.
 
     Raises:
         UsageError: a name or the address cannot work in a cluster, or the recipe would expose a model to everybody.
     """
     kserve, name = settings.kserve, settings.name + (CANARY if canary else "")
     check_names(name, namespace, kserve.platform)
+    _check_switches(kserve, protected, exposed)
     protected = kserve.auth == "on" or (kserve.auth == "keep" and protected)
-    _check_switches(kserve, protected)
     published, stack = PublishedAddress.parse(address), STACKS[kserve.serving]
     thing = copy.deepcopy(_rendered(kserve.platform))
     metadata, predictor = thing["metadata"], thing["spec"]["predictor"]
@@ -176,13 +176,19 @@ def merged(first: Manifest, second: Manifest) -> Manifest:
     return result
 
 
-def _check_switches(kserve: KserveSection, protected: bool) -> None:
-    if kserve.platform == "kserve" and kserve.auth == "on":
-        raise UsageError("plain KServe asks nobody for a token", place="deploy.kserve.auth",
-                         remedy="put a gateway that does in front of the model, or use OpenShift AI")
-    if kserve.platform == "openshift-ai" and kserve.expose == "on" and not protected:
+def _check_switches(kserve: KserveSection, protected: bool, exposed: bool) -> None:
+    """Refuse what would open a model to everybody; `protected` and `exposed` say how it is now."""
+    if kserve.platform == "kserve":
+        if kserve.auth == "on":
+            raise UsageError("plain KServe asks nobody for a token", place="deploy.kserve.auth",
+                             remedy="put a gateway that does in front of the model, or use OpenShift AI")
+        return
+    if kserve.expose == "on" and (kserve.auth == "off" or (kserve.auth == "keep" and not protected)):
         raise UsageError("an exposed model would answer everybody", place="deploy.kserve.expose",
                          remedy="--set deploy.kserve.auth=on")
+    if kserve.auth == "off" and kserve.expose == "keep" and protected and exposed:
+        raise UsageError("an exposed model would answer everybody: a Route leads to it", place="deploy.kserve.auth",
+                         remedy="--set deploy.kserve.expose=off")
 
 
 def _set_source(metadata: Manifest, model: Manifest, connection: ConnectionSection, published: PublishedAddress,
@@ -270,7 +276,7 @@ def _switches(kserve: KserveSection) -> Manifest:
     if kserve.expose != "keep":
         openshift = kserve.platform == "openshift-ai"
         # Plain KServe publishes every model that is not said to be local; OpenShift AI only those that are exposed.
-        value = {"on": "exposed", "off": None} if openshift else {"on": None, "off": "cluster-local"}
+        value = {"on": EXPOSED, "off": None} if openshift else {"on": None, "off": "cluster-local"}
         metadata["labels"] = {VISIBILITY: value[kserve.expose]}
     return {"metadata": metadata} if metadata else {}
 

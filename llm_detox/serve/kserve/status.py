@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llm_detox.cluster.api import Cluster
-from llm_detox.cluster.objects import STOP, Container, Deployment, Event, InferenceService, Pod
+from llm_detox.cluster.objects import STOP, Container, Deployment, Event, InferenceService, Pod, is_true
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, say
 from llm_detox.serve.kserve.render import SPEC
@@ -27,6 +27,7 @@ _BLOCKED: dict[str, tuple[Limit, str]] = {
                               "deploy.kserve.serving and runtime"),
 }
 _CONTROLLER = "check that the controller runs: oc get pods -A -l control-plane=kserve-controller-manager"
+_ROUTE = "look for the Route of the model's name and whether a router has admitted it: oc describe route"
 _PULL = {"ErrImagePull", "ImagePullBackOff"}
 _MANY_RESTARTS = 3
 _SECONDS_BETWEEN_LINES = 30.0
@@ -122,7 +123,11 @@ class View:
         if any(pod.ready and not self.is_wanted(pod.annotations) for pod in self.pods):
             return Reason("old pod", f"a pod of the version before still takes requests ({deployment.updated} of "
                                      f"{deployment.wanted} are replaced)")
-        ready = self.service.conditions.get("Ready")
+        conditions = self.service.conditions
+        if (deployment.is_rolled_out and is_true(conditions, "PredictorReady")
+                and not is_true(conditions, "IngressReady")):
+            return Reason("no address", "its pods serve; KServe waits for its Route or Ingress", "pending", _ROUTE)
+        ready = conditions.get("Ready")
         return Reason("coming up", (ready.message or ready.reason if ready else "")
                       or "the model is being fetched and loaded")
 

@@ -28,7 +28,8 @@ class KServe(Worker):
         flavour: which platform.
     """
 
-    kinds = ("InferenceService", "InferenceGraph", "ServingRuntime", "ClusterServingRuntime", "Pod", "Deployment")
+    kinds = ("InferenceService", "InferenceGraph", "ServingRuntime", "ClusterServingRuntime", "Pod", "Deployment",
+             "Route")
 
     def __init__(self, api: Api, namespace: str, flavour: Flavour) -> None:
         super().__init__(api, namespace)
@@ -76,7 +77,9 @@ class KServe(Worker):
         if (objects and deployment is None) or self._pods(service) != pods:
             return  # all that a status says is of one moment
         loading = loading_of(sorted(pods, key=_age, reverse=True))
-        self._set_status(service, status_of(service, self.flavour, deployment if objects else None, loading, previous))
+        route = self.api.get("Route", self.namespace, service["metadata"]["name"])
+        self._set_status(service, status_of(service, self.flavour, deployment if objects else None, loading, previous,
+                                            route))
 
     def _pods(self, service: Object) -> list[Object]:
         return self.api.list("Pod", self.namespace, f"{SERVICE_LABEL}={service['metadata']['name']}")

@@ -13,7 +13,7 @@ from typing import Any
 from tests.standins.cluster.api import Api
 from tests.standins.cluster.certificates import Authority
 from tests.standins.cluster.worker import Worker
-from tests.standins.kserve.platform import CERTIFICATE
+from tests.standins.kserve.platform import CERTIFICATE, EXPOSED, VISIBILITY, is_protected, predictor_name
 
 Object = dict[str, Any]
 CA_BUNDLE = "odh-kserve-custom-ca-bundle"
@@ -84,6 +84,51 @@ class OpenShift(Worker):
             self.api.apply({"apiVersion": "v1", "kind": kind, **content,
                             "metadata": {"name": name, "namespace": self.namespace}})
             self._made.add((kind, name))
+
+
+class Routes(Worker):
+    """odh-model-controller's Routes of exposed models, and a router that admits them. Read, not recorded.
+
+    A Route has its model's name and belongs to it; that of a protected model is encrypted anew on its way to 8443.
+    """
+
+    kinds = ("InferenceService", "Route")
+
+    def look(self) -> None:
+        live = {one["metadata"]["name"]: one for one in self.api.list("Route", self.namespace)}
+        for service in self.api.list("InferenceService", self.namespace):
+            route, spec = live.get(service["metadata"]["name"]), route_spec(service)
+            if service["metadata"].get("labels", {}).get(VISIBILITY) != EXPOSED:
+                if route:
+                    self.api.delete("Route", self.namespace, route["metadata"]["name"])
+            elif route is None or route["spec"] != spec:
+                self._write(service, route, spec)
+            elif not route.get("status"):
+                self._admit(route)
+
+    def _write(self, service: Object, route: Object | None, spec: Object) -> None:
+        given = service["metadata"]
+        self.api.apply({
+            "apiVersion": "route.openshift.io/v1", "kind": "Route", "spec": spec, "metadata": {
+                "name": given["name"], "namespace": self.namespace, "ownerReferences": [{
+                    "apiVersion": service["apiVersion"], "kind": service["kind"], "name": given["name"],
+                    "uid": given["uid"], "controller": True, "blockOwnerDeletion": True}],
+                **({"resourceVersion": route["metadata"]["resourceVersion"]} if route else {})}})
+
+    def _admit(self, route: Object) -> None:
+        admitted = {"host": route["spec"]["host"], "routerName": "default",
+                    "conditions": [{"type": "Admitted", "status": "True"}]}
+        self.api.merge("Route", self.namespace, route["metadata"]["name"], {"status": {"ingress": [admitted]}},
+                       sub="status")
+
+
+def route_spec(service: Object) -> Object:
+    """Of the Route of an exposed model: to its Service, as far as anybody may ask over it."""
+    given = service["metadata"]
+    port, termination = ("https", "reencrypt") if is_protected(service) else ("http", "edge")
+    return {"host": f"{given['name']}-{given['namespace']}.apps.example.com", "port": {"targetPort": port},
+            "tls": {"termination": termination, "insecureEdgeTerminationPolicy": "Redirect"},
+            "to": {"kind": "Service", "name": predictor_name(service), "weight": 100}, "wildcardPolicy": "None"}
 
 
 def _encoded(value: bytes) -> str:

@@ -12,6 +12,7 @@ DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
 STOP = "serving.kserve.io/stop"
 VISIBILITY = "networking.kserve.io/visibility"
+EXPOSED = "exposed"
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 
 

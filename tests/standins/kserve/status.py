@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from tests.standins.kserve.controller import host_of
-from tests.standins.kserve.platform import VISIBILITY, Flavour, is_protected, is_stopped, predictor_name
+from tests.standins.kserve.platform import EXPOSED, VISIBILITY, Flavour, is_protected, is_stopped, predictor_name
 from tests.standins.kserve.runtimes import SpecRefused
 
 Object = dict[str, Any]
@@ -28,7 +28,7 @@ class Loading:
 
 
 def status_of(service: Object, flavour: Flavour, deployment: Object | None, loading: Loading,
-              previous: Object | None = None) -> Object:
+              previous: Object | None = None, route: Object | None = None) -> Object:
     """The status of a model whose spec the controller takes.
 
     Args:
@@ -37,6 +37,7 @@ def status_of(service: Object, flavour: Flavour, deployment: Object | None, load
         deployment: the predictor's, with its status; None before it is there.
         loading: of its pods (`loading_of`).
         previous: the status before.
+        route: the Route of its name, if there is one.
     """
     known: Object = previous or {}
     runtime = {"servingRuntimeName": service["spec"]["predictor"]["model"]["runtime"]}
@@ -46,7 +47,7 @@ def status_of(service: Object, flavour: Flavour, deployment: Object | None, load
                 "modelStatus": {"transitionStatus": ""}, **runtime}
     state = (deployment or {}).get("status", {})
     predictor = _predictor_condition(state)
-    addresses = _addresses(service, flavour)
+    addresses = _addresses(service, flavour, route)
     url = known.get("components", {}).get("predictor", {}).get("url")
     if predictor["status"] == "True":
         url = f"http://{host_of(service, flavour, predictor=True)}"
@@ -103,18 +104,31 @@ def _conditions(predictor: Object, *, has_address: bool) -> list[Object]:
     return [{"status": "True" if has_address else "Unknown", "type": "IngressReady"}, predictor, ready, dict(_RUNNING)]
 
 
-def _addresses(service: Object, flavour: Flavour) -> Object:
+def _addresses(service: Object, flavour: Flavour, route: Object | None) -> Object:
     """`address` is the Service; `url` the same on Open Data Hub, the Ingress's host on plain KServe.
 
-    An exposed model has neither until its Route stands.
+    An exposed model has neither until its Route stands; then `url` is the Route's. (The latter was read in the
+    controller's source; it was recorded without a router.)
     """
     visibility = service["metadata"].get("labels", {}).get(VISIBILITY)
-    if flavour.opendatahub and visibility == "exposed":
-        return {}
     inside = f"{predictor_name(service)}.{service['metadata']['namespace']}.svc.cluster.local"
     address = f"https://{inside}:8443" if flavour.opendatahub and is_protected(service) else f"http://{inside}"
+    if flavour.opendatahub and visibility == EXPOSED:
+        if not _stands(route, service):
+            return {}
+        return {"address": {"url": address}, "url": f"https://{route['spec']['host']}"}
     plain = not flavour.opendatahub and visibility != "cluster-local"
     return {"address": {"url": address}, "url": f"http://{host_of(service, flavour)}" if plain else address}
+
+
+def _stands(route: Object | None, service: Object) -> TypeGuard[Object]:
+    """Whether a Route belongs to the model and a router has admitted it."""
+    if route is None:
+        return False
+    owners = {one["uid"] for one in route["metadata"].get("ownerReferences", ())}
+    conditions = [one for ingress in route.get("status", {}).get("ingress", ()) for one in ingress["conditions"]]
+    return service["metadata"]["uid"] in owners and any(
+        (one["type"], one["status"]) == ("Admitted", "True") for one in conditions)
 
 
 def _model_status(loading: Loading, ready: bool, previous: Object) -> Object:

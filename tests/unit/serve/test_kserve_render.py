@@ -21,9 +21,10 @@ ADDRESS = f"s3://models/teams/detox/{DIGEST}"
 
 
 def wanted(platform: str = "kserve", *, address: str = ADDRESS, name: str = "llm-detox", protected: bool = False,
-           **settings: Any) -> Wanted:
+           exposed: bool = False, **settings: Any) -> Wanted:
     section = DeploySection(target="kserve", name=name, kserve=KserveSection(platform=platform, **settings))
-    return inference_service(section, ConnectionSection(), address, namespace="project", protected=protected)
+    return inference_service(section, ConnectionSection(), address, namespace="project", protected=protected,
+                             exposed=exposed)
 
 
 def rendered(platform: str = "kserve", **given: Any) -> Any:
@@ -172,6 +173,13 @@ def test_switches_say_what_the_dashboards_check_boxes_say(platform: str, setting
 def test_what_would_open_a_model_to_everybody_is_refused(platform: str, settings: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         wanted(platform, **settings)
+
+
+def test_the_token_is_not_taken_off_a_model_that_a_route_leads_to() -> None:
+    with pytest.raises(UsageError, match="a Route leads to it"):
+        wanted("openshift-ai", auth="off", protected=True, exposed=True)
+    assert wanted("openshift-ai", auth="off", expose="off", protected=True, exposed=True).switches
+    assert wanted("openshift-ai", auth="off", exposed=True).switches, "others have opened it already"
 
 
 def test_a_model_that_is_protected_already_may_be_exposed() -> None:

@@ -125,6 +125,14 @@ def test_until_the_deployment_carries_the_wanted_spec_the_controller_has_not_act
     assert only(View(service(), behind, [pod(OLD)], NEW).reasons()).key == "unseen"
 
 
+def test_pods_that_serve_without_a_way_to_them_wait_for_the_route() -> None:
+    conditions = [{"type": kind, "status": status} for kind, status in (
+        ("PredictorReady", "True"), ("IngressReady", "Unknown"), ("Ready", "Unknown"))]
+    reason = only(view(service(conditions=conditions)).reasons())
+    assert (reason.patience, reason.text) == ("pending", "its pods serve; KServe waits for its Route or Ingress")
+    assert only(view(service(conditions=conditions), behind=deployment(available=0)).reasons()).key == "coming up"
+
+
 def test_a_refused_spec_is_told_although_the_old_pods_are_ready() -> None:
     state = service(modelStatus={"transitionStatus": "InvalidSpec", "lastFailureInfo": {
         "reason": "NoSupportingRuntime", "message": "Specified runtime does not support specified framework/version"}})
