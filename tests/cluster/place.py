@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,9 +50,8 @@ class Place:
 
     def apply(self, objects: Iterable[Object], *, manager: str = "test") -> None:
         """Send objects as `kubectl apply --server-side` does, into this namespace."""
-        self.cloud.server.kubectl(
-            "apply", "--server-side", "--force-conflicts", f"--field-manager={manager}", "-f", "-",
-            text=json.dumps({"apiVersion": "v1", "kind": "List", "items": moved(objects, self.namespace)}))
+        for one in moved(objects, self.namespace):
+            self.api.set_fields(one, manager)
 
     def service(self, name: str = "llm-detox") -> Object | None:
         """The InferenceService."""

@@ -17,7 +17,7 @@ from tests.conftest import SHARED
 
 ENVTEST = SHARED / "envtest" / "envtest.py"
 Object = dict[str, Any]
-_STOP_SECONDS = 5.0
+_STOP_SECONDS = 1.0  # nothing of it is kept
 
 
 class ApiServer:

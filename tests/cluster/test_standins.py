@@ -13,6 +13,7 @@ import pytest
 
 from tests.cluster.place import Cloud, Place, place
 from tests.serving.running import wait_for
+from tests.standins.cluster.api import ApiError
 from tests.standins.cluster.recorder import Kind, Recorder, missing_from, row_of
 from tests.standins.cluster.scripted import (
     READY,
@@ -340,7 +341,7 @@ def test_a_canary_without_a_name_is_refused_in_the_webhooks_words(cloud: Cloud) 
         service = only(inputs_of("opendatahub-3.5/caikit-tgis"), "InferenceService")
         nameless: Object = {"model": {"name": "", "modelFormat": {"name": "caikit"}}}
         service["spec"]["canary"] = [{"trafficPercent": 10, "predictor": nameless}]
-        with pytest.raises(AssertionError) as caught:
+        with pytest.raises(ApiError) as caught:
             here.apply([service])
         assert ('admission webhook "inferenceservice.kserve-webhook-server.validator" denied the request: '
                 "canary[0] predictor.name is required") in str(caught.value)

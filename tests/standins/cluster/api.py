@@ -13,7 +13,7 @@ import urllib3
 from tests.standins.cluster.changes import Changes
 
 Object = dict[str, Any]
-_MERGE = "application/merge-patch+json"
+_MERGE, _APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 _METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _KINDS = {
     "Binding": ("api/v1", "bindings"), "ConfigMap": ("api/v1", "configmaps"), "Event": ("api/v1", "events"),
@@ -29,6 +29,12 @@ _KINDS = {
     "InferenceGraph": ("apis/serving.kserve.io/v1alpha1", "inferencegraphs"),
     "ServingRuntime": ("apis/serving.kserve.io/v1alpha1", "servingruntimes"),
     "ClusterServingRuntime": ("apis/serving.kserve.io/v1alpha1", "clusterservingruntimes"),
+    "Role": ("apis/rbac.authorization.k8s.io/v1", "roles"),
+    "RoleBinding": ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
+    "Route": ("apis/route.openshift.io/v1", "routes"),
+    "ServiceMonitor": ("apis/monitoring.coreos.com/v1", "servicemonitors"),
+    "PrometheusRule": ("apis/monitoring.coreos.com/v1", "prometheusrules"),
+    "ScaledObject": ("apis/keda.sh/v1alpha1", "scaledobjects"),
     "TrainJob": ("apis/trainer.kubeflow.org/v1alpha1", "trainjobs"),
     "MutatingWebhookConfiguration": ("apis/admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
     "ValidatingWebhookConfiguration": ("apis/admissionregistration.k8s.io/v1", "validatingwebhookconfigurations"),
@@ -114,6 +120,12 @@ class Api:
     def merge(self, kind: str, namespace: str, name: str, patch: Object, *, sub: str = "") -> Object:
         """Send a merge patch."""
         return self._send("PATCH", _path(kind, namespace, name, sub), patch, content=_MERGE)
+
+    def set_fields(self, one: Object, manager: str) -> None:
+        """Apply an object server-side, as `kubectl apply --server-side --force-conflicts` does."""
+        given, query = one["metadata"], {"fieldManager": manager, "force": "true", "fieldValidation": "Strict"}
+        self._send("PATCH", _path(one["kind"], given.get("namespace", ""), given["name"]), one, query=query,
+                   content=_APPLY)
 
     def delete(self, kind: str, namespace: str, name: str, *, grace_seconds: int | None = None) -> None:
         """Remove the object; it is fine if it is not there."""
