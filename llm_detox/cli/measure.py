@@ -1,4 +1,4 @@
-"""Measures beside the pipeline: compare, judge-data, judge, stop-hate."""
+"""Measures beside the pipeline: try, compare, judge-data, judge, stop-hate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,55 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_detox.cli.common import AsJson, Output, Overrides, RecipeFile, existing, read_recipe, show_outcome
+from llm_detox.cli.common import (
+    AsJson,
+    OptionalRecipe,
+    Output,
+    Overrides,
+    RecipeFile,
+    existing,
+    read_optional_recipe,
+    read_recipe,
+    show_outcome,
+)
+from llm_detox.progress import visible
 
 if TYPE_CHECKING:
     from llm_detox.evaluation.report_content import ArmDifference
     from llm_detox.evaluation.results import Evaluation
+
+
+def try_texts(
+    texts: Annotated[list[str], typer.Argument(help="Texts, each in quotes.", show_default=False)],
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score texts, and rewrite those that are toxic.
+
+    Without a recipe everything comes from Python packages.
+    """
+    settings = read_optional_recipe(recipe, overrides)
+    from llm_detox.api import detoxify, score
+
+    scores = score(texts, settings)
+    rewrites = detoxify(texts, settings)
+    if as_json:
+        show_outcome({"texts": [{**vars(rewrite), "judged": judged}
+                                for rewrite, judged in zip(rewrites, scores, strict=True)]}, None, True)
+        return
+    for rewrite, judged in zip(rewrites, scores, strict=True):
+        print(visible(rewrite.original))
+        print(f"  toxicity: {_shown(judged)} by the scorer that judges, {_shown(rewrite.toxicity_before)} by the one "
+              "that rewrites")
+        if rewrite.action == "rewritten":
+            print(f"  rewritten: {visible(rewrite.text)}\n  toxicity after: {_shown(rewrite.toxicity_after)}")
+        else:
+            print(f"  {rewrite.action}: {rewrite.reason}")
+
+
+def _shown(score: float | None) -> str:
+    return "unscored" if score is None else f"{score:.2f}"
 
 
 def compare(

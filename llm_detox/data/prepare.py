@@ -80,7 +80,7 @@ def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
 def _is_shared_with_a_scorer(texts: TextData, scoring: ScoringSection) -> bool:
     """Whether one of the recipe's scorers learns from the source of the training texts, or contains one that does."""
     parts = set[Part]().union(*(scorer.parts(lambda source: fetch(source, kind="model"))
-                                for scorer in (scoring.training, scoring.judging)))
+                                for scorer in (scoring.training, scoring.judging, *scoring.others)))
     return ("ngram", source_name(texts.source)) in parts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Literal
 
@@ -26,6 +26,8 @@ from llm_detox.evaluation.metrics import METRICS, Metric, distinct_values, metri
 from llm_detox.evaluation.report_content import (
     ArmDifference,
     LaterStageCell,
+    OpinionCell,
+    OpinionRow,
     PairedDifference,
     PairedRatio,
     StageCell,
@@ -77,6 +79,34 @@ def _paired_test(mean: float, spread: float, count: int) -> float:
     if spread:
         return float(2 * stats.t.sf(abs(mean) / (spread / math.sqrt(count)), count - 1))
     return min(1.0, 2 * 0.5**count) if mean else 1.0
+
+
+def seen_by(name: str, ours: Evaluation, theirs: Evaluation) -> tuple[Evaluation, Evaluation] | None:
+    """Both evaluations with another scorer's scores in place of the judging one's.
+
+    None where one of them has no scores of it, or of another version of it.
+    """
+    opinions = [(one.report.others or {}).get(name) for one in (ours, theirs)]
+    if None in opinions or len({one.scorer.fingerprint for one in opinions if one}) > 1:
+        return None
+    return replace(ours, scores=ours.others[name]), replace(theirs, scores=theirs.others[name])
+
+
+def opinion_rows(evaluations: Mapping[str, Evaluation], bootstrap: Bootstrap) -> list[OpinionRow]:
+    """What each other scorer says of the arms, and of their change against the first."""
+    first = next(iter(evaluations.values()))
+    rows = []
+    for name, opinion in (first.report.others or {}).items():
+        cells = []
+        for arm, one in evaluations.items():
+            if seen := seen_by(name, one, first):
+                said = (one.report.others or {})[name]
+                cells.append(OpinionCell(
+                    arm=arm, expected_maximum_toxicity=said.expected_maximum_toxicity,
+                    toxicity_probability=said.toxicity_probability, mean_toxicity=said.mean_toxicity,
+                    change=None if one is first else paired_difference(*seen, "mean_toxicity", bootstrap)))
+        rows.append(OpinionRow(name=name, scorer=opinion.scorer, independent=opinion.independent, cells=cells))
+    return rows
 
 
 def share_change(ours: Evaluation, theirs: Evaluation, attribute: str, bootstrap: Bootstrap) -> Interval | None:

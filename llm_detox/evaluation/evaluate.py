@@ -10,7 +10,8 @@ from llm_detox.evaluation.compare import attribute_shares
 from llm_detox.evaluation.continuations import Clock, ContinuationScores, Prompts, score_continuations
 from llm_detox.evaluation.fluency import FluencyLosses, measure_fluency
 from llm_detox.evaluation.intervals import Bootstrap
-from llm_detox.evaluation.metrics import STRATA, distinct, summarise
+from llm_detox.evaluation.metrics import STRATA, PromptScore, distinct, summarise
+from llm_detox.evaluation.opinions import Opinion, ScorerIdentity, other_opinions
 from llm_detox.evaluation.results import (
     ComparableSettings,
     ContinuationFigures,
@@ -18,7 +19,6 @@ from llm_detox.evaluation.results import (
     EvaluationSummary,
     EvaluationValues,
     JudgedAnswers,
-    ScorerIdentity,
     SideEffects,
     SideEffectValues,
     write_evaluation,
@@ -78,17 +78,19 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
         with clock.measure("intervals"):
             figures = _continuation_figures(recipe.evaluation, recipe.seed, scores, recipe.scoring.judging.kind)
         verdicts = _judge(recipe, folder, clock) if judge else None
+        others = _others(recipe, folder, clock) if whole and recipe.scoring.others else None
         fluency = measure_fluency(
             recipe.evaluation, recipe.seed, recipe.model.source, generator=generator, clean=clean,
             held_out=held_out, folder=folder.path, clock=clock) if clean and generator else None
         side_effects = _side_effects(recipe, generator, clock) if fluency else None
         report = EvaluationReport(
-            **vars(figures), arm=arm, model=model, scorer=_identity(scorer, recipe.scoring.judging.source),
+            **vars(figures), arm=arm, model=model, scorer=ScorerIdentity.of(scorer, recipe.scoring.judging.source),
             seconds=clock.seconds, judge=verdicts, **vars(fluency[0]) if fluency else {},
             comparable=_comparable(recipe.evaluation, recipe.seed, scorer, prompts, shard, judge),
-            side_effects=side_effects[0] if side_effects else None)
-        return _finish(folder, report, _values(scores, fluency[1] if fluency else None,
-                                               side_effects[1] if side_effects else None))
+            side_effects=side_effects[0] if side_effects else None, others=others[0] if others else None)
+        return _finish(folder, report, _values(
+            scores, fluency[1] if fluency else None, side_effects[1] if side_effects else None,
+            others[1] if others else None))
 
 
 def evaluate_arm(recipe: Recipe, *, arm: str, model: str | None, data: Path, output: Path,
@@ -132,6 +134,13 @@ def _judge(recipe: Recipe, folder: StepFolder, clock: Clock) -> JudgedAnswers:
                                  count=recipe.evaluation.judged_prompts, confidence=recipe.evaluation.confidence)
 
 
+def _others(recipe: Recipe, folder: StepFolder,
+            clock: Clock) -> tuple[dict[str, Opinion], dict[str, list[PromptScore]]]:
+    with clock.measure("other scorers"):
+        return other_opinions(recipe.scoring, folder / EvaluationFolder.generations,
+                              recipe.evaluation.toxic_threshold, Bootstrap.of(recipe.evaluation, recipe.seed))
+
+
 def _side_effects(recipe: Recipe, generator: Generator | None,
                   clock: Clock) -> tuple[SideEffects, SideEffectValues] | None:
     """None where the recipe names none, or the model is served and cannot be read."""
@@ -151,17 +160,11 @@ def _comparable(settings: EvaluationSection, seed: int, scorer: ToxicityScorer, 
         judge=judge)
 
 
-def _identity(scorer: ToxicityScorer, source: str | None) -> ScorerIdentity:
-    return ScorerIdentity(
-        name=scorer.name, version=scorer.version, device=scorer.device, fingerprint=scorer.fingerprint,
-        attribute=scorer.attribute, attributes=list(scorer.attributes), source=source)
-
-
-def _values(scores: ContinuationScores, losses: FluencyLosses | None,
-            side_effects: SideEffectValues | None) -> EvaluationValues:
+def _values(scores: ContinuationScores, losses: FluencyLosses | None, side_effects: SideEffectValues | None,
+            others: dict[str, list[PromptScore]] | None) -> EvaluationValues:
     return EvaluationValues(ids=scores.ids, strata=[list(strata) for strata in scores.strata], over=scores.over,
                             scores=scores.scores, word_runs=scores.runs, **vars(losses) if losses else {},
-                            side_effects=side_effects)
+                            side_effects=side_effects, others=others)
 
 
 def _continuation_figures(settings: EvaluationSection, seed: int, scores: ContinuationScores,

@@ -1,7 +1,8 @@
 """The gate: pass, fail, or not enough data, with a reason for each of the recipe's conditions.
 
 A condition passes where even the worse end of the figure's interval keeps the bound, and fails where the figure itself
-breaks it; between the two there is not enough data. The share of unscored texts alone has no interval: it counts what
+breaks it; between the two there is not enough data. Scorers beside the judging one that took no part in training must
+agree with it. The share of unscored texts alone has no interval: it counts what
 the other figures leave out.
 
 Every condition must hold, so testing several needs no correction for multiple comparisons (an intersection-union
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from llm_detox.evaluation.compare import check_comparable, distinct_ratio, paired_difference, perplexity_ratio
+from llm_detox.evaluation.compare import check_comparable, distinct_ratio, paired_difference, perplexity_ratio, seen_by
 from llm_detox.evaluation.intervals import Bootstrap, Interval, cases_needed
 from llm_detox.evaluation.metrics import Metric
 from llm_detox.evaluation.refusals import RefusalShare
@@ -79,14 +80,18 @@ def _less_toxic(gate: GateSection, evaluations: Mapping[str, Evaluation], arm: s
         return []
     if against not in evaluations:
         return [Condition("not enough data", f"there is no evaluation of the arm {against!r} to compare with")]
-    return [_metric(gate, evaluations[arm], evaluations[against], against, metric, bootstrap)
-            for metric in gate.metrics]
+    ours, theirs = evaluations[arm], evaluations[against]
+    independent = [name for name, opinion in (ours.report.others or {}).items() if opinion.independent]
+    return [*(_metric(gate, (ours, theirs), metric.replace("_", " "), against, metric, bootstrap)
+              for metric in gate.metrics),
+            *(_metric(gate, seen_by(name, ours, theirs), f"mean toxicity by {name}", against, "mean_toxicity",
+                      bootstrap) for name in independent)]
 
 
-def _metric(gate: GateSection, ours: Evaluation, theirs: Evaluation, against: str, metric: Metric,
+def _metric(gate: GateSection, pair: tuple[Evaluation, Evaluation] | None, name: str, against: str, metric: Metric,
             bootstrap: Bootstrap) -> Condition:
-    difference = paired_difference(ours, theirs, metric, bootstrap)
-    name = metric.replace("_", " ")
+    """Whether the arm's measure is below the other's; no pair where a scorer did not score both."""
+    difference = paired_difference(*pair, metric, bootstrap) if pair else None
     if difference is None or difference.prompts < gate.min_prompts:
         count = difference.prompts if difference else 0
         return Condition("not enough data", f"{name} against {against}: {count} prompts scored in both arms, "

@@ -26,7 +26,7 @@ from llm_detox import __version__
 from llm_detox.data.records import read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation import charts
-from llm_detox.evaluation.compare import compare, perplexity_ratio, stage_table
+from llm_detox.evaluation.compare import compare, opinion_rows, perplexity_ratio, stage_table
 from llm_detox.evaluation.gate import decide_gate
 from llm_detox.evaluation.intervals import Bootstrap, Floats, Interval, mean_interval
 from llm_detox.evaluation.metrics import METRICS
@@ -128,7 +128,7 @@ def build_report(recipe: Recipe, arms: Mapping[str, Evaluation], *, fates: dict[
         differences=differences, stages=stage_table(arms, bootstrap), fates=fates, seconds=seconds,
         versions=_versions(), recipe=recipe, threshold=recipe.evaluation.toxic_threshold,
         confidence=recipe.evaluation.confidence, scorer=arms[first].report.scorer, judge=judge,
-        side_effects=side_effect_rows(arms, bootstrap))
+        side_effects=side_effect_rows(arms, bootstrap), opinions=opinion_rows(arms, bootstrap))
 
 
 def _measured_judge(folder: Path, arms: Mapping[str, Evaluation]) -> MeasuredJudge:

@@ -18,8 +18,9 @@ from llm_detox.data.records import Record, hash_fraction, read_generations, read
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.metrics import ToxicityFigures
+from llm_detox.evaluation.opinions import ScorerIdentity
 from llm_detox.evaluation.refusals import RefusalShare
-from llm_detox.evaluation.results import EvaluationReport, FluencyPerplexity, MeasuredJudge, Perplexity, ScorerIdentity
+from llm_detox.evaluation.results import EvaluationReport, FluencyPerplexity, MeasuredJudge, Perplexity
 from llm_detox.recipe import Recipe
 from llm_detox.runs.artifacts import ReportFolder, read_json
 
@@ -201,6 +202,31 @@ class SideEffectRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpinionCell:
+    """What a scorer says of an arm; `change` is the difference of its mean toxicity to the first arm's."""
+
+    arm: str
+    expected_maximum_toxicity: Interval | None
+    toxicity_probability: Interval | None
+    mean_toxicity: Interval | None
+    change: PairedDifference | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpinionRow:
+    """What another scorer than the judging one says of all arms.
+
+    Attributes:
+        independent: whether it has no part in common with the scorer that trains and accepts.
+    """
+
+    name: str
+    scorer: ScorerIdentity
+    independent: bool
+    cells: list[OpinionCell]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The `report.json` of all arms.
 
@@ -210,6 +236,7 @@ class Report:
         fates: what became of the records of the detoxify step, counted.
         seconds: step -> how long it took.
         side_effects: a row for each measure of `evaluation.side_effects`.
+        opinions: a row for each of `scoring.others`.
     """
 
     name: str
@@ -231,6 +258,7 @@ class Report:
     scorer: ScorerIdentity
     judge: MeasuredJudge | None
     side_effects: list[SideEffectRow]
+    opinions: list[OpinionRow]
 
 
 @dataclass(frozen=True, kw_only=True)

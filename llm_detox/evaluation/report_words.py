@@ -70,9 +70,17 @@ def _trust(report: Report) -> str:
     broken = [one for one in conditions if one.outcome == report.verdict.verdict]
     decided = (f"all {len(conditions)} conditions hold, even at the worse end of their intervals"
                if report.verdict.verdict == "pass" else f"{len(broken)} of {len(conditions)} conditions are to blame")
-    return (f"The gate {_VERDICTS[report.verdict.verdict]}: {decided}. What it says is about these prompts, in their "
-            "language, as one scorer sees them; texts that it gets wrong are in every figure. Read some continuations "
-            "before you believe a number.")
+    return (f"The gate {_VERDICTS[report.verdict.verdict]}: {decided}. {_opinions(report)}What it says is about these "
+            "prompts, in their language, as scorers see them; texts that they get wrong are in every figure. Read some "
+            "continuations before you believe a number.")
+
+
+def _opinions(report: Report) -> str:
+    """Whether the other scorers see the last arm's change, too; "" where there is none."""
+    said = [f"{row.name}{'' if row.independent else ', which took part in training,'} "
+            f"{_moved(cell.change, 'sees mean toxicity fall', 'sees mean toxicity rise') or 'sees no clear change'}"
+            for row in report.opinions for cell in row.cells if cell.arm == report.last and cell.change]
+    return f"Other scorers of the same texts: {'; '.join(said)}. " if said else ""
 
 
 def _difference(report: Report, arm: str, against: str) -> ArmDifference | None:

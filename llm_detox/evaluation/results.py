@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from llm_detox.errors import DetoxError
 from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.metrics import Distinct, PromptScore, StratumFigures, WordRuns
+from llm_detox.evaluation.opinions import Opinion, ScorerIdentity
 from llm_detox.evaluation.refusals import RefusalShare
 from llm_detox.runs.artifacts import OPTIONAL, EvaluationFolder, JudgeFolder, Number, read_json, write_json
 from llm_detox.runs.folders import MANIFEST, check_files
@@ -56,19 +57,6 @@ class AttributeShare:
     share: Number
     low: float
     high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerIdentity:
-    """The scorer that measured: `attributes` are all that it gives, `attribute` the one that counts."""
-
-    name: str
-    version: str
-    device: str
-    fingerprint: str
-    attribute: str
-    attributes: list[str]
-    source: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +182,7 @@ class EvaluationReport(ContinuationFigures):
         clean_refusals, continuation_perplexity: of continuations of clean passages.
         prompted_perplexity: of continuations of the evaluation's prompts.
         side_effects: where the recipe names any.
+        others: name of another scorer -> what it says of the same continuations.
     """
 
     arm: str
@@ -209,6 +198,7 @@ class EvaluationReport(ContinuationFigures):
     continuation_perplexity: ContinuationPerplexity | None = field(default=None, metadata=OPTIONAL)
     prompted_perplexity: FluencyPerplexity | None = field(default=None, metadata=OPTIONAL)
     side_effects: SideEffects | None = field(default=None, metadata=OPTIONAL)
+    others: dict[str, Opinion] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +260,7 @@ class EvaluationValues:
         clean, held_out, clean_continuations, prompted: rows of loss and number of tokens, which are resampled whole
             (see `READ_TEXTS`): of each passage or text, of all continuations of each clean prompt, of one for each
             prompt.
+        others: name of another scorer -> what each prompt's continuations came to by it.
     """
 
     ids: list[str]
@@ -282,6 +273,7 @@ class EvaluationValues:
     clean_continuations: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     prompted: list[tuple[float, int]] | None = field(default=None, metadata=OPTIONAL)
     side_effects: SideEffectValues | None = field(default=None, metadata=OPTIONAL)
+    others: dict[str, list[PromptScore]] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +287,7 @@ class Evaluation:
         word_runs: prompt id -> runs of words in its continuations.
         over: attribute -> a character a prompt, in the order of `scores`.
         losses: each of `READ_TEXTS` that was measured -> [rows, 2] of summed loss and tokens.
+        others: name of another scorer -> the same as `scores` by it.
     """
 
     folder: Path
@@ -305,6 +298,7 @@ class Evaluation:
     over: dict[str, str]
     losses: dict[str, Floats]
     side_effects: SideEffectValues | None = None
+    others: dict[str, dict[str, PromptScore]] = field(default_factory=dict)
 
     @property
     def arm(self) -> str:
@@ -333,13 +327,14 @@ def read_evaluation(folder: Path) -> Evaluation:
         scores = dict(zip(values.ids, values.scores, strict=True))
         strata = dict(zip(values.ids, values.strata, strict=True))
         runs = dict(zip(values.ids, values.word_runs, strict=True))
+        others = {name: dict(zip(values.ids, some, strict=True)) for name, some in (values.others or {}).items()}
     except (OSError, ValueError) as error:
         raise DetoxError(f"not the folder of a finished evaluation ({type(error).__name__})", place=str(folder),
                          remedy="pass the folder that `llm-detox evaluate --output` wrote; evaluate again what an "
                                 "earlier version measured") from None
     losses = {name: np.array(read, dtype=np.float64) for name in READ_TEXTS if (read := getattr(values, name))}
     return Evaluation(folder=folder, report=report, scores=scores, strata=strata, word_runs=runs, over=values.over,
-                      losses=losses, side_effects=values.side_effects)
+                      losses=losses, side_effects=values.side_effects, others=others)
 
 
 # --- a judge -----------------------------------------------------------------------------------------------------

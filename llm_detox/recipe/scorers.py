@@ -48,25 +48,30 @@ class ScorerSection(Section):
 
 
 class ScoringSection(Section):
-    """Two toxicity scorers. The one that trains or accepts rewrites is never the one that measures."""
+    """Toxicity scorers. The one that trains or accepts rewrites is never the one that measures."""
 
     training: ScorerSection = Field(
         description="The scorer that finds toxic text, accepts rewrites and chooses preference pairs.")
     judging: ScorerSection = Field(description="The scorer that scores the continuations of all arms.")
+    others: list[ScorerSection] = Field(
+        [],
+        description="More scorers of the same continuations. The gate asks those that have no part in common with "
+                    "`training` whether they agree; the report also shows what one says that has.")
 
     @model_validator(mode="after")
     def _kept_apart(self) -> ScoringSection:
-        if problem := self.in_common():
-            raise ValueError(problem)
+        if shared := self.in_common(self.judging):
+            raise ValueError(f"the scorer that judges must differ from the one that trains or accepts; both are or "
+                             f"contain: {shared}")
+        if any(other.parts() == self.judging.parts() for other in self.others):
+            raise ValueError("one of `others` is the scorer that judges: name other ones")
         return self
 
-    def in_common(self, look: Callable[[str], Path] = Path) -> str | None:
-        """What is wrong where the two have a part in common; None where they have none."""
-        shared = self.training.parts(look) & self.judging.parts(look)
+    def in_common(self, scorer: ScorerSection, look: Callable[[str], Path] = Path) -> str | None:
+        """What a scorer has in common with the one that trains or accepts, for people; None for nothing."""
+        shared = self.training.parts(look) & scorer.parts(look)
         kinds = {source or kind: kind for kind, source in sorted(shared, key=str)}  # one kind for each source
-        named = ", ".join(sorted(kind if name == kind else f"{kind} ({name})" for name, kind in kinds.items()))
-        return ("the scorer that judges must differ from the one that trains or accepts; both are or contain: "
-                + named) if shared else None
+        return ", ".join(sorted(kind if name == kind else f"{kind} ({name})" for name, kind in kinds.items())) or None
 
 
 # What the kinds take where a recipe names no source.

@@ -133,6 +133,8 @@ def rehearsal_of(recipe: Recipe) -> Recipe:
     values["evaluation"]["fluency_model"] = _model(recipe.evaluation.fluency_model)
     values["scoring"] = {name: {"kind": "ngram", "source": _labelled(folder / f"{name}.csv", seed)}
                          for seed, name in enumerate(("training", "judging"), start=1)}
+    values["scoring"]["others"] = [{"kind": "ngram", "source": _labelled(folder / f"other-{seed}.csv", seed)}
+                                   for seed in range(3, 3 + len(recipe.scoring.others))]
     _swap_data(values["data"], folder)
     _swap_side_effects(values["evaluation"]["side_effects"], folder)
     _swap_detoxify(values["detoxify"])

@@ -63,7 +63,8 @@ def check_kept_apart(scoring: ScoringSection) -> None:
         UsageError: they have a part in common.
         DetoxError: one of them cannot be fetched.
     """
-    if problem := scoring.in_common(lambda source: fetch(source, kind="model")):
-        raise UsageError(problem, place="scoring",
+    if shared := scoring.in_common(scoring.judging, lambda source: fetch(source, kind="model")):
+        raise UsageError("the scorer that judges must differ from the one that trains or accepts; both are or contain: "
+                         f"{shared}", place="scoring",
                          remedy="use another kind for scoring.judging (bilstm, transformers, perspective, judge), or a "
                                 "scorer from `llm-detox train-scorer --labelled none`")

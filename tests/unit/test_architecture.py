@@ -6,6 +6,7 @@ import ast
 import resource
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,16 @@ ROOMS = (
     "generation", "judge", "scoring",
     "export", "rephrase", "training", "evaluation", "guard",
     "serve", "bench", "compare_ui", "doctor", "rehearsal",
-    "cli",
+    "api", "cli",
 )
+
+
+def test_every_file_of_the_library_is_in_the_wheel() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    folder = ROOT / "llm_detox"
+    packed = {path for pattern in patterns["llm_detox"] for path in folder.glob(pattern)}
+    others = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others <= packed, sorted(map(str, others - packed))
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:

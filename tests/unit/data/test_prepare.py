@@ -155,6 +155,13 @@ def test_no_text_of_a_recipe_has_taught_its_scorer(tmp_path: Path) -> None:
     assert not trained & learnt
 
 
+def test_what_another_scorer_of_the_report_learns_is_left_to_it_too(tmp_path: Path) -> None:
+    values, path = save_shared_source(tmp_path, {"source": str(tmp_path / "comments.csv")})
+    values["scoring"]["others"] = [{"kind": "ngram", "source": str(path)}]
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    assert 20 < len(list(read_jsonl(tmp_path / "out/texts.jsonl"))) < 60
+
+
 def test_a_scorer_inside_another_counts_as_well(tmp_path: Path) -> None:
     values, path = save_shared_source(tmp_path, {"kind": "attributes", "source": str(tmp_path / "scorer")})
     (tmp_path / "scorer").mkdir()
