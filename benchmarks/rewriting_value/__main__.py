@@ -108,7 +108,7 @@ def prepare(bench: Bench, recipe: Recipe, options: argparse.Namespace) -> None:
                                           enumerate(islice(cycle(kept), len(records)))])
     lost = [human for (_, human), one in zip(training, records, strict=True) if one["action"] != "kept"]
     write_jsonl(bench.texts("dropped"), as_records(lost[:options.references]))
-    prepare_data(recipe, output=bench.root / "data")
+    timed(bench, "data", lambda: prepare_data(recipe, output=bench.root / "data"))
     choose_prompts(bench, options)
     write_labelled(bench.root / "lexical.csv", pairs[comments + options.references:])
     timed(bench, "judge", lambda: train_scorer(
