@@ -123,5 +123,9 @@ MUTATIONS = (
     Mutation("vLLM's name for the model", VLLM, "--served-model-name={{.Name}}", "--served-model-name=model"),
     Mutation("vLLM without its published folder", "llm_detox/serve/kserve/render.py",
              'Stack("vLLM", "llm-detox-vllm", "/artifacts")', 'Stack("vLLM", "llm-detox-vllm", "")'),
+    Mutation("the token taken off an exposed model", "llm_detox/serve/kserve/render.py",
+             "and protected and exposed:", "and not protected and exposed:", ("tests/unit/serve",)),
+    Mutation("the label that exposes misspelt", "llm_detox/cluster/objects.py", '"exposed"', '"expose"',
+             ("tests/unit/serve",)),
     Mutation("TLS to the store by hand", "manifests/connection/https.yaml", 's3-usehttps: "1"', 's3-usehttps: "0"'),
 )
