@@ -106,9 +106,13 @@ python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) is not Python 3.11, which the locks are made for; try make PYTHON=/path/to/python3.11" >&2; exit 1; }
 
+# First what the machine itself holds, by pip's find-links, often the build for CPUs: where digests are asked for, pip
+# prefers the index's file, and with it the gigabytes of CUDA.
 $(TORCH)/.installed: requirements/torch.txt requirements/torch-cuda.txt | python
 	@echo "installing torch into $(TORCH)"
 	$(PYTHON) -m venv $(TORCH)
+	sed -n '/^torch==/,/[^\\]$$/p' requirements/torch.txt > $(TORCH)/torch.txt
+	$(TORCH)/bin/python $(PIP_LOCKED) --no-index -r $(TORCH)/torch.txt 2> /dev/null || true
 	$(TORCH)/bin/python $(PIP_LOCKED) -r requirements/torch.txt
 	if $(TORCH)/bin/python requirements/wants_cuda.py; then \
 	  $(TORCH)/bin/python $(PIP_LOCKED) -r requirements/torch-cuda.txt; \
