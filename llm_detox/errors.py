@@ -19,6 +19,8 @@ _RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers say 
 _TORCH_FULL = re.compile(r"PytorchStreamWriter failed writing file|unexpected pos \d+ vs \d+")  # says no more than that
 _TORCH = re.compile(r"failed with strerror: (.*)")
 _NUMBERS = {os.strerror(number): number for number in errno.errorcode}
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGES = (b"<!doctype html", b"<html", b"<?xml")
 
 
 def without_logins(text: str) -> str:
@@ -53,6 +55,17 @@ class UsageError(DetoxError):
     """The call itself is wrong: a bad recipe, option or argument."""
 
     exit_code = 2
+
+
+def stand_in(head: bytes, place: str) -> DetoxError | None:
+    """The error about what downloads leave in a file's place; None where the file begins otherwise."""
+    if head.startswith(_POINTER):
+        return DetoxError("damaged: a Git LFS pointer lies in the file's place", place=place,
+                          remedy="`git lfs pull` in the folder fetches the file itself")
+    if head.lstrip().lower().startswith(_PAGES):
+        return DetoxError("damaged: a web page lies in the file's place", place=place,
+                          remedy="download the file again; a page that asks for a login is easily saved instead")
+    return None
 
 
 class GateNotPassed(DetoxError):

@@ -87,7 +87,7 @@ class Parameters:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Parameters:
-        """From keyword arguments.
+        """From keyword arguments; one stop sequence may stand there without a list around it.
 
         Raises:
             UsageError: there is no such parameter.
@@ -95,9 +95,10 @@ class Parameters:
         known = {field.name for field in fields(cls)}
         for name in values:
             if name not in known:
-                raise UsageError(f"there is no generation parameter {name!r}",
+                raise UsageError(f"there is no generation parameter {name!r}", place="the request",
                                  remedy=f"one of {', '.join(sorted(known))}")
-        return cls(**values)
+        stops = values.get("stop_sequences")
+        return cls(**{**values, "stop_sequences": (stops,)} if isinstance(stops, str) else values)
 
     def given(self) -> dict[str, Any]:
         """The parameters that have a value."""

@@ -16,13 +16,26 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, stand_in
 from llm_detox.progress import say
 
 Record = dict[str, Any]
 _GZIP, _LONGEST_LINE = b"\x1f\x8b", 2**26
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # halves are whole where two of them meet
 _KINDS: dict[type, str] = {int: "a number", float: "a number", bool: "a yes or no", list: "a list", dict: "an object"}
+
+
+class _NoNumber(ValueError):
+    """An infinity, which Python writes into JSON all the same."""
+
+
+def _constant(name: str) -> None:
+    """What Python writes for a number that is none is a missing value."""
+    if name != "NaN":
+        raise _NoNumber(f"{name} is no number")
+
+
+_JSON = json.JSONDecoder(parse_constant=_constant)
 
 
 def record_id(text: str) -> str:
@@ -92,11 +105,11 @@ def _decoded(raw: bytes, place: str, *, first: bool) -> str:
 
 def _parse(line: str, place: str, required: tuple[str, ...]) -> Record:
     try:
-        record = json.loads(line)
+        record = _JSON.decode(line)
         if _HALF_PAIR.search(line):
             json.dumps(record, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise DetoxError(
+        raise stand_in(line.encode(), place) or DetoxError(
             f"not valid JSON: {error.msg} at column {error.colno}", place=place,
             remedy='each line is one JSON object such as {"id": "1", "text": "..."}',
         ) from None
@@ -106,6 +119,8 @@ def _parse(line: str, place: str, required: tuple[str, ...]) -> Record:
     except UnicodeEncodeError:
         raise DetoxError("a text holds one half of a surrogate pair, which no file can hold", place=place,
                          remedy="write the whole character, or leave it out") from None
+    except _NoNumber as error:
+        raise DetoxError(f"not valid JSON: {error}", place=place, remedy="write null for what is not known") from None
     except ValueError:  # a whole number of thousands of digits
         raise DetoxError("a number has too many digits", place=place, remedy="write it as a text") from None
     if not isinstance(record, dict):

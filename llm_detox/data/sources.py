@@ -14,16 +14,22 @@ import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from importlib import metadata
+from operator import ne
 from pathlib import Path
 from typing import Literal
 
 from llm_detox.data.records import Record, decoded_lines, read_jsonl
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, stand_in
+from llm_detox.progress import say
 from llm_detox.recipe.addresses import PACKAGE, S3, split_package
 from llm_detox.recipe.base import Rows
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _OLD_LINE_END = re.compile(r"\r(?!\n|$)")  # of files that have no other
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_AROUND_NAMES = " \t\xa0\u200b\u2060\ufeff"  # blanks, and what nobody sees
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_OTHER_SEPARATORS = ";|\t,"
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".tsv", ".txt", ".parquet")
 
 
@@ -127,7 +133,8 @@ def read_table(path: Path, files: str | None = None) -> Iterator[Record]:
     elif path.suffix in (".csv", ".tsv"):
         yield from _read_delimited(path)
     elif path.suffix == ".txt":
-        yield from ({"text": part} for _, line in decoded_lines(path) for part in _OLD_LINE_END.split(line))
+        yield from ({"text": part.rstrip("\r\n")} for _, line in decoded_lines(path)
+                    for part in _OLD_LINE_END.split(line))
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
     else:
@@ -159,25 +166,56 @@ def column(record: Record, name: str, place: str) -> object:
 
 
 def _read_delimited(path: Path) -> Iterator[Record]:
+    """The rows of a table with a header. Between tabs, quotes are text, but for those around a whole field."""
+    names: list[str] = []
+    in_quotes = 0
+    for place, row in _rows(path):
+        if path.suffix == ".tsv":
+            plain = [field[1:-1].replace('""', '"') if _QUOTED.fullmatch(field) else field for field in row]
+            in_quotes, row = in_quotes + sum(map(ne, plain, row)), plain
+        if not names:
+            names = _column_names(row, path)
+        elif len(row) != len(names):
+            raise DetoxError(f"the row does not have the header's {len(names)} columns", place=place,
+                             remedy="quote fields that hold the separator")
+        else:
+            yield dict(zip(names, row, strict=True))
+    if in_quotes:
+        say(f"{path}: the quotes around {in_quotes} fields are left out")
+
+
+def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The rows that are not empty, each behind the place where it begins."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     lines = (line for _, line in decoded_lines(path))
     if path.suffix == ".tsv":
-        reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.DictReader(lines, strict=True)
-    try:
-        names = reader.fieldnames or []
-        if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
-            raise DetoxError(f"two columns are called {twice!r}", place=f"{path}, line 1",
-                             remedy="give each column a name of its own")
-        for row in reader:
-            if None in row or None in row.values():
-                raise DetoxError(f"the row does not have the header's {len(names)} columns",
-                                 place=f"{path}, line {reader.line_num}", remedy="quote fields that hold the separator")
-            yield dict(row)
-    except csv.Error as error:
-        raise DetoxError(f"not valid CSV: {error}", place=f"{path}, line {reader.line_num}",
-                         remedy="quote fields that hold quotes or line breaks") from None
+        reader = csv.reader(lines, strict=True, skipinitialspace=True)
+    while True:
+        place = f"{path}, line {reader.line_num + 1}"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise DetoxError(f"not valid CSV: {error}", place=place,
+                             remedy="quote fields that hold quotes or line breaks") from None
+        if row is None:
+            return
+        if row:
+            yield place, row
+
+
+def _column_names(header: list[str], path: Path) -> list[str]:
+    names = [name.strip(_AROUND_NAMES) for name in header]
+    place = f"{path}, line 1"
+    if other := stand_in(header[0].encode(), str(path)):
+        raise other
+    if len(names) == 1 and (mark := next((mark for mark in _OTHER_SEPARATORS if mark in header[0]), None)):
+        raise DetoxError(f"the columns are separated by {mark!r}, not by {_SEPARATORS[path.suffix]!r}", place=place,
+                         remedy="save the table with commas, or as .tsv with tabs")
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        raise DetoxError(f"two columns are called {twice!r}", place=place, remedy="give each column a name of its own")
+    return names
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
@@ -189,5 +227,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # of damage in any of its layers
-        raise DetoxError(f"not a whole Parquet file: {' '.join(str(error).split()):.200}", place=str(path),
+        with path.open("rb") as head:
+            other = stand_in(head.read(256), str(path))
+        raise other or DetoxError(f"not a whole Parquet file: {' '.join(str(error).split()):.200}", place=str(path),
                          remedy="write it again") from None

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, stand_in
 from llm_detox.runs.artifacts import ModelFolder
 
 _SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _MAX_HEADER = 100_000_000
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_PAGES = (b"<!doctype html", b"<html", b"<?xml")
 _HEAD = 256
 AGAIN = "fetch or save the model again"
 
@@ -129,13 +127,7 @@ def damaged(path: Path, fault: str) -> DetoxError:
     """The error about a file that is not what its name says: the fault, or what lies there in its place."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    if head.startswith(_POINTER):
-        return DetoxError("damaged: a Git LFS pointer lies in the file's place", place=str(path),
-                          remedy="`git lfs pull` in the folder fetches the file itself")
-    if head.lstrip().lower().startswith(_PAGES):
-        return DetoxError("damaged: a web page lies in the file's place", place=str(path),
-                          remedy="download the file again; a page that asks for a login is easily saved instead")
-    return DetoxError(f"damaged: {fault}", place=str(path), remedy=AGAIN)
+    return stand_in(head, str(path)) or DetoxError(f"damaged: {fault}", place=str(path), remedy=AGAIN)
 
 
 def narrow(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:

@@ -30,13 +30,13 @@ _STYLES = ("path", "virtual", "auto")
 
 
 def split_s3(url: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`, the key without slashes around it.
+    """Bucket and key of `s3://bucket/key`, the key without a slash at its end.
 
     Raises:
         ValueError: it has another form.
     """
     bucket, _, key = url.removeprefix(S3).partition("/")
-    key = key.strip("/")
+    key = key.removesuffix("/")
     if not url.startswith(S3) or not bucket:
         raise ValueError("not an S3 address: it begins with s3://bucket/")
     if not _SHORTEST_BUCKET <= len(bucket) <= _LONGEST_BUCKET or not _BUCKET.fullmatch(bucket) or _is_ip(bucket):
@@ -139,6 +139,8 @@ def check_store(environment: Mapping[str, str] | None = None) -> None:
         if given.get(name):
             try:
                 check_url(given[name], ("https", "http"), path=False)
+                if "_" in (urlsplit(given[name]).hostname or ""):  # botocore refuses it with less to go by
+                    raise ValueError("an underscore is in the host's name; name it otherwise, or by its number")
             except ValueError as error:
                 raise ValueError(f"{name}: the store's address is wrong: {error}") from None
     for name in _REGIONS:

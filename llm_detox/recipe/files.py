@@ -23,6 +23,7 @@ _MOST_VALUES, _DEEPEST = 10_000, 30
 _TOO_MANY = f"more than {_MOST_VALUES} values, aliases counted"
 _TOO_DEEP = f"values lie more than {_DEEPEST} levels deep, or hold themselves"
 _MOST_MISTAKES = 20
+_OCTAL = re.compile(r"0[0-9_]+")
 _BRANCH = re.compile(r"constrained-\w+|literal\[.*\]|list\[.*\]|function-.*|int|float|str", re.DOTALL)
 _LONGEST_KEY = 120
 
@@ -51,6 +52,20 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {name} appears twice", node.start_mark)
             keys.add(name)
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """A number as it reads: YAML 1.1 takes a leading zero for octal, and colons for hours and minutes."""
+        text = node.value.lstrip("+-")
+        if _OCTAL.fullmatch(text) or ":" in text:
+            fault = ("reads as a time: put it in quotes" if ":" in text
+                     else f"has a leading zero: write {text.lstrip('0_') or '0'}, or put it in quotes")
+            raise yaml.constructor.ConstructorError(None, None, f"the number {node.value} {fault}", node.start_mark)
+        whole = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    _UniqueKeyLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _UniqueKeyLoader.construct_number)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -147,8 +162,8 @@ def parse_yaml(text: str, place: str) -> Any:
         return loader.construct_document(node)  # type: ignore[no-untyped-call]
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise UsageError(f"not valid YAML: {error.problem}", place=f"{place}, line {line}",
-                         remedy="check indentation and quotes there") from None
+        remedy = "write blanks for the tab" if "'\\t'" in str(error.problem) else "check indentation and quotes there"
+        raise UsageError(f"not valid YAML: {error.problem}", place=f"{place}, line {line}", remedy=remedy) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character, a date or a number that is none
         raise UsageError(f"not valid YAML: {' '.join(str(error).split()):.200}", place=place,
                          remedy="check the value, and put quotes around it if it is a text") from None

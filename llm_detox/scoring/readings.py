@@ -20,7 +20,7 @@ from itertools import groupby, islice, product
 from llm_detox.data.sources import fetch
 from llm_detox.scoring.lookalikes import OVERRIDE, plain, unaccented
 
-VERSION = "r2"  # of the readings: a change makes other scores, and with them other fingerprints
+VERSION = "r3"  # of the readings: a change makes other scores, and with them other fingerprints
 _WORDS = "package://symspellpy/symspellpy/frequency_dictionary_en_82_765.txt"  # a word and its count a line
 _MOST_WORDS = 30_000
 # Of one letter two words, of two letters these: what runs together would else fall into pieces.
@@ -78,12 +78,13 @@ def undisguised(text: str) -> str | None:
 
 
 def _joined(spelled: str) -> str:
-    """Letters with something between them as words: what is mostly between them parts letters, all else words."""
+    """Letters with something between them as words: what is mostly between them parts letters, as any one sign does."""
     parts = re.split(r"([\W_]+)", spelled)
     usual, times = Counter(parts[1::2]).most_common(1)[0]
     if times < 2 or (spelled.isupper() and len(parts) < 7):
         return spelled  # single names, and initials
-    words = "".join(part if number % 2 == 0 else "" if part == usual else " " for number, part in enumerate(parts))
+    words = "".join(part if number % 2 == 0 else "" if part == usual or (len(part) == 1 and not part.isspace()) else " "
+                    for number, part in enumerate(parts))
     return " ".join(_parted(word.lower(), word) for word in words.split(" "))
 
 
@@ -104,7 +105,7 @@ def _read_word(word: str, crowded: bool) -> str:
     if lower in known or _MEASURE.fullmatch(lower):
         return word if word.isascii() else lower
     pieces = _FILLERS.split(lower)
-    if len(pieces) > 1 and all(piece in known or len(piece) == 1 for piece in pieces):
+    if 1 < len(pieces) < len("".join(pieces)) and all(piece in known or len(piece) == 1 for piece in pieces):
         return word  # a name of a file, or a space that is missing
     guesses = list(dict.fromkeys(_guesses("".join(pieces))))
     best = min((guess for guess in guesses if len(guess) > 2 and guess in known), key=known.__getitem__, default=None)

@@ -22,6 +22,7 @@ from llm_detox.data.records import (
 )
 from llm_detox.data.sources import column, read_table
 from llm_detox.errors import DetoxError
+from tests.helpers.damage import WEB_PAGE
 
 json_texts = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -101,6 +102,21 @@ def test_tsv_is_read_without_quoting(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_text('text\n"half quoted\n', "utf-8")
     assert [record["text"] for record in read_table(path)] == ['"half quoted']
+
+
+def test_quotes_around_a_whole_field_between_tabs_are_left_out_and_counted(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text('\ufeff"text"\t"label"\n"he said ""no"""\t1\n"half\t0\n', "utf-8")
+    assert list(read_table(path)) == [{"text": 'he said "no"', "label": "1"}, {"text": '"half', "label": "0"}]
+    assert "the quotes around 3 fields are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet"])
+def test_a_web_page_in_place_of_a_table_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(WEB_PAGE)
+    with pytest.raises(DetoxError, match="a web page lies in the file's place"):
+        list(read_table(tmp_path / name))
 
 
 def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ PLACES = {
     "s3://models/../x": "empty, . or ..",
     "s3://models/./x": "empty, . or ..",
     "s3://models/a//b": "empty, . or ..",
+    "s3://models//a": "empty, . or ..",
     "s3://models/a\nb": "control character",
 }
 PREFIXES = {
@@ -96,6 +97,7 @@ ENDPOINTS = {
     "https://minio:9000x": "the port or the brackets are wrong",
     "https://minio:-1": "the port or the brackets are wrong",
     "https://[::1": "the port or the brackets are wrong",
+    "https://minio_store:9000": "an underscore is in the host's name",
     "https://mi nio:9000": "a blank, line end",
     "https://minio:9000 ": "a blank, line end",
     "https://minio:9000\n": "a blank, line end",
@@ -122,7 +124,7 @@ def test_an_endpoint_of_a_wrong_form_is_named_without_its_password(endpoint: str
 
 
 @pytest.mark.parametrize("endpoint", ["https://minio:9000", "http://127.0.0.1:9000/", "https://[::1]:9000",
-                                      "https://s3.eu-central-1.amazonaws.com", "http://minio_store.detox.svc:80"])
+                                      "https://s3.eu-central-1.amazonaws.com", "http://minio-store.detox.svc:80"])
 def test_endpoints_of_the_right_form_are_taken(endpoint: str) -> None:
     check_store({"AWS_S3_ENDPOINT": endpoint, "AWS_DEFAULT_REGION": "eu-central-1", "AWS_S3_ADDRESSING_STYLE": "path"})
 
