@@ -150,5 +150,7 @@ $(BROWSER)/.installed: requirements/browser.txt tests/browser/package-lock.json 
 	$(VENV)/bin/python tests/browser/install.py $(BROWSER)
 	touch $@
 
+MADE_HERE := $(VENV) $(CAIKIT) $(TORCH) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 clean:
-	rm -rf $(VENV) $(CAIKIT) $(TORCH) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@du -shc $(MADE_HERE) 2>/dev/null | sed '$$s/total/in all are free again/' || true
+	@rm -rf $(MADE_HERE)

@@ -75,9 +75,9 @@ def submit_run(
 def stop(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """End what `run --keep-serving` left running."""
     settings = read_recipe(recipe, overrides)
-    from pipelines.local import stop_kept
+    from pipelines.local import stop_run
 
-    stop_kept(runs, settings.name)
+    stop_run(runs, settings.name)
 
 
 @app.command("compile")

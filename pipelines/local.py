@@ -21,7 +21,7 @@ from llm_detox.processes import environment, interrupted_by_sigterm
 from llm_detox.recipe import Recipe
 from llm_detox.runs.locks import locked
 from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE, StepError
-from llm_detox.serve.local import stop_local
+from llm_detox.serve.kept_runs import stop_kept
 from llm_detox.storage.seaweed import Seaweed
 from pipelines.console import step_console
 from pipelines.detox_and_serve import detox_and_serve
@@ -58,7 +58,7 @@ def run_locally(recipe: Recipe, *, runs: Path, keep_serving: bool, fresh: bool) 
     home = (runs / recipe.name).absolute()
     with clear_disk_errors(home, "choose another --runs"), locked(home):
         home.mkdir(parents=True, exist_ok=True)
-        _stop_kept(home)
+        stop_kept(home)
         return _run_in(home, recipe, keep_serving=keep_serving, fresh=fresh)
 
 
@@ -80,11 +80,11 @@ def _run_in(home: Path, recipe: Recipe, *, keep_serving: bool, fresh: bool) -> L
             raise
         finally:
             if not (done and keep_serving and run.deployment):
-                _stop_kept(home)
+                stop_kept(home)
                 store.stop()
 
 
-def stop_kept(runs: Path, name: str) -> None:
+def stop_run(runs: Path, name: str) -> None:
     """End what an earlier run of the recipe left serving, if anything.
 
     Raises:
@@ -93,14 +93,7 @@ def stop_kept(runs: Path, name: str) -> None:
     home = (runs / name).absolute()
     if home.exists():
         with locked(home):
-            _stop_kept(home)
-
-
-def _stop_kept(home: Path) -> None:
-    for state in home.glob("artifacts/*/deploy/deployment"):
-        stop_local(state)
-    with suppress(DetoxError):
-        Seaweed.attach(home / "store").stop()
+            stop_kept(home)
 
 
 def code_digest() -> str:

@@ -28,6 +28,7 @@ def serve(
 ) -> None:
     """Serve a model on this machine until Ctrl-C. It answers behind the Caikit API."""
     from llm_detox.serve.foreground import serve as run
+    from llm_detox.serve.kept_runs import last_deployed
 
     def ready(state: DeploymentState) -> None:
         if as_json:
@@ -37,15 +38,7 @@ def serve(
         print(f'llm-detox ask --url {state.urls["rest"]} --model {name} "The best thing about my neighbours is"')
         print(f'llm-detox ask --grpc {address} --model {name} "The best thing about my neighbours is"', flush=True)
 
-    run(model or _last_deployed(), name=name, rest_port=rest_port, grpc_port=grpc_port, on_ready=ready)
-
-
-def _last_deployed() -> str:
-    found = sorted(Path("runs").glob("*/artifacts/*/deploy/deployment/model"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UsageError("no model is given, and no local run has deployed one", place="runs/",
-                         remedy="llm-detox serve MODEL; in a checkout `make demo` makes one")
-    return str(found[-1])
+    run(model or str(last_deployed(Path("runs"))), name=name, rest_port=rest_port, grpc_port=grpc_port, on_ready=ready)
 
 
 def stop(

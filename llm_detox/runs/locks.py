@@ -78,7 +78,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
         OSError: the folder cannot be written.
     """
     path = Path(os.path.abspath(path))
-    lock = path.with_name(f".{path.name}.lock")
+    lock = _lock_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _acquire(lock, path, wait)
     try:
@@ -91,6 +91,22 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_UN)  # also for a child that is just being forked
             os.close(file)
+
+
+def noted_holder(path: Path) -> Holder | None:
+    """Who holds the lock of a file or folder, as the lock's note says; None where nobody on this machine does."""
+    path = Path(os.path.abspath(path))
+    try:
+        file = os.open(_lock_of(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    holder = Holder.noted_in(file)
+    os.close(file)
+    return holder if holder and Path(f"/proc/{holder.pid}").exists() else None
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _acquire(lock: Path, path: Path, wait: bool) -> int | None:

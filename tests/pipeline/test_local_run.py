@@ -18,7 +18,7 @@ from llm_detox.processes import is_running
 from llm_detox.recipe.files import load_recipe
 from llm_detox.runs.locks import locked
 from llm_detox.storage.seaweed import Seaweed
-from pipelines.local import run_locally, stop_kept
+from pipelines.local import run_locally, stop_run
 from tests.helpers.pipelines import run_pipeline, small_recipe
 
 OPEN_GATE = {"metrics": [], "max_perplexity_ratio": 1000.0, "max_continuation_perplexity_ratio": None,
@@ -97,7 +97,7 @@ def test_a_run_is_neither_joined_nor_stopped_by_a_second_one_of_its_recipe(tmp_p
     with locked(tmp_path / "runs" / recipe.name):
         (tmp_path / "runs" / recipe.name).mkdir()
         for second in (lambda: run_locally(recipe, runs=tmp_path / "runs", keep_serving=False, fresh=False),
-                       lambda: stop_kept(tmp_path / "runs", recipe.name)):
+                       lambda: stop_run(tmp_path / "runs", recipe.name)):
             with pytest.raises(DetoxError, match=rf"process {os.getpid()} .* has been writing this since"):
                 second()
         assert list((tmp_path / "runs" / recipe.name).iterdir()) == []
