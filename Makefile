@@ -51,7 +51,7 @@ test-browser: install $(BROWSER)/.installed
 
 # Changes that would break a cluster, one at a time: which test notices each?
 mutations: install
-	$(VENV)/bin/python -m pytest -s -m mutations tests/mutations $(ARGS)
+	$(PYTEST) --dist load -m mutations tests/mutations $(ARGS)
 
 soak: install
 	$(VENV)/bin/python -m pytest -m "soak" $(ARGS)

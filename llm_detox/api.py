@@ -13,13 +13,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from llm_detox.data.records import Record
 from llm_detox.recipe import Recipe
-from llm_detox.recipe.files import load_recipe
-
-PACKAGED_RECIPE = Path(__file__).parent / "recipe" / "packaged.yaml"
+from llm_detox.recipe.files import PACKAGED_RECIPE, load_recipe
 
 
 @dataclass(frozen=True)

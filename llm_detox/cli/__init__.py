@@ -52,6 +52,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(models.exports, name="export")
 app.add_typer(bench.app, name="bench")
 app.command("try")(measure.try_texts)
+app.command("quickstart")(recipe.quickstart)
 for command in (
     steps.data, steps.detoxify, steps.sft, steps.dpo, steps.evaluate, measure.compare, bench.compare_ui, steps.report,
     steps.convert, steps.publish, steps.deploy, steps.smoke, serve.stop, serve.serve, serve.ask, serve.chat,

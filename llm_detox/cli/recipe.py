@@ -1,4 +1,4 @@
-"""`llm-detox recipe show|validate|schema|reference|rehearse`."""
+"""`llm-detox recipe show|validate|schema|reference|rehearse`, and quickstart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llm_detox.cli.common import Overrides, read_recipe
+from llm_detox.cli.common import AsJson, Overrides, existing, read_recipe, show_outcome
 from llm_detox.progress import visible_json
 
 app = typer.Typer(no_args_is_help=True, help="Show, check or rehearse a recipe.")
@@ -70,3 +70,28 @@ def rehearse(
     with tempfile.TemporaryDirectory() as scratch:
         steps = run(recipe, output=output or Path(scratch) / "rehearsal")
     print(f"{file}: all {len(steps)} steps ran; their figures mean nothing")
+
+
+def quickstart(
+    table: Annotated[Path, typer.Argument(help="A table or a folder of tables: CSV, TSV, JSONL, Parquet.",
+                                          show_default=False)],
+    text: Annotated[str, typer.Option("--text", help="The column with the texts.", show_default=False)],
+    label: Annotated[str | None, typer.Option(
+        "--label", help="The column that is 1 for toxic texts and 0 for others; without it a scorer decides.")] = None,
+    output: Annotated[Path | None, typer.Option(
+        "--output", help="The recipe to write; the default is the table's name with .yaml, here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe for your own texts, sized for this machine, and say how long its run will take."""
+    existing(table, "the table")
+    from llm_detox.rehearsal.quickstart import quickstart as run
+
+    result = run(table, text=text, label=label, recipe=output or Path(f"{table.name.partition('.')[0]}.yaml"))
+    if as_json:
+        show_outcome({**vars(result), "recipe": str(result.recipe)}, None, True)
+        return
+    about = "" if label else "about "
+    print(f"{table}: {result.usable:,} texts can be used, {about}{result.usable_toxic:,} of them toxic")
+    print(f"{result.recipe}: {result.count:,} texts, {about}{result.toxic:,} of them toxic")
+    print(f"a run takes some {result.minutes} minutes on this machine ({result.gflops:.0f} GFLOP/s):")
+    print(f"  python -m pipelines run --recipe {result.recipe}")

@@ -10,7 +10,7 @@ import typer
 
 from llm_detox.cli import common
 from llm_detox.cli.common import AsJson, Overrides, RecipeFile, read_recipe
-from llm_detox.errors import GateNotPassed, UsageError
+from llm_detox.errors import GateNotPassed
 from llm_detox.progress import say, visible_json
 
 if TYPE_CHECKING:

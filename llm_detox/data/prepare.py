@@ -7,7 +7,7 @@ there is), so a record never moves between training and evaluation when a source
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -148,7 +148,7 @@ def _texts(settings: TextData, scale: float, seed: int, taken: set[str],
            shared: bool) -> tuple[list[Record], list[Record], Labels]:
     """Comments of the wanted length, half toxic (or as the recipe says); harmless ones that are held out; and the
     labels of all that could be used."""
-    by_key, labels = _usable_texts(settings, taken, shared)
+    by_key, labels = usable_texts(settings, taken, shared)
     by_label: dict[bool, list[Record]] = {True: [], False: []}
     for key, record in by_key.items():
         if key not in labels.contradictory:
@@ -182,7 +182,8 @@ def _hold_out(harmless: list[Record], count: int, seed: int) -> list[Record]:
     return _sorted_by_hash(sides[True], lambda record: record["text"], seed)[:count]
 
 
-def _usable_texts(settings: TextData, taken: set[str], shared: bool) -> tuple[dict[str, Record], Labels]:
+def usable_texts(settings: TextData, taken: Collection[str] = (), shared: bool = False,
+                 ) -> tuple[dict[str, Record], Labels]:
     """The texts of the wanted length, by their keys, none of which holds an evaluation prompt.
 
     Args:

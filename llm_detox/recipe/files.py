@@ -23,6 +23,8 @@ _MOST_VALUES, _DEEPEST = 10_000, 30
 _TOO_MANY = f"more than {_MOST_VALUES} values, aliases counted"
 _TOO_DEEP = f"values lie more than {_DEEPEST} levels deep, or hold themselves"
 _MOST_MISTAKES = 20
+PACKAGED_RECIPE = Path(__file__).with_name("packaged.yaml")
+"""The recipe whose model, data and scorers are Python packages."""
 _OCTAL = re.compile(r"0[0-9_]+")
 _BRANCH = re.compile(r"constrained-\w+|literal\[.*\]|list\[.*\]|function-.*|int|float|str", re.DOTALL)
 _LONGEST_KEY = 120

@@ -54,6 +54,9 @@ def scene(tmp_path: Path, tiny_llama: Path) -> Scene:
         shutil.copytree(ROOT / part, tmp_path / part)
     _lines(tmp_path / "texts.jsonl", [{"text": text, "toxic": toxic} for text, toxic in SENTENCES])
     _lines(tmp_path / "prompts.jsonl", [{"prompt": f"So number {one} is what these damn people"} for one in range(4)])
+    comments = [f"comment {number}: {text},{int(toxic)}" for number in range(60)
+                for text, toxic in SENTENCES if "," not in text]
+    (tmp_path / "comments.csv").write_text("\n".join(["comment,toxic", *comments, ""]), "utf-8")
     pairs = [f"{text} {number}\tplease be quiet {number}\t\t" for number in range(8) for text, _ in SENTENCES[::2]]
     (tmp_path / "paradetox.tsv").write_text("\n".join(["toxic\tneutral1\tneutral2\tneutral3", *pairs, ""]), "utf-8")
     values = make_sources(tmp_path / "data")

@@ -26,7 +26,7 @@ AT_ONCE = [one for one in RUN if ASKING.match(one.text) and not re.search(r"--gr
 SERVED = [one for one in RUN if ASKING.match(one.text) and one not in AT_ONCE and "--openai" not in one.text]
 JUDGED = [one for one in RUN if "--openai" in one.text and "--guard" in one.text]
 WITH_MODELS = [one for one in RUN if re.match(r"llm-detox (detoxify|train-\w+|evaluate) ", one.text)]
-READING = [one for one in RUN if re.match(r"llm-detox (recipe (validate|show)|doctor) ", one.text)]
+READING = [one for one in RUN if re.match(r"llm-detox (recipe (validate|show)|doctor|quickstart) ", one.text)]
 RENDERING = [one for one in RUN if one.text.startswith("kubectl apply -k")]
 SERVE = [one for one in RUN if one.text.startswith("llm-detox serve ")]
 

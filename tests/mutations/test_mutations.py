@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY, SHARED
+from tests.mutations.conftest import NOTICED
 from tests.mutations.table import MUTATIONS, Mutation
 
 pytestmark = pytest.mark.mutations
@@ -24,10 +25,9 @@ _FAILED = re.compile(r"^FAILED (\S+?)(?: - .*)?$", re.MULTILINE)
 
 @dataclass
 class Copy:
-    """A copy of the checkout in which one file at a time is changed, and what noticed each change."""
+    """A copy of the checkout in which one file at a time is changed; each test process has its own."""
 
     folder: Path
-    noticed: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "LLM_DETOX_SHARED": str(SHARED)}
@@ -37,7 +37,7 @@ class Copy:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     folder = tmp_path_factory.mktemp("checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     for name in filter(None, listed.stdout.split("\0")):
@@ -46,11 +46,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
             shutil.copy(REPOSITORY / name, folder / name)
     for name in (".venv", ".venv-caikit", ".torch"):
         (folder / name).symlink_to(REPOSITORY / name)
-    made = Copy(folder)
-    yield made
-    print("\n\n| change | noticed by |\n|---|---|")
-    for name, test in made.noticed:
-        print(f"| {name} | `{test}` |")
+    return Copy(folder)
 
 
 @pytest.mark.parametrize("tests", sorted({one.tests for one in MUTATIONS}), ids=" ".join)
@@ -60,7 +56,8 @@ def test_nothing_is_noticed_where_nothing_is_changed(copy: Copy, tests: tuple[st
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
-def test_a_change_that_breaks_a_cluster_is_noticed(copy: Copy, mutation: Mutation) -> None:
+def test_a_change_that_breaks_a_cluster_is_noticed(
+        copy: Copy, mutation: Mutation, record_property: Callable[[str, object], None]) -> None:
     path = copy.folder / mutation.file
     text = path.read_text("utf-8")
     assert mutation.old in text, "the table is older than the file"
@@ -70,4 +67,4 @@ def test_a_change_that_breaks_a_cluster_is_noticed(copy: Copy, mutation: Mutatio
     finally:
         path.write_text(text, "utf-8")
     assert done.returncode == 1, done.stdout[-2000:]
-    copy.noticed.append((mutation.name, _FAILED.findall(done.stdout)[0]))
+    record_property(NOTICED, (mutation.name, _FAILED.findall(done.stdout)[0]))

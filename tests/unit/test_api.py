@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
-from llm_detox.api import PACKAGED_RECIPE, Rewrite, detoxify, packaged_recipe, score
+from llm_detox.api import Rewrite, detoxify, packaged_recipe, score
 from llm_detox.recipe import Recipe
+from llm_detox.recipe.files import load_recipe
+from tests.conftest import REPOSITORY
 from tests.helpers import tiny_rewriters as tiny
 
 RUDE, POLITE = "You are a stupid friend with an old house.", "The garden is nice today."
@@ -46,10 +47,10 @@ def test_the_scorer_that_judges_is_the_one_that_scores(recipe: Recipe) -> None:
     assert empty is None
 
 
-def test_the_packaged_recipe_names_packages_alone() -> None:
-    recipe = packaged_recipe()
-    sources = [one["source"] for one in yaml.safe_load(PACKAGED_RECIPE.read_text("utf-8"))["data"]["clean"]["sources"]]
-    assert all(source.startswith("package://") for source in [*sources, recipe.model.source, recipe.data.texts.source])
+def test_the_packaged_recipe_is_the_demo() -> None:
+    named = {"name", "description"}
+    demo = load_recipe(REPOSITORY / "recipes" / "smollm2-demo.yaml")
+    assert packaged_recipe().model_dump(exclude=named) == demo.model_dump(exclude=named)
 
 
 def test_why_nothing_was_accepted_is_said(recipe: Recipe) -> None:

@@ -33,12 +33,13 @@ COMMANDS = {
     "paraphrase-pairs": "--recipe RECIPE --input PAIRS --output OUT",
     "judge-data": "--recipe RECIPE --output OUT",
     "judge": "--recipe RECIPE --input CHATS --output OUT",
+    "try": "--recipe RECIPE you_stupid_idiot",
     "stop-hate": "--recipe RECIPE --model MODEL --output OUT",
 }
 # These take none, take folders of other commands alone, or run on tiny models.
 OTHERS = {"data", "report", "compare", "publish", "deploy", "smoke", "stop", "doctor", "recipe show", "recipe validate",
           "recipe schema", "recipe reference", "recipe rehearse", "models list", "models rollback", "models prune",
-          "models fetch"}
+          "models fetch", "quickstart", "runs list", "runs show", "runs remove"}
 
 
 @pytest.fixture(scope="module")

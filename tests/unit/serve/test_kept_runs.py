@@ -27,7 +27,8 @@ class Ended:
     verdict: str
 
 
-def _step(runs: Path, name: str, output: str, kind: str, result: Ended, *, run: str = "a", seconds_ago: int = 0) -> Path:
+def _step(runs: Path, name: str, output: str, kind: str, result: Ended, *, run: str = "a",
+          seconds_ago: int = 0) -> Path:
     path = runs / "mine/artifacts" / run / name / output
     with step_folder(path, kind, settings={}, inputs={}) as folder:
         (folder / "content").write_bytes(b"x" * 10_000)
