@@ -82,7 +82,7 @@ def quickstart(
         "--output", help="The recipe to write; the default is the table's name with .yaml, here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a recipe for your own texts, sized for this machine, and say how long its run will take."""
+    """Write a recipe for your own table of texts. It is sized for this machine, whose time for a run is said."""
     existing(table, "the table")
     from llm_detox.rehearsal.quickstart import quickstart as run
 

@@ -55,7 +55,7 @@ def test_without_labels_a_scorer_says_how_many_are_toxic(tmp_path: Path) -> None
 def test_a_slower_machine_gets_less_and_needs_longer(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gflops: float, prompts: int) -> None:
     monkeypatch.setattr(module, "matmul_gflops", lambda: gflops)
-    made = quickstart(_table(tmp_path / "c.csv", 3000, 3000), text="comment", label="rude", recipe=tmp_path / "r.yaml")
+    made = quickstart(_table(tmp_path / "c.csv", 4000, 4000), text="comment", label="rude", recipe=tmp_path / "r.yaml")
     assert load_recipe(made.recipe).data.prompts.evaluation_count == prompts
     assert made.count * 160 / gflops == pytest.approx(module._MOST_TEXT_SECONDS / module._SECONDS_A_TEXT, rel=0.02)
     assert made.minutes == pytest.approx((module._RUN_SECONDS * prompts / 110 * 160 / gflops
