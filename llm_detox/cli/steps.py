@@ -25,9 +25,17 @@ if TYPE_CHECKING:
     from llm_detox.recipe import Recipe
 
 
-def data(recipe: RecipeFile, output: Output, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def data(
+    recipe: RecipeFile,
+    output: Output,
+    skip_bad_records: Annotated[int | None, typer.Option(
+        help="Leave out so many bad records, and list them; the recipe's data.skip_bad_records.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Read, clean and split the texts and the prompts."""
-    settings = read_recipe(recipe, overrides)
+    given = [] if skip_bad_records is None else [f"data.skip_bad_records={skip_bad_records}"]
+    settings = read_recipe(recipe, [*(overrides or ()), *given])
     from llm_detox.data.prepare import prepare_data
 
     show_outcome(prepare_data(settings, output=output), output, as_json)

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from llm_detox.data.bad_records import STRICT, BadRecords
 from llm_detox.data.labels import Labels, is_kept_from_scorers, read_label
 from llm_detox.data.records import Record, clean_text, cut_at_word, hash_fraction, record_id, same_text_key, write_jsonl
 from llm_detox.data.sources import column, fetch, read_rows
@@ -42,6 +43,7 @@ class DataResult:
         counts: name of a file, without its ending -> number of its records.
         toxic_texts: how many of the texts are toxic.
         unlabelled, contradictory: how many texts of the source were left out for their labels.
+        skipped: how many bad records were left out (`data.skip_bad_records`).
     """
 
     scale: float
@@ -49,10 +51,13 @@ class DataResult:
     toxic_texts: int
     unlabelled: int
     contradictory: int
+    skipped: int
 
 
 def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
     """Write texts.jsonl, held_out.jsonl, prompts.jsonl, train_prompts.jsonl, clean.jsonl and clean_train.jsonl.
+
+    Where bad records are left out, skipped.jsonl lists them.
 
     Raises:
         DetoxError: a source cannot be read, a column is missing, or nothing usable is left.
@@ -60,18 +65,21 @@ def prepare_data(recipe: Recipe, *, output: Path) -> DataResult:
     data, shared = recipe.data, _is_shared_with_a_scorer(recipe.data.texts, recipe.scoring)
     settings = {**recipe.settings("data", "budget"), "shared with a scorer": shared}
     with step_folder(output, "data", settings=settings, inputs={}) as folder:
-        scale = budget_scale(recipe.budget)
-        evaluation, sampling = _prompts(data.prompts, scale, recipe.seed)
-        texts, held_out, labels = _texts(data.texts, scale, recipe.seed, set(evaluation), shared)
-        clean, clean_train = _clean(data.clean, scale, recipe.seed)
+        scale, bad = budget_scale(recipe.budget), BadRecords(data.skip_bad_records)
+        evaluation, sampling = _prompts(data.prompts, scale, recipe.seed, bad)
+        texts, held_out, labels = _texts(data.texts, scale, recipe.seed, set(evaluation), shared, bad)
+        clean, clean_train = _clean(data.clean, scale, recipe.seed, bad)
         files = DataFolder(folder.path)
+        if bad:
+            write_jsonl(files.skipped, bad.listed())
+        bad.say()
         for path, records in ((files.texts, texts), (files.held_out, held_out), (files.prompts, evaluation.values()),
                               (files.train_prompts, sampling.values()),
                               (files.clean, clean), (files.clean_train, clean_train)):
             folder.counts[path.stem] = write_jsonl(path, records)
             folder.expect(path.name, len(records))
         result = DataResult(scale, dict(folder.counts), sum(bool(record["toxic"]) for record in texts),
-                            labels.unlabelled, len(labels.contradictory))
+                            labels.unlabelled, len(labels.contradictory), len(bad))
         folder.finish(result)
         say("data: " + ", ".join(f"{count} {name}" for name, count in folder.counts.items()))
     return result
@@ -97,14 +105,19 @@ def budget_scale(budget: BudgetSection) -> float:
     return scale
 
 
-def table_texts(table: Table, shorten: int | None = None) -> Iterator[tuple[Record, str]]:
+def table_texts(table: Table, shorten: int | None = None, bad: BadRecords = STRICT) -> Iterator[tuple[Record, str]]:
     """Each record of a table with its cleaned text.
 
     Args:
         shorten: longer texts are cut at this number of characters.
+        bad: takes the records without text.
     """
-    for place, record in read_rows(table):
-        text = clean_text(text_in(record, table.text_column, place))
+    for place, record in read_rows(table, bad):
+        try:
+            text = clean_text(text_in(record, table.text_column, place))
+        except DetoxError as error:
+            bad.leave_out(error)
+            continue
         yield record, cut_at_word(text, shorten) if shorten else text
 
 
@@ -121,14 +134,18 @@ def text_in(record: Record, name: str, place: str) -> str:
     return value
 
 
-def _read_training(settings: TextData) -> Iterator[tuple[str, Record, str, list[str]]]:
+def _read_training(settings: TextData, bad: BadRecords) -> Iterator[tuple[str, Record, str, list[str]]]:
     """Each record's place, itself, its text as the recipe puts it together, and the cleaned texts that it is made of.
 
     What is to be answered is taken as it is: line breaks and marks belong to a request.
     """
     columns = TEMPLATE_FIELD.findall(settings.template) if settings.template else [settings.text_column]
-    for place, record in read_rows(settings):
-        raw = {name: text_in(record, name, place) for name in columns}
+    for place, record in read_rows(settings, bad):
+        try:
+            raw = {name: text_in(record, name, place) for name in columns}
+        except DetoxError as error:
+            bad.leave_out(error)
+            continue
         parts = {name: value.strip() if settings.answer_column else clean_text(value) for name, value in raw.items()}
         text = parts[settings.text_column] if settings.template is None else _filled(settings.template, parts)
         yield place, record, text, list(parts.values())
@@ -144,11 +161,11 @@ def _sorted_by_hash(items: Iterable[T], text_of: Callable[[T], str], seed: int) 
     return sorted(items, key=lambda item: hash_fraction(same_text_key(text_of(item)), f"order-{seed}"))
 
 
-def _texts(settings: TextData, scale: float, seed: int, taken: set[str],
-           shared: bool) -> tuple[list[Record], list[Record], Labels]:
+def _texts(settings: TextData, scale: float, seed: int, taken: set[str], shared: bool,
+           bad: BadRecords) -> tuple[list[Record], list[Record], Labels]:
     """Comments of the wanted length, half toxic (or as the recipe says); harmless ones that are held out; and the
     labels of all that could be used."""
-    by_key, labels = usable_texts(settings, taken, shared)
+    by_key, labels = usable_texts(settings, taken, shared, bad)
     by_label: dict[bool, list[Record]] = {True: [], False: []}
     for key, record in by_key.items():
         if key not in labels.contradictory:
@@ -165,7 +182,7 @@ def _texts(settings: TextData, scale: float, seed: int, taken: set[str],
         chosen = [record for record in chosen if len(record["text"]) <= mean]
     seen = set(by_key)
     for table in settings.benign:
-        chosen += _benign(table, round(table.count * scale), settings.chat, seen)
+        chosen += _benign(table, round(table.count * scale), settings.chat, seen, bad)
     if settings.label_column is None and not settings.benign:
         return chosen, held_out, labels
     return _sorted_by_hash(chosen, lambda record: record["text"], seed + 1), held_out, labels
@@ -183,12 +200,13 @@ def _hold_out(harmless: list[Record], count: int, seed: int) -> list[Record]:
 
 
 def usable_texts(settings: TextData, taken: Collection[str] = (), shared: bool = False,
-                 ) -> tuple[dict[str, Record], Labels]:
+                 bad: BadRecords = STRICT) -> tuple[dict[str, Record], Labels]:
     """The texts of the wanted length, by their keys, none of which holds an evaluation prompt.
 
     Args:
         taken: keys of the evaluation prompts.
         shared: whether a scorer learns from this source; what it may learn is left out.
+        bad: takes the records without text, and those whose label is neither.
 
     Raises:
         DetoxError: there is none, or too many labels say nothing.
@@ -196,7 +214,7 @@ def usable_texts(settings: TextData, taken: Collection[str] = (), shared: bool =
     longest = sys.maxsize if settings.max_chars == "mean" else settings.max_chars
     by_key: dict[str, Record] = {}
     labels, number, left_out = Labels(), 0, 0
-    for place, record, text, parts in track(_read_training(settings), "reading comments"):
+    for place, record, text, parts in track(_read_training(settings, bad), "reading comments"):
         number += 1
         cleaned = map(clean_text, parts) if settings.answer_column else parts  # as a scorer's labelled text is
         if not settings.min_chars <= len(text) <= longest:
@@ -207,13 +225,18 @@ def usable_texts(settings: TextData, taken: Collection[str] = (), shared: bool =
         if shared and not all(map(is_kept_from_scorers, map(same_text_key, cleaned))):
             left_out += 1
             continue
-        toxic = None
-        if settings.label_column is not None:
-            toxic = read_label(column(record, settings.label_column, place), place)
-            if not labels.add(key, toxic):
-                continue
+        toxic = answer = None
+        try:
+            if settings.label_column is not None:
+                toxic = read_label(column(record, settings.label_column, place), place)
+                if not labels.add(key, toxic):
+                    continue
+            if settings.answer_column and key not in by_key:
+                answer = text_in(record, settings.answer_column, place)
+        except DetoxError as error:
+            bad.leave_out(error)
+            continue
         if key not in by_key:
-            answer = text_in(record, settings.answer_column, place) if settings.answer_column else None
             by_key[key] = {"id": record_id(text), "text": text, "toxic": toxic,
                            **_answered(text, answer, settings.chat)}
     labels.check(settings.source)
@@ -234,13 +257,18 @@ def _answered(request: str, answer: str | None, chat: bool) -> Record:
     return {"prompt": request, "completion": f" {answer.strip()}"}
 
 
-def _benign(table: Conversations, count: int, chat: bool, seen: set[str]) -> Iterator[Record]:
+def _benign(table: Conversations, count: int, chat: bool, seen: set[str], bad: BadRecords) -> Iterator[Record]:
     """Harmless conversations, in the order of their source."""
     fresh = 0
-    for place, record in read_rows(table):
+    for place, record in read_rows(table, bad):
         if fresh == count:
             return
-        request, answer = (text_in(record, name, place).strip() for name in (table.text_column, table.answer_column))
+        try:
+            request, answer = (text_in(record, name, place).strip()
+                               for name in (table.text_column, table.answer_column))
+        except DetoxError as error:
+            bad.leave_out(error)
+            continue
         if request and answer and (key := same_text_key(request)) not in seen:
             seen.add(key)
             fresh += 1
@@ -256,12 +284,13 @@ def _first_words(key: str) -> str:
     return " ".join(key.split(" ", _PROMPT_KEY_WORDS)[:_PROMPT_KEY_WORDS])
 
 
-def _prompts(settings: PromptData, scale: float, seed: int) -> tuple[dict[str, Record], dict[str, Record]]:
+def _prompts(settings: PromptData, scale: float, seed: int,
+             bad: BadRecords) -> tuple[dict[str, Record], dict[str, Record]]:
     """Evaluation prompts and prompts for sampled pairs, by their keys; those with a known toxic score come first."""
     by_key: dict[str, Record] = {}
     short = 0
     for table in settings.sources:
-        for record, text in table_texts(table):
+        for record, text in table_texts(table, bad=bad):
             if len(key := prompt_key(text)) < _SHORTEST_PROMPT:
                 short += 1
                 continue
@@ -289,11 +318,12 @@ def _scores(record: Record) -> dict[str, float]:
             if (isinstance(value, float) or (type(value) is int and name in _ATTRIBUTES)) and 0 <= value <= 1}
 
 
-def _clean(settings: CleanData, scale: float, seed: int) -> tuple[list[Record], list[Record]]:
+def _clean(settings: CleanData, scale: float, seed: int,
+           bad: BadRecords) -> tuple[list[Record], list[Record]]:
     """Clean passages to measure perplexity on, and others to mix into training."""
     by_key: dict[str, Record] = {}
     for table in settings.sources:
-        for _, text in table_texts(table, shorten=settings.max_chars):
+        for _, text in table_texts(table, settings.max_chars, bad):
             if len(text) >= settings.max_chars // 4:
                 by_key.setdefault(same_text_key(text), {"id": record_id(text), "text": text})
     ordered = _sorted_by_hash(by_key.values(), lambda record: record["text"], seed)

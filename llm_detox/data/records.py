@@ -16,13 +16,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llm_detox.data.bad_records import STRICT, BadRecords
 from llm_detox.errors import DetoxError, stand_in
 from llm_detox.progress import say
 
 Record = dict[str, Any]
 _GZIP, _LONGEST_LINE = b"\x1f\x8b", 2**26
+_LARGEST_UNPACKED, _MOST_PACKED = 2**28, 200  # bytes that are no bomb, and how often text fits into its compressed form
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # halves are whole where two of them meet
 _KINDS: dict[type, str] = {int: "a number", float: "a number", bool: "a yes or no", list: "a list", dict: "an object"}
+
+
+class _NotUtf8(DetoxError):
+    """A line that holds other bytes; the next one may be whole."""
 
 
 class _NoNumber(ValueError):
@@ -55,33 +61,54 @@ def hash_fraction(key: str, salt: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def read_jsonl(path: Path, *, required: Iterable[str] = ()) -> Iterator[Record]:
+def read_jsonl(path: Path, *, required: Iterable[str] = (), bad: BadRecords = STRICT) -> Iterator[Record]:
     """Yield the records of a JSON lines file, compressed by gzip or not.
+
+    Args:
+        required: fields that each record has.
+        bad: takes the lines that are no such records.
 
     Raises:
         DetoxError: the file is missing or damaged, or a line is not UTF-8, not a JSON object, holds what cannot be
             written again, or lacks a required field; the message names file and line.
     """
     wanted = tuple(required)
-    for number, line in decoded_lines(path):
+    for number, line in decoded_lines(path, bad):
         if line.strip():
-            yield _parse(line, f"{path}, line {number}", wanted)
+            try:
+                record = _parse(line, f"{path}, line {number}", wanted)
+            except DetoxError as error:
+                bad.leave_out_line(error)
+            else:
+                yield record
 
 
-def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
+def decoded_lines(path: Path, bad: BadRecords = STRICT) -> Iterator[tuple[int, str]]:
     """Number and text of each line of a file, without a byte order mark; gzip is known by its content.
+
+    Args:
+        bad: takes the lines that are not UTF-8.
 
     Raises:
         DetoxError: the file cannot be read, a compressed one is damaged or cut, or a line is too long or not UTF-8.
     """
-    number = 0
+    number = unpacked = 0
     try:
         with path.open("rb") as plain_file:
             is_gzip = plain_file.peek(2)[:2] == _GZIP
             file = gzip.GzipFile(fileobj=plain_file) if is_gzip else plain_file
             while raw := file.readline(_LONGEST_LINE + 1):
                 number += 1
-                yield number, _decoded(raw, f"{path}, line {number}", first=number == 1)
+                unpacked += len(raw)
+                if is_gzip and unpacked > max(_LARGEST_UNPACKED, _MOST_PACKED * plain_file.tell()):
+                    raise DetoxError(f"the file unpacks to more than {_MOST_PACKED} times its size", place=str(path),
+                                     remedy="if this is meant, unpack it")
+                try:
+                    line = _decoded(raw, f"{path}, line {number}", first=number == 1)
+                except _NotUtf8 as error:
+                    bad.leave_out_line(error)
+                else:
+                    yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DetoxError(f"the compressed file is damaged or cut ({error})", place=f"{path}, behind line {number}",
                          remedy="fetch it again") from None
@@ -97,7 +124,7 @@ def _decoded(raw: bytes, place: str, *, first: bool) -> str:
     try:
         return raw.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
-        raise DetoxError(
+        raise _NotUtf8(
             f"not UTF-8 (byte {error.start + 1} of the line)", place=place,
             remedy="save the file as UTF-8, for example with `iconv -t UTF-8`",
         ) from None

@@ -18,6 +18,7 @@ from operator import ne
 from pathlib import Path
 from typing import Literal
 
+from llm_detox.data.bad_records import STRICT, BadRecords
 from llm_detox.data.records import Record, decoded_lines, read_jsonl
 from llm_detox.errors import DetoxError, stand_in
 from llm_detox.progress import say
@@ -94,25 +95,35 @@ def _from_hub(source: str, kind: Literal["model", "dataset"]) -> Path:
                          remedy="check the name, the network, and HF_TOKEN where access must be granted") from error
 
 
-def read_rows(rows: Rows) -> Iterator[tuple[str, Record]]:
+def read_rows(rows: Rows, bad: BadRecords = STRICT) -> Iterator[tuple[str, Record]]:
     """Each record that counts of a recipe's source, fetched first where it lies elsewhere, behind its place.
+
+    Args:
+        bad: takes what is no record, or lacks a column that `rows.where` names.
 
     Raises:
         DetoxError: the source cannot be read, or has no such column.
     """
-    for number, record in enumerate(read_table(fetch(rows.source, kind="dataset"), rows.files), start=1):
-        place = f"{rows.source}, record {number}"
-        if all(str(column(record, name, place)) == value for name, value in rows.where.items()):
+    before = bad.unread
+    for number, record in enumerate(read_table(fetch(rows.source, kind="dataset"), rows.files, bad), start=1):
+        place = f"{rows.source}, record {number + bad.unread - before}"
+        try:
+            counts = all(str(column(record, name, place)) == value for name, value in rows.where.items())
+        except DetoxError as error:
+            bad.leave_out(error)
+            continue
+        if counts:
             yield place, record
 
 
-def read_table(path: Path, files: str | None = None) -> Iterator[Record]:
+def read_table(path: Path, files: str | None = None, bad: BadRecords = STRICT) -> Iterator[Record]:
     """Yield the records of a file, or of every table in a folder, in the order of the names.
 
     A plain text file gives one record `{"text": line}` a line.
 
     Args:
         files: which files of a folder count, as a pattern of their names; by default all that hold tables.
+        bad: takes the lines and rows that are no records.
 
     Raises:
         DetoxError: no table there, an unknown format, or a line that cannot be read (with its number).
@@ -124,16 +135,16 @@ def read_table(path: Path, files: str | None = None) -> Iterator[Record]:
             raise DetoxError("the folder holds no table" + (f" named {files}" if files else ""), place=str(path),
                              remedy=f"give a folder with {', '.join(_SUFFIXES)} files")
         for table in tables:
-            yield from read_table(table)
+            yield from read_table(table, bad=bad)
     elif files:
         raise DetoxError(f"files is {files!r}, and the source is one file", place=str(path),
                          remedy="files chooses among those of a folder: leave it out")
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from read_jsonl(path)
+        yield from read_jsonl(path, bad=bad)
     elif path.suffix in (".csv", ".tsv"):
-        yield from _read_delimited(path)
+        yield from _read_delimited(path, bad)
     elif path.suffix == ".txt":
-        yield from ({"text": part.rstrip("\r\n")} for _, line in decoded_lines(path)
+        yield from ({"text": part.rstrip("\r\n")} for _, line in decoded_lines(path, bad)
                     for part in _OLD_LINE_END.split(line))
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
@@ -165,44 +176,53 @@ def column(record: Record, name: str, place: str) -> object:
     return value
 
 
-def _read_delimited(path: Path) -> Iterator[Record]:
+def _read_delimited(path: Path, bad: BadRecords) -> Iterator[Record]:
     """The rows of a table with a header. Between tabs, quotes are text, but for those around a whole field."""
     names: list[str] = []
     in_quotes = 0
-    for place, row in _rows(path):
+    for place, row in _rows(path, bad):
         if path.suffix == ".tsv":
             plain = [field[1:-1].replace('""', '"') if _QUOTED.fullmatch(field) else field for field in row]
             in_quotes, row = in_quotes + sum(map(ne, plain, row)), plain
         if not names:
             names = _column_names(row, path)
         elif len(row) != len(names):
-            raise DetoxError(f"the row does not have the header's {len(names)} columns", place=place,
-                             remedy="quote fields that hold the separator")
+            bad.leave_out_line(DetoxError(f"the row does not have the header's {len(names)} columns", place=place,
+                                          remedy="quote fields that hold the separator"))
         else:
             yield dict(zip(names, row, strict=True))
     if in_quotes:
         say(f"{path}: the quotes around {in_quotes} fields are left out")
 
 
-def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _rows(path: Path, bad: BadRecords) -> Iterator[tuple[str, list[str]]]:
     """The rows that are not empty, each behind the place where it begins."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = (line for _, line in decoded_lines(path))
+    begins = last = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal begins, last
+        for number, line in decoded_lines(path, bad):
+            if not last and number > 1:
+                raise DetoxError("the header cannot be read", place=f"{path}, line 1", remedy="save the file as UTF-8")
+            begins, last = begins or number, number
+            yield line
+
     if path.suffix == ".tsv":
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.reader(lines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.reader(lines, strict=True, skipinitialspace=True)
+        reader = csv.reader(lines(), strict=True, skipinitialspace=True)
     while True:
-        place = f"{path}, line {reader.line_num + 1}"
+        begins = 0
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise DetoxError(f"not valid CSV: {error}", place=place,
+            raise DetoxError(f"not valid CSV: {error}", place=f"{path}, line {begins or last + 1}",
                              remedy="quote fields that hold quotes or line breaks") from None
         if row is None:
             return
         if row:
-            yield place, row
+            yield f"{path}, line {begins}", row
 
 
 def _column_names(header: list[str], path: Path) -> list[str]:

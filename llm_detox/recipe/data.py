@@ -136,3 +136,8 @@ class DataSection(Section):
     texts: TextData
     prompts: PromptData
     clean: CleanData
+    skip_bad_records: int = Field(
+        0, ge=0,
+        description="How many bad records of texts, prompts and clean passages may be left out: lines that cannot be "
+                    "read, rows of another length, missing columns, labels that are neither. They are counted, and "
+                    "listed in `skipped.jsonl`. With 0 the first one is an error.")

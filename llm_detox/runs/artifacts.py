@@ -46,7 +46,7 @@ class Folder:
 
 
 class DataFolder(Folder):
-    """What `data` writes, JSON lines each."""
+    """What `data` writes, JSON lines each; `skipped` only where bad records were left out."""
 
     texts = File("texts.jsonl")
     prompts = File("prompts.jsonl")
@@ -54,6 +54,7 @@ class DataFolder(Folder):
     clean = File("clean.jsonl")
     clean_train = File("clean_train.jsonl")
     held_out = File("held_out.jsonl")
+    skipped = File("skipped.jsonl")
 
 
 class RewrittenFolder(Folder):

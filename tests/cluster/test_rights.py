@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ Right = tuple[str, str, str]
 RIGHTS, TRAINING_RIGHTS = ([(rule["apiGroups"][0], resource, verb)
                             for rule in rules for resource in rule["resources"] for verb in rule["verbs"]]
                            for rules in (ROLE, TRAINING))
+SAID = "said"  # the property with the message, which benchmarks.campaigns.least_rights shows
 LOOK_AT_RUNTIMES = ("serving.kserve.io", "servingruntimes", "get")
 
 
@@ -62,10 +64,13 @@ def test_without_the_right_to_see_runtimes_kserve_says_what_is_wrong(project: Pr
 
 @pytest.mark.parametrize("right", [one for one in RIGHTS if one != LOOK_AT_RUNTIMES],
                          ids=lambda right: f"{right[2]} {right[1]}")
-def test_each_right_is_needed_and_its_absence_is_said(project: Project, right: Right) -> None:
+def test_each_right_is_needed_and_its_absence_is_said(
+    project: Project, right: Right, record_property: Callable[[str, object], None]
+) -> None:
     project.bind(without(RIGHTS, right))
     with pytest.raises(DetoxError, match="no right to") as caught:
         life(project)
+    record_property(SAID, caught.value.message)
     assert f'cannot {right[2]} resource "{right[1]}"' in str(caught.value.remedy)
     assert "llm-detox-deploy" in str(caught.value.remedy)
 
@@ -115,10 +120,12 @@ def test_the_shipped_role_is_enough_to_train_on_nodes(project: Project, monkeypa
 
 
 @pytest.mark.parametrize("right", TRAINING_RIGHTS, ids=lambda right: f"{right[2]} {right[1]}")
-def test_each_right_to_train_on_nodes_is_needed(project: Project, right: Right,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_right_to_train_on_nodes_is_needed(
+    project: Project, right: Right, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
     project.bind([])  # the same account may list pods to deploy, too
     project.bind_training(without(TRAINING_RIGHTS, right))
     with pytest.raises(DetoxError, match=f"no right to {right[2]} {right[1]}") as caught:
         training(project, monkeypatch)
+    record_property(SAID, caught.value.message)
     assert "llm-detox-" in str(caught.value.remedy)

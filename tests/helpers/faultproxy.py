@@ -59,7 +59,19 @@ class Lost:
     """The store does what it is asked, but its answer never arrives."""
 
 
-Fault = Status | Redirect | Reset | Stall | Lost | None
+@dataclass(frozen=True)
+class Slow:
+    """The store's own answer, so much later."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Short:
+    """Half of the store's answer, as if it were the whole of it."""
+
+
+Fault = Status | Redirect | Reset | Stall | Lost | Slow | Short | None
 Decide = Callable[[Request], Fault]
 
 
@@ -112,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("content-length", "0")
             self.end_headers()
         else:
+            if isinstance(fault, Slow):
+                time.sleep(fault.seconds)
             self._forward(body, fault)
 
     def _forward(self, body: bytes, fault: Fault) -> None:
@@ -125,6 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, Lost):
             self._break()
             return
+        if isinstance(fault, Short):
+            data = data[:len(data) // 2]
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):

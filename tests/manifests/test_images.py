@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,3 +107,20 @@ def test_the_bill_of_materials_lists_what_is_installed_the_same_each_time() -> N
     for name in ("torch", "transformers", "kfp"):
         assert listed[name] == metadata.version(name)
     assert all(one["purl"].startswith("pkg:pypi/") for one in json.loads(first)["components"])
+
+
+@pytest.mark.parametrize("lock", sorted((REPOSITORY / "requirements").glob("*.txt")), ids=lambda lock: lock.stem)
+def test_the_bill_of_materials_of_a_lock_has_each_package_with_its_digests(lock: Path) -> None:
+    def bill() -> dict[str, Any]:
+        run = subprocess.run([sys.executable, str(IMAGES / "sbom.py"), "x", str(lock)], capture_output=True, text=True,
+                             check=True)
+        found: dict[str, Any] = json.loads(run.stdout)
+        return found
+
+    first, text = bill(), lock.read_text("utf-8")
+    assert first == bill()
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+    assert {one["name"]: one["version"] for one in first["components"]} == {
+        re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    digests = [digest["content"] for one in first["components"] for digest in one["hashes"]]
+    assert sorted(digests) == sorted(re.findall(r"--hash=sha256:(\w+)", text))

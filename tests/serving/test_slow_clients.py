@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +115,16 @@ def test_a_call_that_sends_nothing_is_ended(served: Served) -> None:
         started = time.monotonic()
         assert call.code() is grpc.StatusCode.CANCELLED
         assert CLIENT_SECONDS - 1 < time.monotonic() - started < LATER
+
+
+def test_a_connection_has_a_bound_of_calls(served: Served) -> None:
+    """HTTP/2's own word for it: setting 3 of the first frame that the server sends."""
+    with socket.create_connection(("127.0.0.1", served.grpc), timeout=PATIENCE) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        stream = connection.makefile("rb")
+        head = stream.read(9)
+        settings = dict(struct.iter_unpack(">HI", stream.read(int.from_bytes(head[:3]))))
+    assert settings[3] == 128
 
 
 def _post(served: Served, body: bytes, length: int | None = None) -> bytes:

@@ -209,6 +209,13 @@ def test_labels_of_which_too_many_say_nothing_are_refused(tmp_path: Path, rows: 
         prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
 
 
+def test_prompts_that_are_too_short_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = make_sources(tmp_path)
+    (tmp_path / "more.txt").write_text("So\n\n??\nThese people are all the same\n", "utf-8")
+    prepare_data(Recipe.model_validate(values), output=tmp_path / "out")
+    assert "3 prompts have less than 3 letters and are left out" in capsys.readouterr().err
+
+
 def test_scores_of_prompts_may_be_whole_numbers(tmp_path: Path) -> None:
     values = make_sources(tmp_path)
     write_lines(tmp_path / "whole.jsonl", [
