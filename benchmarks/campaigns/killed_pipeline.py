@@ -3,10 +3,10 @@
     python -m benchmarks.campaigns.killed_pipeline [--count 60] [--seed 7]
 
 `detox-and-serve` of the demo's recipe runs on tiny models up to the served answer, first unbroken. Then it is killed in
-its start and in each of its steps, in turn, at a random moment: all of its processes, the process that runs the steps
-alone, or the step alone. The next run continues; once all steps had their kill, one runs to its end. Every folder that
-a step put in place, in whichever run, must have the files of the unbroken run, byte for byte (but for those that hold
-times); the store must have one version, whole and the same; the model must have answered the same, and no process may
+its start and in its steps, one after the other, at random moments: all of its processes, the process that runs the
+steps alone, or the step alone. The next run continues; once all steps had their kill, one runs to its end. Every folder
+that a step put in place, in whichever run, must have the files of the unbroken run, byte for byte (but for those that
+hold times); the store must have one version, whole and the same; the model must have answered the same, and no process may
 be left. The exit code is 1 where something else happens.
 """
 
@@ -45,8 +45,13 @@ _RECIPE = _REPOSITORY / "recipes" / "smollm2-demo.yaml"
 _NAME, _BUCKET, _URL = "killed", "models", "s3://models/killed"
 _OPEN_GATE = {"metrics": "[]", "max_perplexity_ratio": 1000, "max_continuation_perplexity_ratio": "null",
               "min_distinct_ratio": "null", "max_clean_refusals": "null", "max_unscored_share": 1, "min_prompts": 1}
-_SETTINGS = [f"name={_NAME}", f"publish.url={_URL}", "budget.scale=1", *(f"gate.{key}={value}" for key, value
-                                                                          in _OPEN_GATE.items())]
+_SMALL = {
+    "data.texts.count": 24, "data.prompts.evaluation_count": 8, "data.prompts.training_count": 8, "data.clean.count": 6,
+    "data.clean.training_count": 6, "training.dpo.samples_per_prompt": 3, "training.dpo.max_pairs": 8,
+    "training.dpo.anchor_samples": 4, "evaluation.continuations": 2, "evaluation.clean_prompts": 4,
+    "evaluation.bootstrap_samples": 200, "evaluation.sampling.max_new_tokens": 8, "deploy.max_new_tokens": 8}
+_SETTINGS = [f"name={_NAME}", f"publish.url={_URL}", *(f"gate.{key}={value}" for key, value in _OPEN_GATE.items()),
+             *(f"{key}={value}" for key, value in _SMALL.items())]
 _BEGUN = re.compile(r"== (?!.* done in )(.+?)(?:: found from an earlier run)? ==")
 START = "start"
 VICTIMS = ("all", "the run", "the step")
@@ -179,11 +184,9 @@ def unbroken(work: Path) -> Unbroken:
     Raises:
         DetoxError: it does not go to its end.
     """
-    for _ in range(2):  # the first one makes the tiny models; the second one takes as long as those that are killed
-        shutil.rmtree(work / "runs", ignore_errors=True)
-        run = Run(work)
-        if run.end():
-            raise DetoxError("the unbroken run did not go to its end:\n" + "\n".join(run.said[-20:]))
+    run = Run(work)
+    if run.end():
+        raise DetoxError("the unbroken run did not go to its end:\n" + "\n".join(run.said[-20:]))
     times = [when for _, when in run.begun] + [time.monotonic()]
     steps = [(name, later - when) for (name, when), later in zip(run.begun, times[1:], strict=True)]
     with _emptied(work, remove=True) as scratch:
@@ -264,8 +267,9 @@ def run(*, count: int, seed: int, steps: Sequence[str] = ()) -> Kills:
         chosen = [number for number, (step, _) in enumerate(whole.steps) if not steps or step in steps]
         left = count
         while left > 0 and not result.problems:
-            life(work, whole, chosen[:left], rng, result)
-            left -= len(chosen[:left])
+            some = sorted(rng.sample(chosen, min(left, len(chosen))))
+            life(work, whole, some, rng, result)
+            left -= len(some)
         _kill(processes_of(work))
     return result
 
