@@ -40,7 +40,8 @@ NOT_RUN = {
     r"^python -m pipelines submit ": "needs a pipeline server; tests/pipeline/test_submit.py plays one",
     r"deploy\.target=kserve": "needs a cluster; tests/cluster run doctor and deploy against a real API server",
     r"^(images/build|for image in )": "needs podman and a registry",
-    r"(checkov-env/|LLM_DETOX_CHECKOV|LLM_DETOX_MINIO|LLM_DETOX_TGIS_PYTHON)": "needs programs that no lock has",
+    r"(checkov-env/|audit-env/|LLM_DETOX_CHECKOV|LLM_DETOX_MINIO|LLM_DETOX_TGIS_PYTHON)": (
+        "needs programs that no lock has"),
     r"-m pip wheel|^python3.11 -m venv |^fresh/bin/": "builds and installs: a release, a scanner",
     r"^git ": "changes or judges the checkout itself",
     r"--recipe recipes/llama2-\S+": "needs Llama-2; tests/pipeline/test_recipes_rehearsed.py runs these steps tiny",
