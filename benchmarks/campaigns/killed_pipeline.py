@@ -2,12 +2,12 @@
 
     python -m benchmarks.campaigns.killed_pipeline [--count 60] [--seed 7]
 
-`detox-and-serve` of the demo's recipe runs on tiny models up to the served answer, first unbroken. Then it is killed in
-its start and in its steps, one after the other, at random moments: all of its processes, the process that runs the
-steps alone, or the step alone. The next run continues; once all steps had their kill, one runs to its end. Every folder
-that a step put in place, in whichever run, must have the files of the unbroken run, byte for byte (but for those that
-hold times); the store must have one version, whole and the same; the model must have answered the same, and no process may
-be left. The exit code is 1 where something else happens.
+`detox-and-serve` of the demo's recipe runs on tiny models up to the served answer, first unbroken. Then it is killed
+in its start and in its steps, one after the other, at random moments: all of its processes, the process that runs the
+steps alone, or the step alone. The next run continues; once all steps had their kill, one runs to its end. Every
+folder that a step put in place, in whichever run, must have the files of the unbroken run, byte for byte (but for
+those that hold times); the store must have one version, whole and the same; the model must have answered the same,
+and no process may be left. The exit code is 1 where something else happens.
 """
 
 from __future__ import annotations
