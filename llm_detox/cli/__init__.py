@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from llm_detox import __version__
-from llm_detox.cli import bench, measure, models, recipe, runs, serve, steps, train
+from llm_detox.cli import bench, detector, measure, models, recipe, runs, serve, steps, train
 from llm_detox.errors import DetoxError, disk_error, optional_packages
 from llm_detox.progress import one_voice, safe_output, say, visible_json
 
@@ -51,6 +51,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")
 app.add_typer(models.exports, name="export")
 app.add_typer(bench.app, name="bench")
+app.add_typer(detector.app, name="detector")
 app.command("try")(measure.try_texts)
 app.command("quickstart")(recipe.quickstart)
 for command in (

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llm_detox.detector.pieces import sentences_of
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.guard.filter import sentences_of
 
 if TYPE_CHECKING:
     from llm_detox.recipe.scorers import ScorerSection

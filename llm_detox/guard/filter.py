@@ -12,7 +12,6 @@ A text that could not be judged is withheld: unjudged is not harmless.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
@@ -21,11 +20,9 @@ from typing import Any, Protocol
 
 from llm_detox.client.client import AsyncTextGenerationClient, TextGenerationClient
 from llm_detox.client.types import Chunk, Generation, Prompt
+from llm_detox.detector.pieces import Sentences, sentences_of
 
 WITHHELD = "WITHHELD"
-_LONGEST_SENTENCE = 600  # characters; a text without an end would be held back for ever
-# The white space after an end belongs to the sentence. A full stop between digits or letters ends none.
-_END = re.compile(r"[.!?…]+[\"')\]”’]*\s+|[。！？]+[」』”’]*|\n+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +70,6 @@ class Guard(Protocol):
 
     def judge(self, prompt: Prompt, shown: str, sentences: Sequence[str]) -> GuardVerdict:
         """The verdict on the next sentences of an answer of which `shown` has passed."""
-
-
-class Sentences:
-    """Cuts a text that comes in pieces into sentences; joined they are the text again."""
-
-    def __init__(self) -> None:
-        self._rest = ""
-
-    def feed(self, text: str) -> list[str]:
-        """The sentences that are whole now."""
-        self._rest += text
-        sentences = []
-        while end := self._next_end():
-            sentences.append(self._rest[:end])
-            self._rest = self._rest[end:]
-        return sentences
-
-    def end(self) -> list[str]:
-        """What is left when no more comes."""
-        rest, self._rest = self._rest, ""
-        return [rest] if rest else []
-
-    def _next_end(self) -> int:
-        match = _END.search(self._rest)
-        # An end at the very end may still grow: "Wait!" and then "!!".
-        if match and match.end() < len(self._rest) and match.end() <= _LONGEST_SENTENCE:
-            return match.end()
-        if len(self._rest) > _LONGEST_SENTENCE:
-            space = self._rest.rfind(" ", 0, _LONGEST_SENTENCE)
-            return space + 1 if space > 0 else _LONGEST_SENTENCE
-        return 0
-
-
-def sentences_of(text: str) -> list[str]:
-    """The sentences of a whole text, as a stream of it is cut."""
-    cutter = Sentences()
-    return [*cutter.feed(text), *cutter.end()]
 
 
 def judge_whole(guard: Guard, prompt: Prompt, text: str) -> GuardVerdict:

@@ -2,65 +2,63 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from llm_detox.detector.limits import Limits
+from llm_detox.detector.server import CLIENT_SECONDS, AppServer
 from llm_detox.guard.filter import Guard
 from serving.guard.answers import judged
-from serving.http_server import CLIENT_SECONDS, SmallServer, TimedHandler
 
 _MAX_BODY = 4 * 2**20
 
 
-class GuardServer:
+class GuardServer(AppServer):
     """Listens when it is made.
 
     Args:
         guard: judges.
         host, port: where to listen; port 0 takes a free one.
-        client_seconds: how long a client may take to send an answer, and to take it back.
+        client_seconds: how long a client may take to send an answer.
 
     Raises:
         DetoxError: the port is taken, or may not be used.
     """
 
     def __init__(self, guard: Guard, host: str, port: int, client_seconds: float = CLIENT_SECONDS) -> None:
-        class Handler(_Handler):
-            judge = guard
-
-        self._server = SmallServer(host, port, Handler, client_seconds)
-        self.port = self._server.port
-
-    def serve(self) -> None:
-        """Answer until `close` is called from another thread."""
-        self._server.serve_forever(poll_interval=0.1)
-        self._server.server_close()
-
-    def close(self) -> None:
-        self._server.shutdown()
+        super().__init__(guard_app(guard), host, port, client_seconds=client_seconds)
 
 
-class _Handler(TimedHandler):
-    judge: Guard
+def guard_app(guard: Guard) -> FastAPI:
+    """The application; errors are in Caikit's form."""
+    app = FastAPI(title="llm-detox guard", docs_url=None, redoc_url=None, openapi_url=None)
 
-    def do_GET(self) -> None:
-        if self.path.partition("?")[0] == "/health":
-            self._json(200, {"guard": self.judge.name})
-        else:
-            self._json(404, {"details": "not found: there are /guard and /health", "code": 404})
-
-    def do_POST(self) -> None:
-        length = self.headers.get("content-length", "")
-        if not length.isascii() or not length.isdigit() or int(length) > _MAX_BODY:
-            self.close_connection = True  # the body stays unread
-            self._json(413, {"details": f"an answer has a length, of at most {_MAX_BODY} bytes", "code": 413})
-            return
-        body = self.rfile.read(int(length))
+    @app.post("/guard")
+    async def judge(request: Request) -> Response:
+        body = await request.body()
         try:
-            self._json(200, judged(json.loads(body), self.judge))
+            return _json(200, await asyncio.to_thread(lambda: judged(json.loads(body), guard)))
         except (ValueError, RecursionError) as error:
-            self._json(422, {"details": f"this cannot be judged, and is withheld: {error}", "code": 422})
+            return _json(422, {"details": f"this cannot be judged, and is withheld: {error}", "code": 422})
         except Exception as error:  # whatever the guard does, the answer must not pass
-            self._json(500, {"details": f"the guard failed: {type(error).__name__}: {error}", "code": 500})
+            return _json(500, {"details": f"the guard failed: {type(error).__name__}: {error}", "code": 500})
 
-    def _json(self, status: int, value: object) -> None:
-        self.send(status, json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"guard": guard.name}
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, cause: HTTPException) -> Response:
+        there = ": there are /guard and /health" if cause.status_code == 404 else ""
+        return _json(cause.status_code, {"details": f"{cause.detail}{there}".lower(), "code": cause.status_code})
+
+    app.add_middleware(Limits, most_bytes=_MAX_BODY, words="details")
+    return app
+
+
+def _json(status: int, value: object) -> Response:
+    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return Response(body, status, media_type="application/json")

@@ -46,6 +46,7 @@ NOT_RUN = {
     r"^git ": "changes or judges the checkout itself",
     r"--recipe recipes/llama2-\S+": "needs Llama-2; tests/pipeline/test_recipes_rehearsed.py runs these steps tiny",
     r"^llm-detox serve s3://": "needs a published model; tests/serving/test_serve.py publishes and serves one",
+    r"^llm-detox detector serve ": "until Ctrl-C; tests/unit/detector start the server and its program",
     r"^llm-detox compare-ui ": "a page until Ctrl-C; tests/unit/compare_ui/test_page.py and tests/browser open it",
     r"-m ipykernel install": "writes into the home folder",
     # What takes too long.

@@ -22,7 +22,7 @@ ROOMS = (
     "errors", "progress", "processes", "plugins", "recipe", "runs",
     "storage", "data", "cluster", "client",
     "generation", "judge", "scoring",
-    "export", "rephrase", "training", "evaluation", "guard",
+    "export", "rephrase", "training", "evaluation", "detector", "guard",
     "serve", "bench", "compare_ui", "doctor", "rehearsal",
     "api", "cli",
 )

@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_detox.client import AsyncTextGenerationClient, Chunk, Generation, GenerationError, TextGenerationClient
+from llm_detox.detector.judging import OpenJudge
+from llm_detox.detector.mentions import in_other_words
+from llm_detox.detector.pieces import Sentences, runs_of_words, sentences_of
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.build import JudgeGuard, ScorerGuard, open_guard
-from llm_detox.guard.filter import WITHHELD, AsyncGuardedClient, Guarded, GuardedClient, Sentences, sentences_of
-from llm_detox.guard.scorer_guard import in_other_words, runs_of_words
+from llm_detox.guard.filter import WITHHELD, AsyncGuardedClient, Guarded, GuardedClient
 from llm_detox.judge.judge import Constitution
 from tests.helpers.answering import caikit, event, http_server, openai
 
@@ -230,7 +232,7 @@ def judge(said: str | None, asked: list[Any] | None = None) -> JudgeGuard:
             asked.append(messages[-1]["content"])
         return said
 
-    return JudgeGuard("judge", ask, CONSTITUTION)
+    return JudgeGuard(OpenJudge("judge", ask, CONSTITUTION))
 
 
 @pytest.mark.parametrize(("said", "withheld", "reason"), [
@@ -261,7 +263,7 @@ def test_a_judge_that_fails_lets_nothing_pass() -> None:
     def ask(messages: list[dict[str, str]]) -> str:
         raise GenerationError("UNAVAILABLE", "gone", place="x")
 
-    verdict = JudgeGuard("judge", ask, CONSTITUTION).judge("a", "", ["Hello."])
+    verdict = JudgeGuard(OpenJudge("judge", ask, CONSTITUTION)).judge("a", "", ["Hello."])
     assert verdict.withheld
     assert "gone" in verdict.reason
 
