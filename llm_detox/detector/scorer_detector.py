@@ -1,9 +1,8 @@
 """A toxicity scorer as a detector: which parts of a content are toxic, and by which attribute.
 
-A content is scored in blocks of some hundred words. What is not clearly harmless is looked at closer, its sentences
-first, then runs of ten words of the long ones: a harmless surrounding covers up less, and the span gets short. The
-smallest parts that reach the threshold are the detections; with the same parts scored one by one, whether they have to
-be or not, a content would cost several times as much.
+Every sentence is scored, and every block of some hundred words, for sentences that are harmless alone need not be so
+together. A long sentence that is not clearly harmless is looked at closer, in runs of ten words: a harmless surrounding
+covers up less, and the span gets short. The smallest parts that reach the threshold are the detections.
 
 A detection has the highest score of its span and of the parts in it. Where a block scores more than everything found in
 it, that score belongs to the strongest of its detections, so that no threshold between the two hides the block.
@@ -11,7 +10,7 @@ it, that score belongs to the strongest of its detections, so that no threshold 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llm_detox.detector.base import UNSCORED, Detection
@@ -20,16 +19,15 @@ from llm_detox.detector.pieces import Place, blocks, run_places, sentence_places
 from llm_detox.scoring.base import Scores, ToxicityScorer
 
 _TYPE = "toxicity"
-_CLEAR = 0.1  # of a threshold: a part under it is not looked into
+_CLEAR = 0.1  # of a threshold: a sentence under it is not looked into
 
 
 @dataclass(slots=True)
 class _Part:
     content: int
     place: Place
-    sentences: bool  # whether it may hold several
-    scores: Scores | None = None
     parts: list[_Part] = field(default_factory=list)
+    scores: Scores | None = None
 
 
 class ScorerDetector:
@@ -43,33 +41,39 @@ class ScorerDetector:
 
     def detect(self, contents: Sequence[str], thresholds: Mapping[str, float]) -> list[list[Detection]]:
         """See `Detector.detect`; a part that cannot be scored is a detection, too."""
-        top = [_Part(number, place, True) for number, text in enumerate(contents) for place in blocks(text)]
-        level = top
-        while level:
-            texts = [contents[part.content][part.place.start:part.place.end] for part in level]
-            known = excused_scores(self._scorer.score_attributes, texts, thresholds)
-            for part, scores in zip(level, known, strict=True):
-                part.scores = scores
-                part.parts = list(_closer(part, contents[part.content])) if _suspicious(scores, thresholds) else []
-            level = [smaller for part in level for smaller in part.parts]
+        top = [_block(number, text, place) for number, text in enumerate(contents) for place in blocks(text)]
+        self._score([*top, *(sentence for block in top for sentence in block.parts)], contents, thresholds)
+        long = []
+        for sentence in (one for block in top for one in block.parts or [block]):
+            if _suspicious(sentence.scores, thresholds):
+                sentence.parts = _runs(sentence, contents[sentence.content])
+                long += sentence.parts
+        self._score(long, contents, thresholds)
         found: list[list[Detection]] = [[] for _ in contents]
         for block in top:
             found[block.content] += _detections(block, contents[block.content], thresholds)
         return found
 
+    def _score(self, parts: Sequence[_Part], contents: Sequence[str], thresholds: Mapping[str, float]) -> None:
+        texts = [contents[part.content][part.place.start:part.place.end] for part in parts]
+        for part, scores in zip(parts, excused_scores(self._scorer.score_attributes, texts, thresholds), strict=True):
+            part.scores = scores
+
+
+def _block(content: int, text: str, place: Place) -> _Part:
+    """With its sentences, where it has several."""
+    places = sentence_places(text, place)
+    return _Part(content, place, [_Part(content, one) for one in places] if len(places) > 1 else [])
+
+
+def _runs(sentence: _Part, text: str) -> list[_Part]:
+    """Of a sentence that is long; two would be nearly all of it."""
+    places = run_places(text, sentence.place)
+    return [_Part(sentence.content, place) for place in places] if len(places) > 2 else []
+
 
 def _suspicious(scores: Scores | None, thresholds: Mapping[str, float]) -> bool:
     return scores is not None and any(scores[name] >= _CLEAR * limit for name, limit in thresholds.items())
-
-
-def _closer(part: _Part, text: str) -> Iterator[_Part]:
-    """The sentences of a block of several; the runs of words of a sentence."""
-    places = sentence_places(text, part.place) if part.sentences else []
-    if len(places) < 2:
-        places = run_places(text, part.place)
-        part.sentences = False
-    for place in places:
-        yield _Part(part.content, place, sentences=False)
 
 
 def _detections(block: _Part, text: str, thresholds: Mapping[str, float]) -> list[Detection]:

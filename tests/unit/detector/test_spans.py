@@ -74,10 +74,11 @@ def test_no_surrounding_that_is_not_clearly_harmless_covers_up_an_insult() -> No
     assert [one.text for one in found] == ["You damn fool."]
 
 
-def test_what_is_clearly_harmless_costs_as_much_as_its_score() -> None:
+def test_a_sentence_that_is_short_or_clearly_harmless_is_scored_once() -> None:
     scorer = BadWords()
-    ScorerDetector(scorer).detect(["The river is quiet. The boat is old.", f"{FRIENDLY}."], TOXICITY)
-    assert len(scorer.seen) == 2
+    contents = ["The river is quiet. The boat is old.", f"{FRIENDLY}.", "Damn, all is well."]
+    ScorerDetector(scorer).detect(contents, TOXICITY)
+    assert len(scorer.seen) == 5, "a block of two sentences, and three sentences that are blocks"
 
 
 def test_what_is_toxic_only_as_a_whole_is_one_span() -> None:
