@@ -3,7 +3,7 @@
     python -m benchmarks.detector_speed --detector bilstm [--texts FILE.jsonl] [--output FILE.json]
 
 Bare: `score` of batches, in this process. Behind HTTP: the detector's own program, asked by two clients that send the
-same batches. Where the whole scorer is in one thread, as here, both have the same processor. `--texts` holds
+same batches. `--texts` holds
 RealToxicityPrompts records or lines `{"text": ...}`; without it, the packaged ones.
 """
 
@@ -50,7 +50,13 @@ class Latency:
 
 @dataclass(frozen=True)
 class Speed:
-    """Texts a second, medians of rounds that took turns; `flagged` is the share of texts with a detection."""
+    """Texts a second, medians of rounds that took turns.
+
+    Attributes:
+        share: `http` of `bare`.
+        processor_share: processor time of the bare scorer, of that of the server: the same, where nothing else runs.
+        flagged: the share of texts with a detection.
+    """
 
     detector: str
     texts: int
@@ -59,8 +65,9 @@ class Speed:
     bare: float
     http: float
     share: float
+    processor_share: float
     flagged: float
-    latency: list[Latency]
+    latency: Latency
     load_before: float
     cores: int | None
 
@@ -76,8 +83,8 @@ def texts_of(source: str) -> list[str]:
 
 
 @contextmanager
-def program(kind: str, log: Path) -> Iterator[str]:
-    """The detector's program; yields its address."""
+def program(kind: str, log: Path) -> Iterator[tuple[str, int]]:
+    """The detector's program; yields its address and process id."""
     port = processes.free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
@@ -88,10 +95,16 @@ def program(kind: str, log: Path) -> Iterator[str]:
             if process.poll() is not None:
                 raise SystemExit(f"the detector ended:\n{processes.last_lines(log)}")
             time.sleep(0.2)
-        yield url
+        yield url, process.pid
     finally:
         process.terminate()
         process.wait(30)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used so far, all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _ask(client: httpx.AsyncClient, contents: Sequence[str]) -> int:
@@ -134,22 +147,23 @@ def measure(options: argparse.Namespace) -> Speed:
     batches = [texts[first:first + options.batch] for first in range(0, len(texts), options.batch)]
     scorer = open_scorer(options.detector, "--detector")
     scorer.score(texts[:options.batch])
-    bare, http, flagged = [], [], 0
-    with tempfile.TemporaryDirectory() as folder, program(options.detector, Path(folder) / "log") as url:
+    bare, http, used, flagged = [], [], [], 0
+    with tempfile.TemporaryDirectory() as folder, program(options.detector, Path(folder) / "log") as (url, pid):
         asyncio.run(throughput(url, batches[:2], 1))
         for number in range(options.rounds):
-            started = time.perf_counter()
+            started, alone, server = time.perf_counter(), time.process_time(), processor_seconds(pid)
             for batch in batches:
                 scorer.score(batch)
             bare.append(len(texts) / (time.perf_counter() - started))
+            alone = time.process_time() - alone
             seconds, flagged = asyncio.run(throughput(url, batches, options.clients))
+            used.append(alone / (processor_seconds(pid) - server))
             http.append(len(texts) / seconds)
             say(f"round {number + 1}: {bare[-1]:.0f} bare, {http[-1]:.0f} behind HTTP")
-        slow = [asyncio.run(latency(url, texts, contents, options.rate, options.requests))
-                for contents in (1, options.batch)]
+        steady = asyncio.run(latency(url, texts, options.contents, options.rate, options.requests))
     rates = [float(np.median(rounds)) for rounds in (bare, http)]
-    return Speed(options.detector, len(texts), float(np.mean([len(text.split()) for text in texts])), options.batch,
-                 *rates, rates[1] / rates[0], flagged / len(texts), slow, load, os.cpu_count())
+    words = float(np.mean([len(text.split()) for text in texts]))
+    return Speed(options.detector, len(texts), words, options.batch, *rates, rates[1] / rates[0], float(np.median(used)), flagged / len(texts), steady, load, os.cpu_count())
 
 
 def main() -> None:
@@ -162,6 +176,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=20, help="requests a second of the second part")
+    parser.add_argument("--contents", type=int, default=1, help="of each of these requests")
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

@@ -79,8 +79,8 @@ _EXTRAS = {
     **dict.fromkeys(("google", "grpc", "grpc_reflection", "httpx", "markupsafe"), "client"),
     **dict.fromkeys(("boto3", "botocore", "s3transfer"), "storage"),
     **dict.fromkeys(("kserve", "kubernetes", "urllib3"), "deploy"),
-    "nicegui": "ui",
-    **dict.fromkeys(("fastapi", "httptools", "prometheus_client", "starlette", "uvicorn"), "detector"),
+    **dict.fromkeys(("fastapi", "nicegui", "starlette", "uvicorn"), "ui"),  # which has what `detector` has
+    **dict.fromkeys(("httptools", "prometheus_client"), "detector"),
     **dict.fromkeys((
         "accelerate", "bitsandbytes", "datasets", "gguf", "h5py", "huggingface_hub", "jinja2", "kfp", "numpy", "peft",
         "psutil", "pyarrow", "safetensors", "scipy", "tensorboard", "tokenizers", "torch", "transformers", "trl",

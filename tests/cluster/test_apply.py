@@ -113,3 +113,8 @@ def test_the_kubectl_commands_of_a_page_work_in_their_order(cluster: ApiServer, 
                               capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         assert "rning" not in done.stderr, f"{command}: {done.stderr}"
+
+
+@pytest.mark.parametrize("sample", ["guard", "detector", "guardrails"])
+def test_a_sample_is_accepted_strictly(cluster: ApiServer, sample: str) -> None:
+    cluster.kubectl(*STRICTLY, text=kustomize.rendered(MANIFESTS / "samples" / sample))

@@ -41,7 +41,7 @@ CALLS = {
     "stop-hate": f"--recipe {RECIPE} --output out", "recipe show": RECIPE, "recipe validate": RECIPE,
     "recipe schema": "", "recipe reference": "", "recipe rehearse": RECIPE, "models list": URL,
     "models rollback": URL, "models prune": URL, "models fetch": f"{URL} out", "export verify": "folder",
-    "bench serve": "--url http://127.0.0.1:1",
+    "bench serve": "--url http://127.0.0.1:1", "detector serve": "a=ngram",
 }
 GUARDS = [f"ask --url http://127.0.0.1:1 --guard {kind} hello" for kind in ("ngram", "bilstm", "transformers=folder",
                                                                           "attributes=folder", "judge=folder")]
@@ -132,7 +132,7 @@ def test_no_command_ends_in_a_traceback(outcomes: dict[str, tuple[int, str]]) ->
 @pytest.mark.parametrize(("call", "extra"), [
     ("detoxify", "workbench"), ("sft", "workbench"), ("evaluate", "workbench"), ("convert", "workbench"),
     ("recipe rehearse", "workbench"), ("bench serve", "client"), ("ask --url http://127.0.0.1:1 hello", "client"),
-    ("chat", "client"), ("models list", "storage"), ("compare-ui", "ui"),
+    ("chat", "client"), ("models list", "storage"), ("compare-ui", "ui"), ("detector serve", "ui"),
     ("ask --url http://127.0.0.1:1 --guard ngram", "workbench"), ("serve", "workbench")])
 def test_what_is_missing_is_named_with_its_extra(outcomes: dict[str, tuple[int, str]], call: str, extra: str) -> None:
     (code, said), = [outcome for one, outcome in outcomes.items() if f"{one} ".startswith(f"{call} ")][:1]
