@@ -163,7 +163,8 @@ def measure(options: argparse.Namespace) -> Speed:
         steady = asyncio.run(latency(url, texts, options.contents, options.rate, options.requests))
     rates = [float(np.median(rounds)) for rounds in (bare, http)]
     words = float(np.mean([len(text.split()) for text in texts]))
-    return Speed(options.detector, len(texts), words, options.batch, *rates, rates[1] / rates[0], float(np.median(used)), flagged / len(texts), steady, load, os.cpu_count())
+    return Speed(options.detector, len(texts), words, options.batch, *rates, rates[1] / rates[0],
+                 float(np.median(used)), flagged / len(texts), steady, load, os.cpu_count())
 
 
 def main() -> None:
