@@ -78,18 +78,19 @@ def sentence_places(text: str, within: Place) -> list[Place]:
     return places
 
 
-def blocks(text: str) -> Iterator[Place]:
-    """The text as few parts of whole sentences, none of more than some hundred words."""
-    start = end = words = 0
+def blocks(text: str) -> Iterator[list[Place]]:
+    """The sentences of the text in few groups, none of more than some hundred words."""
+    block: list[Place] = []
+    words = 0
     for place in sentence_places(text, Place(0, len(text))):
         more = len(text[place.start:place.end].split())
-        if words and (words + more > _BLOCK_WORDS or place.end - start > _BLOCK_CHARS):
-            yield Place(start, end)
-            words = 0
-        start = start if words else place.start
-        end, words = place.end, words + more
-    if words:
-        yield Place(start, end)
+        if block and (words + more > _BLOCK_WORDS or place.end - block[0].start > _BLOCK_CHARS):
+            yield block
+            block, words = [], 0
+        block.append(place)
+        words += more
+    if block:
+        yield block
 
 
 def run_places(text: str, within: Place) -> list[Place]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from llm_detox.detector.base import UNSCORED, Detection
 from llm_detox.detector.mentions import excused_scores
-from llm_detox.detector.pieces import Place, blocks, run_places, sentence_places
+from llm_detox.detector.pieces import Place, blocks, run_places
 from llm_detox.scoring.base import Scores, ToxicityScorer
 
 _TYPE = "toxicity"
@@ -41,7 +41,7 @@ class ScorerDetector:
 
     def detect(self, contents: Sequence[str], thresholds: Mapping[str, float]) -> list[list[Detection]]:
         """See `Detector.detect`; a part that cannot be scored is a detection, too."""
-        top = [_block(number, text, place) for number, text in enumerate(contents) for place in blocks(text)]
+        top = [_block(number, sentences) for number, text in enumerate(contents) for sentences in blocks(text)]
         self._score([*top, *(sentence for block in top for sentence in block.parts)], contents, thresholds)
         long = []
         for sentence in (one for block in top for one in block.parts or [block]):
@@ -60,10 +60,10 @@ class ScorerDetector:
             part.scores = scores
 
 
-def _block(content: int, text: str, place: Place) -> _Part:
-    """With its sentences, where it has several."""
-    places = sentence_places(text, place)
-    return _Part(content, place, [_Part(content, one) for one in places] if len(places) > 1 else [])
+def _block(content: int, sentences: Sequence[Place]) -> _Part:
+    """With its sentences as parts, where it has several."""
+    place = Place(sentences[0].start, sentences[-1].end)
+    return _Part(content, place, [_Part(content, one) for one in sentences] if len(sentences) > 1 else [])
 
 
 def _runs(sentence: _Part, text: str) -> list[_Part]:

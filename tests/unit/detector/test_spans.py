@@ -49,7 +49,9 @@ def test_a_span_is_the_text_between_its_offsets_in_code_points(contents: list[st
 @given(texts)
 def test_blocks_and_sentences_hold_every_word_once(text: str) -> None:
     whole = Place(0, len(text))
-    for places in (list(blocks(text)), sentence_places(text, whole)):
+    sentences = sentence_places(text, whole)
+    assert [one for block in blocks(text) for one in block] == sentences
+    for places in ([Place(block[0].start, block[-1].end) for block in blocks(text)], sentences):
         assert "".join("".join(text[one.start:one.end].split()) for one in places) == "".join(text.split())
     assert runs_of_words(text) == [" ".join(text[one.start:one.end].split()) for one in run_places(text, whole)]
 
