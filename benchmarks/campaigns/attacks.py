@@ -73,7 +73,7 @@ def _head(path: str, length: int, *headers: str) -> bytes:
 
 @contextlib.contextmanager
 def _connected(target: Target) -> Iterator[socket.socket]:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", target.rest), _TIMEOUT) as connection:
+    with socket.create_connection(("127.0.0.1", target.rest), _TIMEOUT) as connection, contextlib.suppress(OSError):
         yield connection
 
 
@@ -266,8 +266,9 @@ def attack(name: str, target: Target, seconds: float, seed: int) -> int:
     def client(number: int) -> int:
         rng, done = random.Random(f"{seed}/{name}/{number}"), 0
         while time.monotonic() < until:
-            once(target, rng, until)
-            done += 1
+            with contextlib.suppress(OSError):  # nobody listens
+                once(target, rng, until)
+                done += 1
         return done
 
     with ThreadPoolExecutor(clients) as pool:

@@ -49,7 +49,8 @@ _SMALL = {
     "data.texts.count": 24, "data.prompts.evaluation_count": 8, "data.prompts.training_count": 8, "data.clean.count": 6,
     "data.clean.training_count": 6, "training.dpo.samples_per_prompt": 3, "training.dpo.max_pairs": 8,
     "training.dpo.anchor_samples": 4, "evaluation.continuations": 2, "evaluation.clean_prompts": 4,
-    "evaluation.bootstrap_samples": 200, "evaluation.sampling.max_new_tokens": 8, "deploy.max_new_tokens": 8}
+    "evaluation.bootstrap_samples": 200, "evaluation.sampling.max_new_tokens": 8, "deploy.max_new_tokens": 8,
+    "scoring.others": "[]"}
 _SETTINGS = [f"name={_NAME}", f"publish.url={_URL}", *(f"gate.{key}={value}" for key, value in _OPEN_GATE.items()),
              *(f"{key}={value}" for key, value in _SMALL.items())]
 _BEGUN = re.compile(r"== (?!.* done in )(.+?)(?:: found from an earlier run)? ==")

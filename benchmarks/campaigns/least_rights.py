@@ -45,7 +45,7 @@ class Rights:
 def run(*options: str) -> Rights:
     """The whole campaign; `options` are pytest's."""
     result = Rights()
-    pytest.main(["-p", "no:terminal", "-p", "no:cacheprovider", "-n", "0", *options, str(_TESTS)], plugins=[result])
+    pytest.main(["-p", "no:cacheprovider", "-n", "0", *options, str(_TESTS)], plugins=[result])
     if not result.passed and not result.problems:
         result.problems.append("no test ran")
     return result
