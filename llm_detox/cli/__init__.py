@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from llm_detox import __version__
-from llm_detox.cli import bench, detector, measure, models, recipe, runs, serve, steps, train
+from llm_detox.cli import bench, corpus, detector, measure, models, recipe, runs, serve, steps, train
 from llm_detox.errors import DetoxError, disk_error, optional_packages
 from llm_detox.progress import one_voice, safe_output, say, visible_json
 
@@ -58,7 +58,7 @@ for command in (
     steps.data, steps.detoxify, steps.sft, steps.dpo, steps.evaluate, measure.compare, bench.compare_ui, steps.report,
     steps.convert, steps.publish, steps.deploy, steps.smoke, serve.stop, serve.serve, serve.ask, serve.chat,
     serve.doctor, train.train_scorer, train.train_experts, train.train_paraphraser, train.paraphrase_pairs,
-    measure.judge_data, measure.judge, measure.stop_hate,
+    measure.judge_data, measure.judge, measure.stop_hate, corpus.clean_corpus,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 

@@ -76,7 +76,7 @@ def read_jsonl(path: Path, *, required: Iterable[str] = (), bad: BadRecords = ST
     for number, line in decoded_lines(path, bad):
         if line.strip():
             try:
-                record = _parse(line, f"{path}, line {number}", wanted)
+                record = parse_record(line, f"{path}, line {number}", wanted)
             except DetoxError as error:
                 bad.leave_out_line(error)
             else:
@@ -130,7 +130,12 @@ def _decoded(raw: bytes, place: str, *, first: bool) -> str:
         ) from None
 
 
-def _parse(line: str, place: str, required: tuple[str, ...]) -> Record:
+def parse_record(line: str, place: str, required: tuple[str, ...] = ()) -> Record:
+    """The record of a line.
+
+    Raises:
+        DetoxError: as of `read_jsonl`.
+    """
     try:
         record = _JSON.decode(line)
         if _HALF_PAIR.search(line):

@@ -33,8 +33,11 @@ class Chain:
 
     def run(self, records: Sequence[Record]) -> list[Record]:
         """The audit trail of the records `{"id", "text"}`, one for each, in their order."""
+        return self.run_scored(records, self._scorer.score([str(record["text"]) for record in records]))
+
+    def run_scored(self, records: Sequence[Record], scores: Sequence[float | None]) -> list[Record]:
+        """As `run`, of records whose scores are known."""
         texts = [str(record["text"]) for record in records]
-        scores = self._scorer.score(texts)
         toxic = [i for i, score in enumerate(scores) if score is not None and score >= self._threshold]
         chosen, tried = self._rewrite({i: texts[i] for i in toxic})
         return [

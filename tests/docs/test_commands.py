@@ -28,6 +28,7 @@ JUDGED = [one for one in RUN if "--openai" in one.text and "--guard" in one.text
 WITH_MODELS = [one for one in RUN if re.match(r"llm-detox (detoxify|train-\w+|evaluate) ", one.text)]
 READING = [one for one in RUN if re.match(r"llm-detox (recipe (validate|show)|doctor|quickstart) ", one.text)]
 RENDERING = [one for one in RUN if one.text.startswith("kubectl apply -k")]
+CORPUS = [one for one in RUN if one.text.startswith("llm-detox clean-corpus ")]
 SERVE = [one for one in RUN if one.text.startswith("llm-detox serve ")]
 
 
@@ -36,7 +37,7 @@ def _id(command: Command) -> str:
 
 
 def test_every_command_has_its_test_and_every_reason_a_command() -> None:
-    covered = [*AT_ONCE, *SERVED, *JUDGED, *WITH_MODELS, *READING, *RENDERING, *SERVE]
+    covered = [*AT_ONCE, *SERVED, *JUDGED, *WITH_MODELS, *READING, *RENDERING, *CORPUS, *SERVE]
     left = [str(one) for one in RUN if one not in covered and not re.match(r"source |cp |python docs/", one.text)]
     assert not left, "run these in tests/docs/test_commands.py, or say in tests/docs/commands.py why not"
     assert len({one.page for one in COMMANDS}) > 8, "the pages are read"
@@ -126,6 +127,14 @@ def test_a_step_runs_on_a_tiny_model(command: Command, run: Run, scene: Scene) -
     words = scene.filled(command.words)
     assert run(words) == 0
     assert (scene.folder / words[words.index("--output") + 1] / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_corpus_is_cleaned(scene: Scene, run: Run) -> None:
+    for number, command in enumerate(CORPUS):
+        words = [f"cleaned-{number}" if word == "cleaned" else word for word in scene.filled(command.words)]
+        assert run([*words, *([] if "--recipe" in words else ["--recipe", "small.yaml"])]) == 0
+        assert (scene.folder / f"cleaned-{number}/texts.jsonl").exists() == ("--dry-run" not in words)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ ROOMS = (
     "storage", "data", "cluster", "client",
     "generation", "judge", "scoring",
     "export", "rephrase", "training", "evaluation", "detector", "guard",
-    "serve", "bench", "compare_ui", "doctor", "rehearsal",
+    "corpus", "serve", "bench", "compare_ui", "doctor", "rehearsal",
     "api", "cli",
 )
 
