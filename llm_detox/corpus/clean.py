@@ -137,7 +137,7 @@ class _Run:
                 piece = seen.marked(read, layout) if seen else read
                 count, header = count + 1, read.header
                 if joined or self._parts.has(number, piece.number):
-                    work.skip(self._units(piece.bytes))
+                    work.skip(self._units(piece.read_bytes))
                     self._done[number] = self._done.get(number, 0) + 1
                 else:
                     yield piece, layout
@@ -148,7 +148,7 @@ class _Run:
     def _show(self, work: Task, piece: Piece, outcome: Outcome) -> None:
         self._lines += outcome.figures.lines
         self._rewritten += outcome.figures.rewritten
-        work.advance(self._units(piece.bytes), f"{self._lines} lines, {self._rewritten} rewritten")
+        work.advance(self._units(piece.read_bytes), f"{self._lines} lines, {self._rewritten} rewritten")
 
     def _units(self, count: int) -> int:
         """These bytes in whole units, what is over being kept for the next."""

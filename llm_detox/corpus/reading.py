@@ -30,7 +30,7 @@ class Piece:
         first: the number of its first line or row in the file, counted from 1.
         records: as they are written: lines with their ends, rows of CSV, for Parquet one batch of Arrow.
         count: how many records these are.
-        bytes: how far the file was read for it.
+        read_bytes: how far the file was read for it.
         header: of CSV, the first row as it is written.
         repeated: places in it of records whose text came before in the corpus.
     """
@@ -40,7 +40,7 @@ class Piece:
     first: int
     records: tuple[bytes, ...]
     count: int
-    bytes: int
+    read_bytes: int
     header: bytes = b""
     repeated: frozenset[int] = frozenset()
 

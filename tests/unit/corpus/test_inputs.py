@@ -54,7 +54,7 @@ def test_pieces_put_together_are_the_file_and_their_bytes_its_size(tmp_path: Pat
         assert [(piece.file, piece.number, piece.first, piece.count) for piece in found] == [
             (number, 0, 1, 10), (number, 1, 11, 10), (number, 2, 21, 5)]
         assert b"".join(record for piece in found for record in piece.records) == lines
-        assert sum(piece.bytes for piece in found) == file.bytes
+        assert sum(piece.read_bytes for piece in found) == file.bytes
 
 
 def test_a_row_of_a_table_may_have_several_lines(tmp_path: Path) -> None:
