@@ -12,6 +12,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
+
 from llm_detox.corpus.clean import CorpusSettings
 from llm_detox.corpus.formats import JsonLines, Layout, layout_of
 from llm_detox.corpus.inputs import CorpusFile, corpus_files
@@ -20,8 +22,6 @@ from llm_detox.corpus.statistics import Figures
 from llm_detox.corpus.workers import cleaned
 from llm_detox.errors import UsageError
 from llm_detox.recipe import Recipe
-
-_LIKELY = 1.96  # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def dry_run(recipe: Recipe, source: str, settings: CorpusSettings, count: int) -
 
 def _expected(figures: Figures, scoring: float, rewriting: float, files: int, lines: int, workers: int) -> DryRun:
     tried = figures.lines
-    low, high = wilson(figures.toxic, tried)
+    low, high = binomtest(figures.toxic, tried).proportion_ci(0.95, method="wilson")
     each_line = scoring / tried
     each_toxic = rewriting / figures.toxic if figures.toxic else 0.0
 
@@ -104,14 +104,6 @@ def _expected(figures: Figures, scoring: float, rewriting: float, files: int, li
         {name: share(number) for name, number in sorted(figures.attributes.items())},
         round(1 / each_line, 1), round(1 / each_toxic, 2) if each_toxic else None, workers, whole, hours(low),
         hours(high), round(whole * workers, 4))
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    share, square = hits / count, _LIKELY**2
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = _LIKELY * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _sample(files: list[CorpusFile], settings: CorpusSettings, count: int,

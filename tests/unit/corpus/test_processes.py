@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llm_detox.corpus.clean import PAGE, STATISTICS, CorpusSettings, clean_corpus
-from llm_detox.corpus.dry_run import dry_run, wilson
+from llm_detox.corpus.dry_run import dry_run
 from llm_detox.recipe import Recipe
 from llm_detox.runs.folders import staging_of
 from tests.helpers import tiny_rewriters as tiny
@@ -87,9 +87,3 @@ def test_a_dry_run_tells_shares_and_time_of_the_whole_and_writes_nothing(recipe:
     assert found.hours_low <= found.hours <= found.hours_high
     assert found.clean_lines_per_second > 0
     assert files(corpus.parent) == before
-
-
-def test_the_interval_of_a_share_is_wilsons() -> None:
-    low, high = wilson(5, 100)
-    assert (round(low, 4), round(high, 4)) == (0.0215, 0.1118)
-    assert wilson(0, 10)[0] == 0
