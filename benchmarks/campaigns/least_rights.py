@@ -9,6 +9,7 @@ needs. Nothing is drawn by chance. The exit code is 1 where a right is not misse
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from dataclasses import dataclass, field
@@ -59,6 +60,8 @@ def table(result: Rights) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.parse_args()
     result = run()
     print(table(result))
     return ended(result.problems, f"least rights: {len(result.missed)} rights taken away, each missed and named")

@@ -19,8 +19,6 @@ from llm_detox.runs.artifacts import ReportFolder
 from llm_detox.runs.folders import MANIFEST, read_manifest
 from llm_detox.runs.locks import locked, noted_holder
 from llm_detox.serve.deployment import read_state
-from llm_detox.serve.local import stop_local
-from llm_detox.storage.seaweed import Seaweed
 
 _DEPLOYMENTS = "artifacts/*/deploy/deployment"
 _STEPS = "artifacts/*/*/*"
@@ -99,6 +97,9 @@ def remove_run(runs: Path, name: str) -> int:
 
 def stop_kept(home: Path) -> None:
     """End what a run left serving; whoever calls this holds the run's lock."""
+    from llm_detox.serve.local import stop_local  # not every command that reads runs has what serves
+    from llm_detox.storage.seaweed import Seaweed
+
     for deployment in home.glob(_DEPLOYMENTS):
         stop_local(deployment)
     with suppress(DetoxError):

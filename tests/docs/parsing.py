@@ -71,7 +71,9 @@ def expanded(words: list[str]) -> str:
 
 def benchmark_parser(module: str) -> argparse.ArgumentParser:
     """The parser of a benchmark, from its source: what it measures need not be imported."""
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"))
+    path = ROOT / module.replace(".", "/")
+    source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(source.read_text("utf-8"))
     names: dict[str, Any] = {"__doc__": ast.get_docstring(tree)}
     givers = {_name(target): node for node in tree.body for target in _given(node)}
     for node in ast.walk(tree):

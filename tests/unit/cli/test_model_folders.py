@@ -34,6 +34,8 @@ COMMANDS = {
     "judge-data": "--recipe RECIPE --output OUT",
     "judge": "--recipe RECIPE --input CHATS --output OUT",
     "try": "--recipe RECIPE you_stupid_idiot",
+    "clean-corpus": "TEXTS OUT --recipe RECIPE --workers 1",
+    "detector serve": "safety=judge=MODEL",
     "stop-hate": "--recipe RECIPE --model MODEL --output OUT",
 }
 # These take none, take folders of other commands alone, or run on tiny models.

@@ -41,6 +41,8 @@ CALLS = {
     "stop-hate": f"--recipe {RECIPE} --output out", "recipe show": RECIPE, "recipe validate": RECIPE,
     "recipe schema": "", "recipe reference": "", "recipe rehearse": RECIPE, "models list": URL,
     "models rollback": URL, "models prune": URL, "models fetch": f"{URL} out", "export verify": "folder",
+    "try": "hello", "quickstart": "lines.jsonl --text text", "clean-corpus": "lines.jsonl out", "runs list": "",
+    "runs show": "mine", "runs remove": "mine --yes",
     "bench serve": "--url http://127.0.0.1:1", "detector serve": "a=ngram",
 }
 GUARDS = [f"ask --url http://127.0.0.1:1 --guard {kind} hello" for kind in ("ngram", "bilstm", "transformers=folder",
@@ -142,7 +144,7 @@ def test_what_is_missing_is_named_with_its_extra(outcomes: dict[str, tuple[int, 
 
 
 def test_what_needs_no_extra_works_without(outcomes: dict[str, tuple[int, str]]) -> None:
-    for call in ("recipe validate", "recipe show", "recipe schema", "recipe reference"):
+    for call in ("recipe validate", "recipe show", "recipe schema", "recipe reference", "runs list"):
         assert [code for one, (code, _) in outcomes.items() if one.startswith(call)] == [0], call
 
 
