@@ -154,7 +154,7 @@ def _explain(error: Exception, place: str) -> DetoxError:
     if isinstance(error, boto.SSLError):
         return DetoxError("the store's TLS certificate is not trusted", place=place,
                           remedy="set AWS_CA_BUNDLE to the PEM file of the authority that signed it")
-    if isinstance(error, (boto.HTTPClientError, boto.ConnectionError)):
+    if isinstance(error, (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError)):
         return DetoxError(f"the store does not answer ({type(error).__name__})", place=place,
                           remedy="check AWS_S3_ENDPOINT, the network and that the store runs")
     return DetoxError(f"the store failed: {code or type(error).__name__}", place=place,
