@@ -61,6 +61,11 @@ class Figures:
     def written(self) -> int:
         return self.kept + self.rewritten
 
+    @property
+    def share_toxic(self) -> float | None:
+        """Of the scored lines; None where there are none."""
+        return round(self.toxic / self.scored, 6) if self.scored else None
+
     def add(self, other: Figures) -> None:
         """Take in the figures of other lines."""
         for name, value in vars(other).items():
@@ -69,21 +74,17 @@ class Figures:
             else:
                 setattr(self, name, getattr(self, name) + value)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The figures and their shares, for JSON."""
-        numbers: dict[str, Any] = {name: dict(sorted(value.items())) if isinstance(value, Counter) else value
-                                   for name, value in vars(self).items()}
-        return {**numbers, "written": self.written, "share_toxic": _share(self.toxic, self.scored)}
+        numbers = {name: dict(sorted(value.items())) if isinstance(value, Counter) else value
+                   for name, value in vars(self).items()}
+        return {**numbers, "written": self.written, "share_toxic": self.share_toxic}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Figures:
         """From what `as_dict` gave."""
         own = {name: values[name] for name in cls.__dataclass_fields__}
         return cls(**{**own, "attributes": Counter(own["attributes"]), "methods": Counter(own["methods"])})
-
-
-def _share(count: int, whole: int) -> float | None:
-    return round(count / whole, 6) if whole else None
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Statistics:
             whole.add(figures)
         return whole
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """For JSON: no text of the corpus is in it."""
         return {"scorer": self.scorer, "threshold": self.threshold, "total": self.total.as_dict(),
                 "files": {name: figures.as_dict() for name, figures in self.files.items()},

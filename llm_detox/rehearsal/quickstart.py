@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from llm_detox.data.prepare import usable_texts
+from llm_detox.data.records import Record
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.processes import matmul_gflops
 from llm_detox.recipe.data import BudgetSection, TextData
@@ -110,11 +112,11 @@ def _sizes(usable: int, usable_toxic: int, most: int, *, chosen: bool) -> tuple[
     return count, round(count * usable_toxic / usable)
 
 
-def _toxic_by_label(usable: list[dict[str, Any]]) -> int:
+def _toxic_by_label(usable: list[Record]) -> int:
     return sum(bool(record["toxic"]) for record in usable)
 
 
-def _toxic_by_scorer(usable: list[dict[str, Any]]) -> int:
+def _toxic_by_scorer(usable: list[Record]) -> int:
     """How many of the texts the training scorer would have rewritten, from its scores of a sample."""
     recipe = load_recipe(PACKAGED_RECIPE)
     sample = [record["text"] for record in islice(usable, 0, None, max(1, len(usable) // _SCORED))]
@@ -133,8 +135,8 @@ def _name(stem: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "quickstart"
 
 
-def _write(recipe: Path, values: dict[str, Any], header: str) -> None:
-    text = header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+def _write(recipe: Path, values: Mapping[str, Any], header: str) -> None:
+    text = header + yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     new = recipe.with_name(f".{recipe.name}.part")
     try:
