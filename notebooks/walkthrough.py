@@ -37,7 +37,7 @@ _TINY = {
 _TINY_GATE = {
     "training.dpo.margin": 0.0, "gate.metrics": [], "gate.max_perplexity_ratio": 1000.0, "gate.min_prompts": 1,
     "gate.max_continuation_perplexity_ratio": None, "gate.min_distinct_ratio": None, "gate.max_clean_refusals": None,
-    "gate.max_unscored_share": 1.0,
+    "gate.max_unscored_share": 1.0, "scoring.others": [],
 }
 
 
