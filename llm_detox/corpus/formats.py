@@ -27,7 +27,7 @@ class Unreadable:
 
 
 class Layout(ABC):
-    """How the records of a file are written.
+    """The texts of a file's pieces.
 
     Args:
         name: of the file, for people.
@@ -37,11 +37,11 @@ class Layout(ABC):
     def __init__(self, name: str, text: str) -> None:
         self.name, self.text = name, text
 
+    @abstractmethod
     def texts(self, piece: Piece) -> list[str | Unreadable]:
         """The text of each record of a piece."""
-        return [self._read(record, f"{self.name}, record {number} from line {piece.first}")
-                for number, record in enumerate(piece.records, start=1)]
 
+    @abstractmethod
     def written(self, piece: Piece, texts: Sequence[str | None], before: Sequence[str | Unreadable]) -> bytes:
         """The piece with these texts.
 
@@ -49,6 +49,16 @@ class Layout(ABC):
             texts: None takes the record out.
             before: what `texts` gave.
         """
+
+
+class Lines(Layout):
+    """Records that stand on lines of their own, one after the other."""
+
+    def texts(self, piece: Piece) -> list[str | Unreadable]:
+        return [self._read(record, f"{self.name}, record {number} from line {piece.first}")
+                for number, record in enumerate(piece.records, start=1)]
+
+    def written(self, piece: Piece, texts: Sequence[str | None], before: Sequence[str | Unreadable]) -> bytes:
         return b"".join(record if text == old else self._write(record, text) for record, text, old in
                         zip(piece.records, texts, before, strict=True) if text is not None)
 
@@ -70,7 +80,7 @@ class Layout(ABC):
         """The record with another text."""
 
 
-class JsonLines(Layout):
+class JsonLines(Lines):
     """An object a line; dots in the column's name step into objects."""
 
     def _text(self, record: bytes, place: str) -> str:
@@ -91,7 +101,7 @@ def _with(record: Record, name: str, text: str) -> Record:
     return {**record, first: _with(record[first], rest, text)}
 
 
-class Table(Layout):
+class Table(Lines):
     """Rows with a header: CSV, or lines with tabs.
 
     Raises:
@@ -130,7 +140,7 @@ class Table(Layout):
         return sink.getvalue().encode()
 
 
-class PlainLines(Layout):
+class PlainLines(Lines):
     """A text a line."""
 
     def _text(self, record: bytes, place: str) -> str:
@@ -168,12 +178,6 @@ class ArrowBatch(Layout):
             batch = batch.set_column(place, field, pyarrow.array(kept, type=field.type))
         left = batch.filter(pyarrow.array([text is not None for text in texts]))
         return to_ipc(left)
-
-    def _text(self, record: bytes, place: str) -> str:
-        raise NotImplementedError
-
-    def _write(self, record: bytes, text: str) -> bytes:
-        raise NotImplementedError
 
 
 def _parquet_layout(name: str, text: str, schema: Any) -> ArrowBatch:

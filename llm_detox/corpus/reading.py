@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llm_detox.corpus.inputs import CorpusFile
+from llm_detox.data.sources import damaged_csv, damaged_parquet
 from llm_detox.errors import DetoxError, stand_in
 
 PIECE = 2048  # records
@@ -145,8 +146,7 @@ def _rows(lines: Iterator[tuple[int, bytes]], file: CorpusFile) -> Iterator[tupl
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise DetoxError(f"not valid CSV: {error}", place=f"{file.path}, line {taken[0][0] if taken else 1}",
-                             remedy="quote fields that hold quotes or line breaks") from None
+            raise damaged_csv(error, f"{file.path}, line {taken[0][0] if taken else 1}") from None
         if row is None:
             return
         if row:
@@ -168,8 +168,7 @@ def _parquet(file: CorpusFile, size: int) -> Iterator[Piece]:
                             file.bytes * after // total - file.bytes * done // total)
                 done = after
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise DetoxError(f"not a whole Parquet file: {' '.join(str(error).split()):.200}", place=str(file.path),
-                         remedy="write it again") from None
+        raise damaged_parquet(error, file.path) from None
 
 
 def to_ipc(batch: Any) -> bytes:

@@ -217,8 +217,7 @@ def _rows(path: Path, bad: BadRecords) -> Iterator[tuple[str, list[str]]]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise DetoxError(f"not valid CSV: {error}", place=f"{path}, line {begins or last + 1}",
-                             remedy="quote fields that hold quotes or line breaks") from None
+            raise damaged_csv(error, f"{path}, line {begins or last + 1}") from None
         if row is None:
             return
         if row:
@@ -247,7 +246,17 @@ def _read_parquet(path: Path) -> Iterator[Record]:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # of damage in any of its layers
-        with path.open("rb") as head:
-            other = stand_in(head.read(256), str(path))
-        raise other or DetoxError(f"not a whole Parquet file: {' '.join(str(error).split()):.200}", place=str(path),
-                         remedy="write it again") from None
+        raise damaged_parquet(error, path) from None
+
+
+def damaged_csv(error: csv.Error, place: str) -> DetoxError:
+    """The error about a table that the CSV reader refuses."""
+    return DetoxError(f"not valid CSV: {error}", place=place, remedy="quote fields that hold quotes or line breaks")
+
+
+def damaged_parquet(error: Exception, path: Path) -> DetoxError:
+    """The error about a Parquet file that its library refuses, or what lies there in its place."""
+    with path.open("rb") as head:
+        other = stand_in(head.read(256), str(path))
+    return other or DetoxError(f"not a whole Parquet file: {' '.join(str(error).split()):.200}", place=str(path),
+                               remedy="write it again")
