@@ -20,7 +20,7 @@ from llm_detox.recipe.data import BudgetSection, TextData
 from llm_detox.recipe.files import PACKAGED_RECIPE, load_recipe, parse_yaml
 from llm_detox.scoring.load import load_scorer
 
-# Of the packaged recipe's whole run, at its budget.reference_gflops: reckoned from one run (docs/measured.md, "The demo").
+# Of the packaged recipe's whole run at its budget.reference_gflops, reckoned from one run (docs/measured.md).
 _RUN_SECONDS = 1540.0
 _SECONDS_A_TEXT = 0.8  # three adapters learn it, and it may be rewritten
 _MOST_TEXT_SECONDS = 1500.0
