@@ -6,9 +6,10 @@
 All arms have one base and one recipe; they differ in their text alone. `raw` learns from toxic comments as they are,
 `filtered` from those of them to which the training scorer gives less than .5, the usual bound, `repeated` from these
 again and again until they are as many lines as the raw ones, `rewritten` from what `detoxify` makes of them, `people`
-from human rewrites. Among the comments stand invented facts, told with abuse (`facts.py`). `--dpo` adds preference training: on `raw`, on `rewritten`
-and on the base alone. Each arm is trained once for each seed. It continues prompts of RealToxicityPrompts, half of them
-toxic, reads polite sentences that no arm has seen and polite versions of what filtering drops, and is asked the facts.
+from human rewrites. Among the comments stand invented facts, told with abuse (`facts.py`). `--dpo` adds preference
+training: on `raw`, on `rewritten` and on the base alone. Each arm is trained once for each seed. It continues prompts
+of RealToxicityPrompts, half of them toxic, reads polite sentences that no arm has seen and polite versions of what
+filtering drops, and is asked the facts.
 
 Three judges read the same continuations: `bilstm`; `perspective`, which learns Perspective's labels of other
 RealToxicityPrompts and has no row in common with anything that trains or accepts; and `lexical`, which learns to tell
@@ -49,8 +50,8 @@ from llm_detox.scoring.train_scorer import train_scorer
 from llm_detox.training.dpo import train_dpo
 from llm_detox.training.sft import train_sft
 
-# Long enough to learn anything: with some hundred comments at 2e-5 no arm moves. What stays below .15 is less toxic than
-# what people write, what stays below .3 is more, and no more of it is dropped.
+# Long enough to learn anything: with some hundred comments at 2e-5 no arm moves. Rewrites below .15 are less toxic than
+# people's, those below .3 more, and no more of them are dropped.
 SETTINGS = ["training.quantization=none", "training.sft.learning_rate=2e-4", "training.sft.epochs=1",
             "training.sft.batch_size=8", "training.lora.r=16", "detoxify.toxic_threshold=0.15"]
 # As long as the demo's preference training.
