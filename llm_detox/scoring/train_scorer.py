@@ -26,6 +26,7 @@ from llm_detox.scoring.attributes import (
 )
 from llm_detox.scoring.base import ATTRIBUTES
 from llm_detox.scoring.features import Floats, area_under_roc, calibration_error
+from llm_detox.scoring.languages import main_languages
 from llm_detox.scoring.learnt import LEARNT_FILE, learnt_by, marks, write_marks
 from llm_detox.scoring.ngram import NgramScorer, load_ngram_scorer
 from llm_detox.scoring.text_vectors import PieceEncoder, SentenceEncoder, TextEncoder, Vectors
@@ -34,6 +35,7 @@ THRESHOLD = 0.5
 WITHOUT = "none"
 _ENOUGH_POSITIVES = 20
 _FOLDS = 5
+_LANGUAGE_SAMPLE = 2000
 _FEW_TEXTS = 20_000  # each fold's calibration counts; with more texts one fold is enough
 
 
@@ -131,6 +133,7 @@ def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled
         text_encoder = _open_encoder(encoder, whole_sentences)
         model = _fit_and_calibrate(training, base, text_encoder)
         model.base_source = source_name(labelled or LABELLED_TEXT) if base else ""
+        model.languages = main_languages(training.texts[:_LANGUAGE_SAMPLE])
         save_attribute_model(model, folder.path)
         learnt = learnt_by(ScorerSection(kind="ngram", source=labelled)) if base else None
         write_marks(np.union1d(marks(training.texts), np.array([], dtype=np.uint64) if learnt is None else learnt),

@@ -92,6 +92,23 @@ def test_what_has_no_score_no_text_or_no_rewrite_is_left_out_and_counted(place: 
     assert (result.kept, result.dropped, figures(tmp_path / "kept")["toxic"]) == (4, 0, 1)
 
 
+def test_what_is_in_another_language_stays_as_it_is_and_is_counted(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("py3langid", reason="languages are told apart by the package py3langid")
+    foreign = [f"Das Wetter ist schön, sagt der stupid Idiot, und wir gehen {place} nach Hause." for place in range(3)]
+    foreign += ["Ты stupid идиот и ничего не понимаешь, иди домой.", "तुम बेवकूफ हो और कुछ नहीं समझते, stupid।"]
+    lines = [json.dumps({"text": text}) for text in [TOXIC, *foreign, CLEAN]]
+    (tmp_path / "in.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+    english = tiny_recipe(place, languages=["en"])
+    result = clean_corpus(english, str(tmp_path / "in.jsonl"), tmp_path / "out", SMALL)
+    assert (tmp_path / "out/in.jsonl").read_text("utf-8").splitlines()[1:] == lines[1:]
+    assert (result.rewritten, result.kept, result.foreign, result.written) == (1, 1, 5, 7)
+    written = json.loads((tmp_path / "out" / STATISTICS).read_text("utf-8"))["total"]
+    assert written["languages"] == {"de": 3, "hi": 1, "ru": 1}
+    assert "lines left as they were" in (tmp_path / "out" / PAGE).read_text("utf-8")
+    every = clean_corpus(tiny_recipe(place, languages=[]), str(tmp_path / "in.jsonl"), tmp_path / "every", SMALL)
+    assert every.foreign == 0
+
+
 def test_a_piece_of_which_most_lines_cannot_be_read_ends_the_run(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n{"text": "c"}\n', "utf-8")
     with pytest.raises(DetoxError, match=r"(?s)text.*columns here: body"):
