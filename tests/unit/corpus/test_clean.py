@@ -13,6 +13,8 @@ import pytest
 from llm_detox.corpus.clean import PAGE, STATISTICS, CorpusSettings, clean_corpus
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
+from llm_detox.storage.s3 import Place, connect
+from llm_detox.storage.seaweed import Seaweed
 from tests.helpers import tiny_rewriters as tiny
 from tests.unit.corpus.conftest import tiny_recipe
 
@@ -150,6 +152,20 @@ def test_clean_lines_load_no_model(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"text": CLEAN}) + "\n", "utf-8")
     broken = recipe.model_copy(update={"model": recipe.model.model_copy(update={"source": "nowhere"})})
     assert clean_corpus(broken, str(tmp_path / "in.jsonl"), tmp_path / "out", SMALL).kept == 1
+
+
+def test_a_corpus_in_the_store_is_cleaned_as_on_the_disk_and_what_changes_there_is_seen(
+        recipe: Recipe, url: str, env: Seaweed, tmp_path: Path) -> None:
+    place, client = Place.parse(f"{url}/corpus"), connect()
+    lines = [json.dumps({"text": text}) + "\n" for text in (CLEAN, TOXIC)]
+    for name, line in zip(("a.jsonl", "deep/b.jsonl"), lines, strict=True):
+        client.put_object(Bucket=place.bucket, Key=(place / name).key, Body=line.encode())
+    first = clean_corpus(recipe, f"{url}/corpus", tmp_path / "out", SMALL)
+    assert (first.files, first.kept, first.rewritten) == (2, 1, 1)
+    assert (tmp_path / "out/a.jsonl").read_text("utf-8") == lines[0]
+    assert (tmp_path / "out/deep/b.jsonl").exists()
+    client.put_object(Bucket=place.bucket, Key=(place / "a.jsonl").key, Body=lines[1].encode())
+    assert clean_corpus(recipe, f"{url}/corpus", tmp_path / "again", SMALL).rewritten == 2
 
 
 def test_an_output_that_exists_is_never_touched(recipe: Recipe, tmp_path: Path) -> None:
