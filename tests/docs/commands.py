@@ -53,6 +53,10 @@ NOT_RUN = {
     r"^(\w+=\S+ )?make ": "the suites, installations and demos themselves; their recipes are expanded by make -n",
     r"rephraser_training\.pair_similarity|paraphrase\.model=paraphraser|--adapter second|training\.base=paraphraser": (
         "half an hour of training, and what uses its model; tests/unit/rephrase and tests/unit/training run both tiny"),
+    r"^llm-detox evaluate --recipe recipes/smollm2-quality": (
+        "a measurement of minutes; tests/unit/evaluation measure side effects of tiny models"),
+    r"^llm-detox train-scorer --input \.\./shared": (
+        "needs those records; tests/unit/scoring/test_attributes.py trains on some like them"),
     r"-m pytest ": "tests themselves",
     r"-m benchmarks\.": "measurements: minutes to hours",
     r"^llm-detox recipe rehearse recipes/": "minutes; tests/pipeline/test_recipes_rehearsed.py rehearses every recipe",
