@@ -54,6 +54,7 @@ from llm_detox.evaluation.results import (
     read_measured_judge,
 )
 from llm_detox.evaluation.side_effects import SIDE_EFFECT_TITLES, side_effect_rows, worst_register
+from llm_detox.evaluation.tracking import report_digest, track_report
 from llm_detox.progress import say, visible
 from llm_detox.recipe import Recipe
 from llm_detox.runs.artifacts import EvaluationFolder, ReportFolder, plain, write_json
@@ -81,7 +82,7 @@ def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Pa
 
     Raises:
         DetoxError: no evaluation, evaluations that were not measured alike, another judge than the one that they
-            asked, or results that are none or of an arm that is not here.
+            asked, results that are none or of an arm that is not here, or an MLflow server that does not take it.
     """
     if not evaluations:
         raise DetoxError("there is no evaluation to report", remedy="evaluate at least the base and one other arm")
@@ -104,6 +105,7 @@ def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Pa
         files.markdown.write_text(render_markdown(report), "utf-8")
         files.model_card.write_text(render_model_card(report), "utf-8")
         write_json(files.report, report)
+        track_report(report, files, report_digest(recipe, inputs))
         summary = ReportSummary(verdict=report.verdict.verdict, reasons=report.verdict.reasons, arms=report.arms,
                                 html=ReportFolder.page)
         folder.finish(summary)
