@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from llm_detox.progress import say
 MOST_BYTES = 64 * 2**20
 _PROMPT = "(not kept)"  # a record needs one; a guard and a detector see the answer alone
 _GRAIN = 10**6
+Found = str | float | bool | None
 
 
 class LiveSamples:
@@ -42,12 +44,12 @@ class LiveSamples:
         self._lock = threading.Lock()
         self._failed = False
 
-    def keep(self, text: str, **found: str | float | bool | None) -> None:
+    def keep(self, text: str, found: Mapping[str, Found]) -> None:
         """Keep the text with what was found in it, or not, by chance. A disk that is full costs no answer."""
         if secrets.randbelow(_GRAIN) >= self._rate * _GRAIN:
             return
         record = {"id": secrets.token_hex(8), "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                  "prompt": {"text": _PROMPT}, "generations": [{"text": text if self._with_text else None, **found}]}
+                  "prompt": {"text": _PROMPT}, "generations": [{**found, "text": text if self._with_text else None}]}
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         try:
             with self._lock:

@@ -106,7 +106,7 @@ def _keep(samples: LiveSamples, detector: str, contents: Sequence[str], found: F
     """Each content with the highest score of each detection in it."""
     for text, detections in zip(contents, found, strict=True):
         highest = {one.detection: one.score for one in sorted(detections, key=lambda one: one.score)}
-        samples.keep(text, detector=detector, **highest)
+        samples.keep(text, {**highest, "detector": detector})
 
 
 def _thresholds(detector: Detector, params: DetectorParams) -> dict[str, float]:

@@ -7,6 +7,7 @@ report is sent once: a finished run with its digest is looked for first.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SERVER = "MLFLOW_TRACKING_URI"
 REPORT_TAG, RECIPE_TAG = "llm_detox.report", "llm_detox.recipe"
+_NO_KEY, _LONGEST_KEY = re.compile(r"[^\w\-. /:]"), 250
 _MOST_PARAMS, _LONGEST_PARAM, _MOST_METRICS = 100, 6000, 1000  # that a server takes at once
 
 
@@ -91,12 +93,17 @@ def _log(client: MlflowClient, run_id: str, params: Mapping[str, str], metrics: 
     from mlflow.entities import Metric, Param
 
     now = int(1000 * time.time())
-    pairs = [Param(name, value) for name, value in params.items()]
-    values = [Metric(name, value, now, 0) for name, value in metrics.items()]
+    pairs = [Param(_key(name), value) for name, value in params.items()]
+    values = [Metric(_key(name), value, now, 0) for name, value in metrics.items()]
     for first in range(0, len(pairs), _MOST_PARAMS):
         client.log_batch(run_id, params=pairs[first:first + _MOST_PARAMS])
     for first in range(0, len(values), _MOST_METRICS):
         client.log_batch(run_id, metrics=values[first:first + _MOST_METRICS])
+
+
+def _key(name: str) -> str:
+    """The name with what a server takes for a key."""
+    return _NO_KEY.sub("_", name)[:_LONGEST_KEY]
 
 
 def flat_settings(value: object, name: str = "") -> Iterator[tuple[str, str]]:

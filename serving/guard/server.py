@@ -1,4 +1,4 @@
-"""`POST /guard` takes a model's answer and gives it back judged; `/health` for the probes, `/metrics` for Prometheus."""
+"""`POST /guard` takes a model's answer and gives it back judged; `/health` and `/metrics` for the platform."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ class WatchedGuard:
         if verdict.score is not None:
             self._toxicity.labels(self.name).observe(verdict.score)
         if self._samples:
-            self._samples.keep(shown + "".join(sentences), toxicity=verdict.score, withheld=verdict.withheld,
-                               scorer=self.name)
+            self._samples.keep(shown + "".join(sentences), {
+                "toxicity": verdict.score, "withheld": verdict.withheld, "scorer": self.name})
         return verdict
 
     def exposition(self) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -34,8 +35,7 @@ def test_the_job_finds_task_packages_and_inputs_where_they_are_mounted(objects: 
     task = files["data"]["toxicity.yaml"]
     assert spec["taskList"]["taskNames"] == re.findall(r"^task: (\S+)$", task, re.MULTILINE)
     [folder] = harness.__path__
-    assert {name: text for name, text in files["data"].items()} == {
-        name: (load_text(folder, name)) for name in ("toxicity.py", "toxicity.yaml")}
+    assert files["data"] == {name: Path(folder, name).read_text("utf-8") for name in ("toxicity.py", "toxicity.yaml")}
     sources = {one["name"]: one for one in spec["pod"]["volumes"]}
     assert sources["task"]["configMap"]["name"] == files["metadata"]["name"]
     assert sources["inputs"]["persistentVolumeClaim"]["claimName"] == (
@@ -49,8 +49,3 @@ def test_the_job_finds_task_packages_and_inputs_where_they_are_mounted(objects: 
     places = [given["LLM_DETOX_RECIPE"], given["LLM_DETOX_PROMPTS"], given["PYTHONPATH"].split(":")[-1],
               *(one["value"] for one in spec["modelArgs"] if one["name"] == "pretrained")]
     assert all(place.startswith(f"{inputs}/") for place in places)
-
-
-def load_text(folder: str, name: str) -> str:
-    with open(f"{folder}/{name}", encoding="utf-8") as file:
-        return file.read()

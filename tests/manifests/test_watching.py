@@ -21,7 +21,8 @@ from tests.manifests.kustomize import MANIFESTS, Object, build, load, pick, with
 from tests.manifests.objects import needs_crds, selected
 
 COMPONENT = MANIFESTS / "components/monitoring-answers"
-RULES, DASHBOARD = load(COMPONENT / "prometheusrule.yaml"), json.loads((COMPONENT / "dashboard.json").read_text("utf-8"))
+RULES = load(COMPONENT / "prometheusrule.yaml")
+DASHBOARD = json.loads((COMPONENT / "dashboard.json").read_text("utf-8"))
 NAME = re.compile(r"\bllm_detox[:\w]*")
 
 
@@ -81,7 +82,7 @@ def test_the_guard_counts_by_outcome_and_keeps_samples(tmp_path: Path) -> None:
     assert not [name for name in figures if "damn" in name]
     kept = [json.loads(line)["generations"][0] for line in (tmp_path / "live.jsonl").read_text("utf-8").splitlines()]
     assert [(one["text"], one["toxicity"], one["withheld"]) for one in kept] == [
-        ("A fine day.", 0.1, False), ("You damn fool.", 0.9, True), ("You damn fool.", 0.9, True), ("What?", None, True)]
+        ("A fine day.", 0.1, False), *[("You damn fool.", 0.9, True)] * 2, ("What?", None, True)]
 
 
 def test_rules_and_dashboard_ask_for_metrics_and_labels_that_there_are() -> None:

@@ -24,11 +24,11 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_text_is_kept_only_where_that_is_asked_for(tmp_path: Path) -> None:
-    LiveSamples(tmp_path / "bare.jsonl", 1.0).keep("my secret", toxicity=0.7, withheld=True)
+    LiveSamples(tmp_path / "bare.jsonl", 1.0).keep("my secret", {"toxicity": 0.7, "withheld": True, "text": "secret"})
     [bare] = records(tmp_path / "bare.jsonl")
     assert "secret" not in (tmp_path / "bare.jsonl").read_text("utf-8")
     assert bare["generations"] == [{"text": None, "toxicity": 0.7, "withheld": True}]
-    LiveSamples(tmp_path / "whole.jsonl", 1.0, with_text=True).keep("said \ud800 so")
+    LiveSamples(tmp_path / "whole.jsonl", 1.0, with_text=True).keep("said \ud800 so", {})
     [whole] = records(tmp_path / "whole.jsonl")
     assert whole["generations"] == [{"text": "said ? so"}], "a half of a character does not stop the answer"
     assert stat.S_IMODE((tmp_path / "whole.jsonl").stat().st_mode) == 0o600
@@ -37,14 +37,14 @@ def test_a_text_is_kept_only_where_that_is_asked_for(tmp_path: Path) -> None:
 def test_about_the_share_is_kept(tmp_path: Path) -> None:
     samples = LiveSamples(tmp_path / "live.jsonl", 0.1)
     for _ in range(2000):
-        samples.keep("a")
+        samples.keep("a", {})
     assert 120 < len(records(tmp_path / "live.jsonl")) < 290  # 200 with a standard deviation of 13
 
 
 def test_the_newest_are_kept_within_the_bound(tmp_path: Path) -> None:
     samples = LiveSamples(tmp_path / "live.jsonl", 1.0, with_text=True, most_bytes=4000)
     for number in range(100):
-        samples.keep(f"text {number}")
+        samples.keep(f"text {number}", {})
     assert {path.name for path in tmp_path.iterdir()} == {"live.jsonl", "live.jsonl.1"}
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 4000
     kept = [one["generations"][0]["text"] for name in ("live.jsonl.1", "live.jsonl")
@@ -56,8 +56,8 @@ def test_a_file_that_cannot_be_written_costs_no_answer_and_is_said_once(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "live.jsonl").mkdir()
     samples = LiveSamples(tmp_path / "live.jsonl", 1.0)
-    samples.keep("a")
-    samples.keep("b")
+    samples.keep("a", {})
+    samples.keep("b", {})
     assert capsys.readouterr().err.count("live samples cannot be written") == 1
 
 

@@ -210,8 +210,8 @@ def test_results_of_the_harness_stand_beside_ours_with_their_origin(
     recipe, evaluations, _ = written
     arc = {"name": "arc_easy", "sample_len": 9, "acc,none": 0.625, "acc_stderr,none": 0.0125, "alias": "arc_easy"}
     files = [("base", harness_results(tmp_path / "results_1.json", arc_easy=arc)),
-             ("dpo", harness_results(tmp_path / "results_2.json", arc_easy={**arc, "acc,none": 0.5},
-                                     gsm8k={"exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": "N/A"}))]
+             ("dpo", harness_results(tmp_path / "results_2.json", arc_easy={**arc, "acc,none": 0.5}, gsm8k={
+                 "exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": "N/A"}))]
     output = tmp_path / "report"
     write_report(recipe, evaluations=evaluations, records=None, steps={}, output=output, harness=files)
     report = json.loads((output / "report.json").read_text("utf-8"))["imported"]

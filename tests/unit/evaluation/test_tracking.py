@@ -120,7 +120,7 @@ def test_an_experiment_needs_a_server(tracked: Recipe, evaluations: dict[str, Pa
 def test_a_server_that_refuses_is_one_error_without_its_login(
         tracked: Recipe, evaluations: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with http_server(lambda handler: reply(handler, 403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}')) as url:
+    with http_server(lambda handler: reply(handler, 403, b'{"error_code": "PERMISSION_DENIED"}')) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url.replace("://", "://me:hush@"))
         with pytest.raises(DetoxError, match="MLflow did not take the report") as caught:
             write_report(tracked, evaluations=evaluations, records=None, steps={}, output=tmp_path / "out")
