@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from tests.helpers.answering import http_server, openai
 from tests.serving.engine.running import free_port
 
 PROVIDER = Path(harness.__path__[0]) / "provider.yaml"
+LOCAL_JOBS = Path("/tmp/evalhub-jobs")  # noqa: S108 - where the server writes, whatever it is told
 SERVER = Path(sys.executable).with_name("eval-hub-server")
 needs_evalhub = pytest.mark.skipif(
     importlib.util.find_spec("evalhub") is None or not SERVER.exists(),
@@ -54,7 +56,8 @@ def evalhub(tmp_path: Path) -> Iterator[str]:
         "database": {"driver": "sqlite", "url": "file::eval_hub:?mode=memory&cache=shared"}}), "utf-8")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path),
                    "PATH": f"{SERVER.parent}{os.pathsep}{os.environ['PATH']}"}
-    with (folder / "log").open("w") as log:
+    log_file = tmp_path / "evalhub.log"  # it watches its own folder
+    with log_file.open("w") as log:
         server = subprocess.Popen([SERVER, "--local", "--configdir", folder], stdout=log, stderr=log, env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -64,11 +67,11 @@ def evalhub(tmp_path: Path) -> Iterator[str]:
                 call(address, "providers")
                 break
             except OSError:
-                assert time.monotonic() < deadline, (folder / "log").read_text("utf-8")
+                assert time.monotonic() < deadline, log_file.read_text("utf-8")
                 time.sleep(0.2)
         yield address
     finally:
-        server.terminate()
+        server.kill()  # it keeps nothing
         server.wait(30)
 
 
@@ -93,6 +96,7 @@ def test_evalhub_runs_our_provider_and_keeps_its_figures(evalhub: str, recipe: R
         while (seen := call(evalhub, f"jobs/{job['resource']['id']}"))["status"]["state"] in ("pending", "running"):
             assert time.monotonic() < deadline, seen
             time.sleep(1)
+    shutil.rmtree(LOCAL_JOBS / job["resource"]["id"], ignore_errors=True)
     assert seen["status"]["state"] == "completed", seen
     [benchmark] = seen["results"]["benchmarks"]
     figures = benchmark["metrics"]
