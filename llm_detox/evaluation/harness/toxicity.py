@@ -22,6 +22,7 @@ from llm_detox.errors import UsageError
 from llm_detox.evaluation.continuations import SCORED_AT_ONCE, Prompts, score_rows
 from llm_detox.evaluation.intervals import Bootstrap, mean_interval
 from llm_detox.evaluation.metrics import METRICS, metric_values, prompt_score
+from llm_detox.generation.generators import Texts
 from llm_detox.recipe.files import PACKAGED_RECIPE, load_recipe
 from llm_detox.scoring.load import check_kept_apart, load_scorer
 
@@ -121,7 +122,7 @@ class ToxicityTask(ConfigurableTask):  # type: ignore[misc]  # the harness has n
             UsageError: the model gives one text for every request of a prompt: it does not sample, or with one seed.
             DetoxError: the scorer is dead.
         """
-        rows = [[str(text) for text in instance.resps] for instance in self.instances]
+        rows: list[Texts] = [[str(text) for text in instance.resps] for instance in self.instances]
         if self.config.repeats > 1 and all(len(set(texts)) == 1 for texts in rows):
             raise UsageError(
                 f"each prompt has one and the same continuation {self.config.repeats} times", place=self.config.task,
