@@ -40,9 +40,8 @@ test-heavy: install
 test-slow: install
 	$(VENV)/bin/python -m pytest -m "slow and not soak" $(ARGS)
 
-# Three workers: each waits for its pods and controllers much of the time.
 test-cluster: install
-	$(PYTEST) -n 3 -m "cluster" $(ARGS)
+	$(PYTEST) -m "cluster" $(ARGS)
 
 test-notebooks: install
 	$(PYTEST) -m "notebooks and not slow" $(ARGS)
