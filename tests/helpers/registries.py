@@ -111,7 +111,8 @@ def pulled(address: str, to: Path, *, login: str | None = None, ca: Path | None 
 
 
 USER, PASSWORD = "pusher", "a-password-of-the-tests"
-HASHED = f"{USER}:$2b$04$KBf6/rEe76lRchNTFhV9i.vysykyzvrCoqIGalQgAMlsrZxnYfx8O\n"  # for htpasswd; bcrypt, the only kind that the registry takes
+# A line for htpasswd; bcrypt, the only kind that the registry takes.
+HASHED = f"{USER}:$2b$04$KBf6/rEe76lRchNTFhV9i.vysykyzvrCoqIGalQgAMlsrZxnYfx8O\n"
 
 
 @contextmanager

@@ -62,11 +62,12 @@ def unpacked(folder: Path, to: Path) -> Path:
     """The file system of an image that skopeo pulled, as a container runtime makes it; returns its models."""
     for layer in json.loads((folder / "manifest.json").read_bytes())["layers"]:
         with tarfile.open(folder / layer["digest"].removeprefix("sha256:")) as archive:
-            archive.extractall(to, filter="fully_trusted")
+            archive.extractall(to, filter="fully_trusted")  # noqa: S202  made here
     return to / "models"
 
 
-def test_a_standard_client_pulls_back_what_was_published_byte_for_byte(tmp_path: Path, running: RunningRegistry) -> None:
+def test_a_standard_client_pulls_back_what_was_published_byte_for_byte(
+        tmp_path: Path, running: RunningRegistry) -> None:
     model = make_large_model(tmp_path / "model", size=5 * MIB)
     result = publish(model, f"oci://{running.host}/team/model")
     assert result.address == f"oci://{running.host}/team/model@{ImageName.parse(result.address).digest}"
@@ -94,6 +95,7 @@ def test_the_pod_compares_an_image_as_it_does_a_version_in_s3(tmp_path: Path, ru
         checksums.compare(models, ImageName.parse(result.address).digest)
 
 
+@pytest.mark.heavy
 def test_an_image_is_fetched_back_and_a_folder_that_holds_it_is_kept(tmp_path: Path, running: RunningRegistry) -> None:
     model = make_model(tmp_path / "model")
     result = publish(model, f"oci://{running.host}/fetched:stable")
@@ -106,13 +108,14 @@ def test_an_image_is_fetched_back_and_a_folder_that_holds_it_is_kept(tmp_path: P
         fetch_model(result.address, tmp_path / "back")
 
 
+@pytest.mark.heavy
 def test_a_blob_that_was_changed_in_the_registry_is_noticed_and_leaves_nothing(
         tmp_path: Path, running: RunningRegistry) -> None:
     result = publish(make_model(tmp_path / "model", seed=7), f"oci://{running.host}/damaged")
     layer = Layer.of("config.yml", tmp_path / "model" / "config.yml").blob.digest.removeprefix("sha256:")
     data = running.data / "docker/registry/v2/blobs/sha256" / layer[:2] / layer / "data"
     data.write_bytes(data.read_bytes().replace(b"model 7", b"model 8"))
-    with pytest.raises(DetoxError, match="not what the digest says|SHA-256 differs"):
+    with pytest.raises(DetoxError, match=r"not what the digest says|SHA-256 differs"):
         fetch_model(result.address, tmp_path / "back")
     assert sorted(path.name for path in tmp_path.iterdir() if "lock" not in path.name) == ["model"]
 
@@ -122,7 +125,8 @@ def test_doctor_begins_an_upload_and_leaves_nothing(running: RunningRegistry) ->
     (good,) = examine_registry(f"oci://{running.host}/new")
     assert good.state == "ok"
     assert running.blobs() == held
-    assert not list(running.data.glob("**/_uploads/*"))
+    # This registry writes the state of the hash once more after it has removed an upload; nothing goes on with that.
+    assert {path.name for path in running.data.glob("**/_uploads/*/*")} <= {"hashstates"}
     (bad,) = examine_registry("oci://127.0.0.1:9/new")
     assert bad.state == "missing"
     assert "does not answer" in bad.text
@@ -145,6 +149,7 @@ def test_the_same_folder_gives_the_same_digest_and_nothing_is_sent_twice(
     assert running.blobs() == held
 
 
+@pytest.mark.heavy
 def test_of_another_version_only_the_files_that_differ_are_sent(tmp_path: Path, running: RunningRegistry) -> None:
     url = f"oci://{running.host}/changed"
     first = publish(make_model(tmp_path / "a", seed=1), url)
@@ -154,6 +159,7 @@ def test_of_another_version_only_the_files_that_differ_are_sent(tmp_path: Path, 
     assert pulled(first.address, tmp_path / "old") != pulled(second.address, tmp_path / "new")
 
 
+@pytest.mark.heavy
 def test_a_tag_is_moved_and_without_one_it_is_the_digest_of_the_content(
         tmp_path: Path, running: RunningRegistry) -> None:
     url = f"oci://{running.host}/tagged"
@@ -166,6 +172,7 @@ def test_a_tag_is_moved_and_without_one_it_is_the_digest_of_the_content(
     assert pulled(plain.pointer, tmp_path / "p" / "x") == pulled(moved.address, tmp_path / "q" / "x")
 
 
+@pytest.mark.heavy
 def test_a_model_on_a_base_keeps_what_the_base_runs(tmp_path: Path, running: RunningRegistry) -> None:
     """KServe's modelcar runs a shell in the image; it is the base's."""
     shell = tmp_path / "shell"
@@ -183,6 +190,7 @@ def test_a_model_on_a_base_keeps_what_the_base_runs(tmp_path: Path, running: Run
     assert publish(model, f"oci://{running.host}/on-base", base.address).copied == 0
 
 
+@pytest.mark.heavy
 def test_a_password_is_shown_to_a_registry_that_asks_for_it_over_tls(
         tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +217,7 @@ def test_a_password_is_shown_to_a_registry_that_asks_for_it_over_tls(
     assert PASSWORD not in said
 
 
+@pytest.mark.heavy
 def test_a_token_is_fetched_from_the_service_that_the_registry_names(
         tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_DETOX_OCI_USER", USER)
@@ -226,6 +235,7 @@ def test_a_token_is_fetched_from_the_service_that_the_registry_names(
                 publish(tmp_path / "model", url)
 
 
+@pytest.mark.heavy
 def test_a_token_that_has_expired_is_fetched_anew(
         tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens last minutes, and large models take longer."""
@@ -253,6 +263,7 @@ def test_plain_http_is_for_this_machine_or_for_who_asks_for_it(
     publish(model, url)
 
 
+@pytest.mark.heavy
 def test_an_upload_that_breaks_off_is_begun_again(
         tmp_path: Path, running: RunningRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_detox.storage.registry.pause_seconds", lambda attempt: 0.01)
@@ -284,8 +295,12 @@ def test_a_layer_is_a_tar_with_fixed_times_owners_and_rights(size: int, tmp_path
     if size > MIB:  # its size does not fit into the old header
         from llm_detox.storage.images import _headers
 
-        with tarfile.open(fileobj=io.BytesIO(_headers(name, size) + bytes(1024)), mode="r|") as archive:
-            assert [one.size for one in archive if one.isfile()] == [size]
+        with tarfile.open(fileobj=io.BytesIO(_headers(name, size)), mode="r|") as archive:
+            entry = archive.next()
+            while entry and not entry.isfile():
+                entry = archive.next()
+            assert entry
+            assert entry.size == size
         return
     layer = Layer.of(name, bytes(size))
     data = b"".join(layer.blocks())
@@ -315,7 +330,7 @@ def test_what_images_have_not_is_refused_with_the_remedy(call: object) -> None:
 
 @pytest.mark.parametrize(("url", "message"), [
     ("oci://registry.example", "write it as oci://"), ("oci://registry.example/Team/x", "small letters"),
-    ("oci://registry.example/x:-y", "is no tag"), ("oci://user:pw@registry.example/x", "not the address|not belong|wrong"),
+    ("oci://registry.example/x:-y", "is no tag"), ("oci://user:pw@registry.example/x", "not the address"),
     (f"oci://registry.example/x@sha256:{'0' * 64}", "published under a tag")])
 def test_an_address_of_a_wrong_form_is_refused_before_anything_is_read(url: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
