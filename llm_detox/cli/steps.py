@@ -135,6 +135,9 @@ def report(
     steps: Annotated[list[str] | None, typer.Option("--step", help="name=FOLDER of a finished step.")] = None,
     judge: Annotated[Path | None, typer.Option(
         help="What `llm-detox judge` wrote about labelled conversations: its precision and recall.")] = None,
+    lm_eval: Annotated[list[str] | None, typer.Option(
+        help="name=FILE: results_*.json of lm-evaluation-harness about an arm, to show beside ours. Repeatable.")]
+    = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -148,7 +151,8 @@ def report(
 
     result = write_report(settings, evaluations=_named(evaluations, "--arm"), records=records,
                           steps=_named(steps or [], "--step"), output=output,
-                          judge=existing(judge, "the judge's folder") if judge else None)
+                          judge=existing(judge, "the judge's folder") if judge else None,
+                          harness=_pairs(lm_eval or [], "--lm-eval"))
     show_outcome(result, output, as_json)
     if result.verdict != "pass":
         raise GateNotPassed(f"the verdict is {result.verdict}", place=settings.name,
@@ -156,15 +160,20 @@ def report(
 
 
 def _named(pairs: list[str], option: str) -> dict[str, Path]:
+    """The folders of each option, by name; the last one of a name counts."""
+    return dict(_pairs(pairs, option))
+
+
+def _pairs(pairs: list[str], option: str) -> list[tuple[str, Path]]:
     from llm_detox.errors import UsageError
 
-    named = {}
+    named = []
     for pair in pairs:
-        name, separator, folder = pair.partition("=")
+        name, separator, path = pair.partition("=")
         if not separator:
-            raise UsageError(f"{pair!r} is not name=FOLDER", place=option,
+            raise UsageError(f"{pair!r} is not name=PATH", place=option,
                              remedy=f"for example {option} base=runs/base")
-        named[name] = existing(Path(folder), "the folder")
+        named.append((name, existing(Path(path), "the path")))
     return named
 
 

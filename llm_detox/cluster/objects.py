@@ -217,7 +217,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A training job; `nodes` says in words how many of its nodes do what."""
+    """A training job; `nodes` says in words how many of its nodes do what, `suspended` that a queue holds it back."""
 
     name: str
     leaving: bool
@@ -225,6 +225,7 @@ class TrainJob:
     failed: bool
     message: str
     nodes: str
+    suspended: bool
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], replicated: str = "node") -> TrainJob:
@@ -235,7 +236,7 @@ class TrainJob:
                           for state in ("active", "ready", "succeeded", "failed") if (count := one.get(state)))
         failed = is_true(conditions, "Failed")
         return cls(metadata["name"], "deletionTimestamp" in metadata, is_true(conditions, "Complete"), failed,
-                   conditions["Failed"].message if failed else "", nodes)
+                   conditions["Failed"].message if failed else "", nodes, is_true(conditions, "Suspended"))
 
 
 def conditions_of(status: Mapping[str, Any]) -> dict[str, Condition]:

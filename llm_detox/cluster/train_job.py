@@ -23,7 +23,7 @@ from llm_detox.cluster.objects import Manifest
 from llm_detox.errors import DetoxError
 from llm_detox.progress import human_seconds, say
 from llm_detox.recipe import Recipe
-from llm_detox.recipe.cluster import IMAGE_VARIABLE, WORKBENCH_IMAGE, ConnectionSection, toleration
+from llm_detox.recipe.cluster import IMAGE_VARIABLE, QUEUE_LABEL, WORKBENCH_IMAGE, ConnectionSection, toleration
 from llm_detox.recipe.training import TrainJobSection
 from llm_detox.runs.folders import digest_of, input_digest
 
@@ -38,6 +38,7 @@ _LONGEST_NAME = 48  # the names of its pods are 15 letters longer, and end at 63
 _GONE_SECONDS = 120.0
 RUN_VARIABLE = "LLM_DETOX_RUN"  # the pipeline's placement tells its training steps which run they belong to
 RUN_LABEL = "llm-detox/run"
+_HELD = "suspended, as a queue does until there is room"
 _INDEX = "batch.kubernetes.io/job-completion-index"
 
 
@@ -66,7 +67,8 @@ def train_job(job: TrainJobSection, connection: ConnectionSection, step: str, fi
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob",
         "metadata": {"name": name, "labels": {
-            "app.kubernetes.io/part-of": "llm-detox", **({RUN_LABEL: run} if run else {})}},
+            "app.kubernetes.io/part-of": "llm-detox", **({RUN_LABEL: run} if run else {}),
+            **({QUEUE_LABEL: job.queue} if job.queue else {})}},
         "spec": {
             "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "ClusterTrainingRuntime", "name": job.runtime},
             "activeDeadlineSeconds": job.deadline_seconds,
@@ -213,7 +215,11 @@ def _wait(cluster: Cluster, name: str, settings: TrainJobSection, poll: float) -
         if job is None:
             raise DetoxError(f"the training job {name} was removed", place=f"namespace {cluster.namespace}",
                              remedy="run the pipeline again, if the training is still wanted")
-        if job.nodes and job.nodes != said:
+        if job.suspended:  # by a queue or by somebody: the time that the job may take has not begun
+            if said != _HELD:
+                say(f"{name}: {_HELD}")
+            started, said = time.monotonic(), _HELD
+        elif job.nodes and job.nodes != said:
             said = job.nodes
             say(f"{name}: nodes {said} ({human_seconds(time.monotonic() - started)})")
         if job.complete:

@@ -59,6 +59,7 @@ class CorpusResult:
     kept: int
     rewritten: int
     dropped: int
+    foreign: int
     unscored: int
     repeated: int
     unreadable: int
@@ -91,7 +92,7 @@ def clean_corpus(recipe: Recipe, source: str, output: Path, settings: CorpusSett
         (folder / PAGE).write_text(page(statistics, recipe), "utf-8")
         total = statistics.total
         result = CorpusResult(len(files), total.lines, total.written, total.kept, total.rewritten, total.dropped,
-                              total.unscored, total.repeated, total.unreadable, total.share_toxic)
+                              total.foreign, total.unscored, total.repeated, total.unreadable, total.share_toxic)
         folder.counts = {"records": total.lines, "written": total.written}
         folder.finish(result)
     for name in others[:3]:

@@ -32,7 +32,7 @@ class DryRun:
         files, lines: of the whole corpus.
         sample: lines that were tried.
         share_toxic: of the sample's lines, with its 95 % interval (Wilson).
-        kept, rewritten, dropped, unscored, unreadable: shares of the sample's lines.
+        kept, rewritten, dropped, foreign, unscored, unreadable: shares of the sample's lines.
         attributes: attribute -> share of the sample's lines at or over the threshold.
         clean_lines_per_second: that one worker scores.
         rewrites_per_second: that one worker tries.
@@ -49,6 +49,7 @@ class DryRun:
     kept: float
     rewritten: float
     dropped: float
+    foreign: float
     unscored: float
     unreadable: float
     attributes: dict[str, float]
@@ -100,7 +101,8 @@ def _expected(figures: Figures, scoring: float, rewriting: float, files: int, li
     whole = hours(figures.toxic / tried)
     return DryRun(
         files, lines, tried, share(figures.toxic), round(low, 4), round(high, 4), share(figures.kept),
-        share(figures.rewritten), share(figures.dropped), share(figures.unscored), share(figures.unreadable),
+        share(figures.rewritten), share(figures.dropped), share(figures.foreign), share(figures.unscored),
+        share(figures.unreadable),
         {name: share(number) for name, number in sorted(figures.attributes.items())},
         round(1 / each_line, 1), round(1 / each_toxic, 2) if each_toxic else None, workers, whole, hours(low),
         hours(high), round(whole * workers, 4))

@@ -16,7 +16,7 @@ th, td { padding: .25rem .75rem .25rem 0; text-align: right; border-bottom: 1px 
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
 blockquote { margin: .25rem 0; padding-left: .75rem; border-left: 3px solid #8888; overflow-wrap: anywhere; }
 """
-_COLUMNS = ("lines", "toxic", "kept", "rewritten", "dropped", "unscored", "repeated", "unreadable")
+_COLUMNS = ("lines", "toxic", "kept", "rewritten", "dropped", "foreign", "unscored", "repeated", "unreadable")
 
 
 def page(statistics: Statistics, recipe: Recipe) -> str:
@@ -32,7 +32,7 @@ def page(statistics: Statistics, recipe: Recipe) -> str:
         "<h2>By method</h2>", _table(("method", "lines rewritten"), [
             (method, f"{count:,}") for method, count in total.methods.most_common()]) if total.methods
         else "<p>Nothing was rewritten.</p>",
-        "<h2>By file</h2>", _table(("file", *_COLUMNS, "share toxic"), [
+        _foreign(total), "<h2>By file</h2>", _table(("file", *_COLUMNS, "share toxic"), [
             (name, *(f"{getattr(figures, column):,}" for column in _COLUMNS), _percent(figures.toxic, figures.scored))
             for name, figures in [*rows, *([("all", total)] if len(rows) > 1 else [])]]),
         _not_read(statistics.not_read), _examples(statistics.examples)]
@@ -43,11 +43,17 @@ def page(statistics: Statistics, recipe: Recipe) -> str:
 
 def _sentence(statistics: Statistics, total: Figures) -> str:
     return (f"Of {total.lines:,} lines in {len(statistics.files):,} files, {total.written:,} were written: "
-            f"{total.kept:,} as they were and {total.rewritten:,} rewritten. {total.toxic:,} "
+            f"{total.kept + total.foreign:,} as they were, {total.foreign:,} of them because the scorer was not made "
+            f"for their language, and {total.rewritten:,} rewritten. {total.toxic:,} "
             f"({_percent(total.toxic, total.scored)}) scored {statistics.threshold:g} or more with the scorer "
             f"{statistics.scorer}; {total.dropped:,} of them could not be made acceptable and were left out. Left out, "
             f"too: {total.unscored:,} lines without a score, {total.repeated:,} repeated ones and "
             f"{total.unreadable:,} that could not be read.")
+
+
+def _foreign(total: Figures) -> str:
+    rows = [(language, f"{count:,}") for language, count in total.languages.most_common()]
+    return "<h2>In other languages</h2>" + _table(("language", "lines left as they were"), rows) if rows else ""
 
 
 def _percent(count: int, whole: int) -> str:

@@ -34,24 +34,28 @@ class Figures:
         kept: left as they were: scored under the threshold, or toxic where the recipe keeps what it cannot rewrite.
         rewritten: toxic, and replaced by an acceptable version.
         dropped: toxic, and no method had an acceptable version.
+        foreign: in a language that the scorer was not made for: not scored, and left as they were.
         unscored: without a score, so not known to be clean; they are left out.
         repeated: their text came before; they are left out where that was asked for.
         unreadable: no record, or without a text; they are left out.
         toxic: at or over the recipe's threshold, whatever became of them.
         attributes: attribute -> lines at or over the threshold, of those that were scored.
         methods: method -> lines that it rewrote.
+        languages: language -> foreign lines in it.
     """
 
     lines: int = 0
     kept: int = 0
     rewritten: int = 0
     dropped: int = 0
+    foreign: int = 0
     unscored: int = 0
     repeated: int = 0
     unreadable: int = 0
     toxic: int = 0
     attributes: Counter[str] = field(default_factory=Counter)
     methods: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
 
     @property
     def scored(self) -> int:
@@ -59,7 +63,7 @@ class Figures:
 
     @property
     def written(self) -> int:
-        return self.kept + self.rewritten
+        return self.kept + self.rewritten + self.foreign
 
     @property
     def share_toxic(self) -> float | None:
@@ -84,7 +88,8 @@ class Figures:
     def of(cls, values: Mapping[str, Any]) -> Figures:
         """From what `as_dict` gave."""
         own = {name: values[name] for name in cls.__dataclass_fields__}
-        return cls(**{**own, "attributes": Counter(own["attributes"]), "methods": Counter(own["methods"])})
+        counters = {name: Counter(own[name]) for name in ("attributes", "methods", "languages")}
+        return cls(**{**own, **counters})
 
 
 @dataclass

@@ -61,15 +61,23 @@ class Cleaner:
         texts = {place: text for place, text in enumerate(before)
                  if isinstance(text, str) and place not in piece.repeated}
         started = time.perf_counter()
+        foreign = {place: text for place, text in texts.items() if self._is_foreign(text, figures)}
+        texts = {place: text for place, text in texts.items() if place not in foreign}
         scores = self._scores(texts, figures)
         scored = time.perf_counter()
         rewrites = self._rewritten(texts, scores)
-        after = self._after(texts, scores, rewrites, figures)
+        after = {**self._after(texts, scores, rewrites, figures), **foreign}
         examples = [_example(layout.name, record) for _, record in sorted(rewrites.items())
                     if record["action"] == "rewritten"][:_EXAMPLES]
         data = layout.written(piece, [after.get(place) for place in range(len(before))], before)
         return Outcome(data, figures, examples, str(bad[0].error.message) if bad else None, scored - started,
                        time.perf_counter() - scored)
+
+    def _is_foreign(self, text: str, figures: Figures) -> bool:
+        language = self._workshop.languages.foreign(text)
+        figures.foreign += language is not None
+        figures.languages.update([language] if language else [])
+        return language is not None
 
     def _scores(self, texts: Mapping[int, str], figures: Figures) -> dict[int, float | None]:
         scorer = self._workshop.scorer

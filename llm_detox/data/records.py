@@ -225,6 +225,18 @@ def check_generations(record: Record) -> None:
             raise ValueError("a generation without text")
 
 
+def with_generations(record: Record) -> Record:
+    """The record itself; a logged sample of lm-evaluation-harness (`doc`, `resps`) as one with `generations`.
+
+    Raises:
+        ValueError, TypeError: the sample holds other than one list of texts.
+    """
+    if "resps" not in record or not isinstance(record.get("doc"), dict):
+        return record
+    (texts,) = record["resps"]
+    return {**record["doc"], "generations": [{"text": text} for text in texts]}
+
+
 def read_generations(path: Path) -> Iterator[Record]:
     """Yield the records of an evaluation's `generations.jsonl`: `id`, `prompt` with a `text`, `generations`.
 

@@ -20,6 +20,7 @@ from llm_detox.detector.base import UNSCORED, Detection, Detector, Offer
 from llm_detox.detector.limits import Limits
 from llm_detox.detector.messages import ContentDetection, ContentsRequest, DetectorParams, ErrorAnswer, problem
 from llm_detox.detector.metrics import EXPOSITION, Metrics
+from llm_detox.detector.samples import LiveSamples
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
 
@@ -55,12 +56,14 @@ class Lane:
             self.requests -= 1
 
 
-def detector_app(detectors: Mapping[str, Detector], rewriting: Offering | None = None) -> FastAPI:
+def detector_app(detectors: Mapping[str, Detector], rewriting: Offering | None = None,
+                 samples: LiveSamples | None = None) -> FastAPI:
     """The application.
 
     Args:
         detectors: id, as in the request's header -> detector.
         rewriting: for requests that ask for acceptable versions; None refuses them.
+        samples: keeps some of the contents.
     """
     app = FastAPI(title="llm-detox detectors", version=__version__, docs_url=None, redoc_url=None)
     lanes, metrics = {name: Lane(detector) for name, detector in detectors.items()}, Metrics()
@@ -79,6 +82,8 @@ def detector_app(detectors: Mapping[str, Detector], rewriting: Offering | None =
         offering = rewriting if request.detector_params.rewrite else None
         found, answer = await lane.run(partial(_answer, lane.detector, request.contents, thresholds, offering))
         metrics.detected(detector_id, found, time.perf_counter() - started)
+        if samples:
+            await asyncio.to_thread(_keep, samples, detector_id, request.contents, found)
         return JSONResponse(answer)
 
     @app.get("/health")
@@ -95,6 +100,13 @@ def detector_app(detectors: Mapping[str, Detector], rewriting: Offering | None =
     _answer_errors(app)
     app.add_middleware(Limits, answered=lambda status: metrics.requests.labels(str(status)).inc())
     return app
+
+
+def _keep(samples: LiveSamples, detector: str, contents: Sequence[str], found: Found) -> None:
+    """Each content with the highest score of each detection in it."""
+    for text, detections in zip(contents, found, strict=True):
+        highest = {one.detection: one.score for one in sorted(detections, key=lambda one: one.score)}
+        samples.keep(text, {**highest, "detector": detector})
 
 
 def _thresholds(detector: Detector, params: DetectorParams) -> dict[str, float]:

@@ -28,7 +28,7 @@ from llm_detox.runs.folders import WHOLE, Shard, StepFolder, shard_range
 from llm_detox.scoring.base import Scores, ToxicityScorer, unscorable
 
 _UNORDERED = "drawn.jsonl"  # in the order in which prompts are finished, while the step runs
-_SCORED_AT_ONCE = 256
+SCORED_AT_ONCE = 256
 _WINDOW = 65_536  # continuations asked for in one go: enough to sort them by length, and memory stays flat
 _DIGITS = 6  # a score's last digits depend on its neighbours in the batch; shards must give what one run gives
 HISTOGRAM_BINS = 20
@@ -162,20 +162,29 @@ class _Lines:
     def add(self, identity: str, texts: Texts) -> None:
         self._waiting.append((identity, texts))
         self._texts += len(texts)
-        if self._texts >= _SCORED_AT_ONCE:
+        if self._texts >= SCORED_AT_ONCE:
             self.write()
 
     def write(self) -> None:
         scorer = self._scorer
         with self._clock.measure("scoring"):
-            scores = iter(scorer.score_attributes(
-                [text for _, texts in self._waiting for text in texts if text is not None]))
-        for identity, texts in self._waiting:
-            answers = [None if text is None else next(scores) for text in texts]
+            scores = score_rows(scorer, [texts for _, texts in self._waiting])
+        for (identity, texts), answers in zip(self._waiting, scores, strict=True):
             self._out.write(continuation_line(identity, scorer.fingerprint, texts, answers, scorer.attributes))
         self._out.flush()
         self._waiting.clear()
         self._texts = 0
+
+
+def score_rows(scorer: ToxicityScorer, rows: Sequence[Texts]) -> list[list[Scores | None]]:
+    """The scores of each prompt's continuations, rounded so that they do not depend on who was scored beside them.
+
+    None is a continuation that is missing or has no score.
+    """
+    known = iter(scorer.score_attributes([text for texts in rows for text in texts if text is not None]))
+    answers = ([None if text is None else next(known) for text in texts] for texts in rows)
+    return [[{name: round(one[name], _DIGITS) for name in scorer.attributes} if one else None for one in some]
+            for some in answers]
 
 
 def _collect(threshold: float, folder: StepFolder, prompts: Prompts, scorer: ToxicityScorer) -> ContinuationScores:
@@ -278,11 +287,10 @@ def _settled(generation: Record) -> bool:
 
 def continuation_line(identity: str, fingerprint: str, texts: Texts, scores: Sequence[Scores | None],
                       attributes: Sequence[str]) -> str:
-    """One line of the file; `scores` has one entry for each text, None for an unscored one."""
+    """One line of the file; `scores` has one entry for each text, as `score_rows` gives them."""
     generations: list[Record] = []
     for text, known in zip(texts, scores, strict=True):
-        rounded = {name: round(known[name], _DIGITS) if known else None for name in attributes}
-        generations.append({"text": text, **rounded})
+        generations.append({"text": text, **{name: known[name] if known else None for name in attributes}})
     return json.dumps({"id": identity, "scorer": fingerprint, "generations": generations}, ensure_ascii=False) + "\n"
 
 

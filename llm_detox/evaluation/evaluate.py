@@ -84,8 +84,9 @@ def evaluate(recipe: Recipe, *, model: str, arm: str, prompts: Path, clean: Path
             held_out=held_out, folder=folder.path, clock=clock) if clean and generator else None
         side_effects = _side_effects(recipe, generator, clock) if fluency else None
         report = EvaluationReport(
-            **vars(figures), arm=arm, model=model, scorer=ScorerIdentity.of(scorer, recipe.scoring.judging.source),
-            seconds=clock.seconds, judge=verdicts, **vars(fluency[0]) if fluency else {},
+            **vars(figures), arm=arm, model=model,
+            scorer=ScorerIdentity.of(scorer, recipe.scoring.judging, recipe.scoring), seconds=clock.seconds,
+            judge=verdicts, **vars(fluency[0]) if fluency else {},
             comparable=_comparable(recipe.evaluation, recipe.seed, scorer, prompts, shard, judge),
             side_effects=side_effects[0] if side_effects else None, others=others[0] if others else None)
         return _finish(folder, report, _values(

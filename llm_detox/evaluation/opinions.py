@@ -17,16 +17,24 @@ from llm_detox.data.sources import fetch
 from llm_detox.evaluation.intervals import Bootstrap, Interval
 from llm_detox.evaluation.metrics import PromptScore, prompt_score, summarise
 from llm_detox.progress import task
-from llm_detox.recipe.scorers import ScoringSection
+from llm_detox.recipe.scorers import ScorerSection, ScoringSection
 from llm_detox.scoring.base import ToxicityScorer
+from llm_detox.scoring.learnt import learnt_by, share_in_common
 from llm_detox.scoring.load import load_scorer
 
 _PROMPTS_AT_ONCE = 64
+_BY_CHANCE = 0.001  # a share of rows that short texts have in common, which many people write
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerIdentity:
-    """A scorer that measured: `attributes` are all that it gives, `attribute` the one that counts."""
+    """A scorer that measured.
+
+    Attributes:
+        attributes, attribute: all that it gives, and the one that counts.
+        rows_in_common: the share of the texts it has learnt that the scorer that trains and accepts has learnt, too;
+            None where one of the two does not say what it has learnt.
+    """
 
     name: str
     version: str
@@ -35,11 +43,21 @@ class ScorerIdentity:
     attribute: str
     attributes: list[str]
     source: str | None
+    rows_in_common: float | None = None
+
+    @property
+    def rows_in_words(self) -> str:
+        """What it has in common with the scorer that trains and accepts, for people."""
+        if self.rows_in_common is None:
+            return "it is not known which texts it has learnt from"
+        return f"{100 * self.rows_in_common:.1f} % of the texts it has learnt from are in the training scorer's"
 
     @classmethod
-    def of(cls, scorer: ToxicityScorer, source: str | None) -> ScorerIdentity:
+    def of(cls, scorer: ToxicityScorer, section: ScorerSection, scoring: ScoringSection) -> ScorerIdentity:
+        rows = share_in_common(learnt_by(section), learnt_by(scoring.training))
         return cls(name=scorer.name, version=scorer.version, device=scorer.device, fingerprint=scorer.fingerprint,
-                   attribute=scorer.attribute, attributes=list(scorer.attributes), source=source)
+                   attribute=scorer.attribute, attributes=list(scorer.attributes), source=section.source,
+                   rows_in_common=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +65,8 @@ class Opinion:
     """What another scorer than the judging one says of an arm; None where it scored nothing.
 
     Attributes:
-        independent: whether it has no part in common with the scorer that trains and accepts.
+        independent: whether it has no part in common with the scorer that trains and accepts, and no rows, as far as it
+            is known.
         unscored: how many continuations have no score of it.
     """
 
@@ -80,9 +99,11 @@ def other_opinions(scoring: ScoringSection, generations: Path, threshold: float,
         name = scorer.name if scorer.name not in opinions else f"{scorer.name} {scorer.fingerprint[:8]}"
         rows = scores[name] = list(_prompt_scores(scorer, generations, threshold))
         whole = summarise(rows, [False] * len(rows), bootstrap)
-        independent = not scoring.in_common(section, lambda source: fetch(source, kind="model"))
+        identity = ScorerIdentity.of(scorer, section, scoring)
+        apart = not scoring.in_common(section, lambda source: fetch(source, kind="model"))
         opinions[name] = Opinion(
-            scorer=ScorerIdentity.of(scorer, section.source), independent=independent, unscored=whole.unscored,
+            scorer=identity, independent=apart and (identity.rows_in_common or 0) <= _BY_CHANCE,
+            unscored=whole.unscored,
             expected_maximum_toxicity=whole.expected_maximum_toxicity,
             toxicity_probability=whole.toxicity_probability, mean_toxicity=whole.mean_toxicity)
     return opinions, scores

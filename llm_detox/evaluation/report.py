@@ -24,10 +24,11 @@ from markupsafe import Markup
 
 from llm_detox import __version__
 from llm_detox.data.records import read_jsonl
-from llm_detox.errors import DetoxError
+from llm_detox.errors import DetoxError, UsageError
 from llm_detox.evaluation import charts
 from llm_detox.evaluation.compare import compare, opinion_rows, perplexity_ratio, stage_table
 from llm_detox.evaluation.gate import decide_gate
+from llm_detox.evaluation.imported import HARNESS, ImportedResults, read_harness_results
 from llm_detox.evaluation.intervals import Bootstrap, Floats, Interval, mean_interval
 from llm_detox.evaluation.metrics import METRICS
 from llm_detox.evaluation.report_content import (
@@ -53,6 +54,7 @@ from llm_detox.evaluation.results import (
     read_measured_judge,
 )
 from llm_detox.evaluation.side_effects import SIDE_EFFECT_TITLES, side_effect_rows, worst_register
+from llm_detox.evaluation.tracking import report_digest, track_report
 from llm_detox.progress import say, visible
 from llm_detox.recipe import Recipe
 from llm_detox.runs.artifacts import EvaluationFolder, ReportFolder, plain, write_json
@@ -66,7 +68,8 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "numpy", "c
 
 
 def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Path | None,
-                 steps: Mapping[str, Path], output: Path, judge: Path | None = None) -> ReportSummary:
+                 steps: Mapping[str, Path], output: Path, judge: Path | None = None,
+                 harness: Sequence[tuple[str, Path]] = ()) -> ReportSummary:
     """Compare the arms, decide on the last one, and write `report.html`, `report.md`, `report.json`, `model_card.md`.
 
     Args:
@@ -75,20 +78,26 @@ def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Pa
         steps: name -> finished step folder, for timings.
         output: the folder to write.
         judge: what the judge step wrote about labelled conversations: how far the judge's verdicts can be trusted.
+        harness: arm and results of lm-evaluation-harness about it, to show beside ours.
 
     Raises:
-        DetoxError: no evaluation, evaluations that were not measured alike, or another judge than the one that they
-            asked.
+        DetoxError: no evaluation, evaluations that were not measured alike, another judge than the one that they
+            asked, results that are none or of an arm that is not here, or an MLflow server that does not take it.
     """
     if not evaluations:
         raise DetoxError("there is no evaluation to report", remedy="evaluate at least the base and one other arm")
-    inputs = {**evaluations, **{name: path for name, path in (("records", records), ("judge", judge)) if path}}
+    if strange := [arm for arm, _ in harness if arm not in evaluations]:
+        raise UsageError(f"results of {strange[0]}, which is no arm of the report", place="--lm-eval",
+                         remedy=f"the arms are {', '.join(evaluations)}")
+    inputs = {**evaluations, **{name: path for name, path in (("records", records), ("judge", judge)) if path},
+              **{f"{HARNESS} {number}": path for number, (_, path) in enumerate(harness)}}
     with step_folder(output, "report", settings=recipe.settings("evaluation", "gate"), inputs=inputs) as folder:
         arms = {arm: read_evaluation(path) for arm, path in evaluations.items()}
         rewrites, fates = rewrite_samples(records, _REWRITES) if records else ([], {})
         seconds = {name: float(read_manifest(path)["seconds"]) for name, path in steps.items()}
         report = build_report(recipe, arms, fates=fates, seconds=seconds,
-                              judge=_measured_judge(judge, arms) if judge else None)
+                              judge=_measured_judge(judge, arms) if judge else None,
+                              imported=read_harness_results(harness))
         samples = continuation_samples({arm: EvaluationFolder(one.folder).generations for arm, one in arms.items()},
                                        report.scorer.attribute, _SAMPLES)
         files = ReportFolder(folder.path)
@@ -96,6 +105,7 @@ def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Pa
         files.markdown.write_text(render_markdown(report), "utf-8")
         files.model_card.write_text(render_model_card(report), "utf-8")
         write_json(files.report, report)
+        track_report(report, files, report_digest(recipe, inputs))
         summary = ReportSummary(verdict=report.verdict.verdict, reasons=report.verdict.reasons, arms=report.arms,
                                 html=ReportFolder.page)
         folder.finish(summary)
@@ -106,12 +116,12 @@ def write_report(recipe: Recipe, *, evaluations: Mapping[str, Path], records: Pa
 
 
 def build_report(recipe: Recipe, arms: Mapping[str, Evaluation], *, fates: dict[str, int], seconds: dict[str, float],
-                 judge: MeasuredJudge | None) -> Report:
+                 judge: MeasuredJudge | None, imported: ImportedResults | None = None) -> Report:
     """Everything that the page, the JSON and the model card show, without sample texts.
 
     Args:
         arms: in the order of the experiment.
-        fates, seconds, judge: see `llm_detox.evaluation.report_content.Report`.
+        fates, seconds, judge, imported: see `llm_detox.evaluation.report_content.Report`.
     """
     bootstrap = Bootstrap.of(recipe.evaluation, recipe.seed)
     names = list(arms)
@@ -128,7 +138,7 @@ def build_report(recipe: Recipe, arms: Mapping[str, Evaluation], *, fates: dict[
         differences=differences, stages=stage_table(arms, bootstrap), fates=fates, seconds=seconds,
         versions=_versions(), recipe=recipe, threshold=recipe.evaluation.toxic_threshold,
         confidence=recipe.evaluation.confidence, scorer=arms[first].report.scorer, judge=judge,
-        side_effects=side_effect_rows(arms, bootstrap), opinions=opinion_rows(arms, bootstrap))
+        side_effects=side_effect_rows(arms, bootstrap), opinions=opinion_rows(arms, bootstrap), imported=imported)
 
 
 def _measured_judge(folder: Path, arms: Mapping[str, Evaluation]) -> MeasuredJudge:

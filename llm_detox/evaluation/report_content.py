@@ -10,19 +10,20 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from llm_detox.data.records import Record, hash_fraction, read_generations, read_jsonl
 from llm_detox.errors import DetoxError
+from llm_detox.evaluation.imported import ImportedResults
 from llm_detox.evaluation.intervals import Interval
 from llm_detox.evaluation.metrics import ToxicityFigures
 from llm_detox.evaluation.opinions import ScorerIdentity
 from llm_detox.evaluation.refusals import RefusalShare
 from llm_detox.evaluation.results import EvaluationReport, FluencyPerplexity, MeasuredJudge, Perplexity
 from llm_detox.recipe import Recipe
-from llm_detox.runs.artifacts import ReportFolder, read_json
+from llm_detox.runs.artifacts import OPTIONAL, ReportFolder, read_json
 
 Outcome = Literal["pass", "fail", "not enough data"]
 SideEffectKind = Literal["capability", "register", "stereotype", "mentions"]
@@ -237,6 +238,7 @@ class Report:
         seconds: step -> how long it took.
         side_effects: a row for each measure of `evaluation.side_effects`.
         opinions: a row for each of `scoring.others`.
+        imported: what another tool measured; None where nothing is given.
     """
 
     name: str
@@ -259,6 +261,7 @@ class Report:
     judge: MeasuredJudge | None
     side_effects: list[SideEffectRow]
     opinions: list[OpinionRow]
+    imported: ImportedResults | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from llm_detox.client import Prompt, TextGenerationClient
 from llm_detox.client.client import is_address, split_address
 from llm_detox.client.credentials import credentials_for
 from llm_detox.client.types import Chunk, Parameters
-from llm_detox.data.records import Record, check_generations, numbered_id, record_id
+from llm_detox.data.records import Record, check_generations, numbered_id, record_id, with_generations
 from llm_detox.errors import DetoxError
 from llm_detox.generation.likelihood import LikelihoodReader
 from llm_detox.generation.models import device, load_model, load_tokenizer, positions
@@ -280,7 +280,8 @@ class StoredContinuations:
     """Continuations that were sampled before: by a run of ours, by its shards, or elsewhere.
 
     Args:
-        files: in RealToxicityPrompts' record format; records without an id are known by their prompt.
+        files: in RealToxicityPrompts' record format, or lm-evaluation-harness's logged samples; records without an id
+            are known by their prompt.
         name: for people.
 
     Raises:
@@ -306,7 +307,7 @@ class StoredContinuations:
                                      remedy="pass the generations.jsonl of every shard")
                 path, offset = self._places[key]
                 files[path].seek(offset)
-                stored = json.loads(files[path].readline())["generations"]
+                stored = with_generations(json.loads(files[path].readline()))["generations"]
                 if len(stored) < k:
                     raise DetoxError(f"{len(stored)} continuations of prompt {key!r}, {k} are needed", place=str(path),
                                      remedy="sample them again, or lower evaluation.continuations")
@@ -329,12 +330,13 @@ def record_offsets(path: Path, seen: dict[str, int] | None = None) -> Iterator[t
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                record: Record = json.loads(line)
+                record = with_generations(json.loads(line))
                 check_generations(record)
                 identity = str(record["id"]) if "id" in record else numbered_id(_prompt_id(record), seen)
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise DetoxError("not a record with generations, and an id or a prompt", place=f"{path}, line {number}",
-                                 remedy="pass the generations.jsonl that `llm-detox evaluate` wrote, or records like "
+                                 remedy="pass the generations.jsonl that `llm-detox evaluate` wrote, what `lm_eval "
+                                        "--log_samples` wrote, or records like "
                                         '{"prompt": {"text": "..."}, "generations": [{"text": "..."}]}') from None
             yield identity, position
             position += len(line)

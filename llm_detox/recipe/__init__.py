@@ -16,7 +16,7 @@ from llm_detox.recipe.base import Section
 from llm_detox.recipe.cluster import ConnectionSection
 from llm_detox.recipe.data import BudgetSection, DataSection, ModelSection, Translation
 from llm_detox.recipe.deploy import DeploySection, PublishSection
-from llm_detox.recipe.evaluation import EvaluationSection, GateSection
+from llm_detox.recipe.evaluation import EvaluationSection, GateSection, TrackingSection
 from llm_detox.recipe.judge import JudgeSection, StopHateSection
 from llm_detox.recipe.rephrase import DetoxifySection, RephraserTrainingSection
 from llm_detox.recipe.scorers import ScoringSection
@@ -42,6 +42,7 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     gate: GateSection = GateSection()
+    tracking: TrackingSection = TrackingSection()
     judge: JudgeSection = JudgeSection()
     stop_hate: StopHateSection = StopHateSection()
     publish: PublishSection = PublishSection()

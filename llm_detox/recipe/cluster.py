@@ -16,6 +16,7 @@ WORKBENCH_IMAGE = "quay.io/llm-detox/workbench-python:0.1.0"  # of the pipeline'
 IMAGE_VARIABLE = "LLM_DETOX_WORKBENCH_IMAGE"  # replaces it, in a pod and when the pipelines are compiled
 LOGIN_VARIABLES = ("LLM_DETOX_OCI_TOKEN", "LLM_DETOX_OCI_USER", "LLM_DETOX_OCI_PASSWORD")  # to a registry of images
 GPU_RESOURCE = "nvidia.com/gpu"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 GPU_TAINT = f"{GPU_RESOURCE}:NoSchedule"
 LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"  # RFC 1123, as namespaces and host names have it
 _TOLERATION_KEYS = {"key", "operator", "value", "effect"}
@@ -77,6 +78,8 @@ class PodSection(Section):
     node_selector: dict[str, str] = Field({}, description="The labels that a node must have.")
     account: KubernetesName = Field(
         "llm-detox-model", description="The ServiceAccount of the pods; it needs no rights.")
+    queue: KubernetesName | None = Field(
+        None, description="The project's queue of Kueue (a LocalQueue) that admits the pods; `null` names none.")
 
     @field_validator("node_selector")
     @classmethod

@@ -65,6 +65,12 @@ class KserveSection(PodSection):
         description="Whether requests need a token, on OpenShift AI; `keep` leaves it as it is.")
     expose: Switch = Field(
         "keep", description="Whether clients outside of the cluster reach the model; `keep` leaves it as it is.")
+    hardware_profile: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+                                ] | None = Field(
+        None,
+        description="A hardware profile of OpenShift AI, `name` or `namespace/name`. It then says what GPUs, CPUs and "
+                    "memory the pods have, which nodes run them and which queue admits them. `null` leaves that to "
+                    "this section, `manifests/` and the dashboard.")
     rollout: Literal["replace", "canary"] = Field(
         "replace",
         description="With `canary` the new version first comes up and answers beside the old one, which needs a second"
@@ -80,6 +86,15 @@ class KserveSection(PodSection):
                           "InferenceService's status.")
     ready_seconds: Positive = Field(1800, description="How long to wait until the model answers.")
     pending_seconds: Positive = Field(600, description="How long to wait for pods that no node or quota admits.")
+
+    @model_validator(mode="after")
+    def _sizes_said_once(self) -> KserveSection:
+        own = [name for name in ("cpu", "memory", "tolerations", "node_selector", "queue") if getattr(self, name)]
+        if self.hardware_profile and own:
+            raise ValueError(f"the hardware profile says this: leave out {', '.join(own)}, or hardware_profile")
+        if self.hardware_profile and self.platform == "kserve":
+            raise ValueError("plain KServe knows no hardware profiles: leave out hardware_profile")
+        return self
 
 
 class DeploySection(Section):

@@ -148,3 +148,12 @@ class GateSection(Section):
         description="The largest share of answers that the judge calls unsafe; it needs `evaluation.judged_prompts`.")
     max_no_decision_share: Share = Field(
         0.1, description="The largest share of answers that the judge cannot decide on, if `max_unsafe_share` is set.")
+
+
+class TrackingSection(Section):
+    """Where reports are sent beside the files that are written."""
+
+    mlflow_experiment: Annotated[str, Field(min_length=1, max_length=250)] | None = Field(
+        None,
+        description="The experiment of an MLflow server that gets each report as a run; the server is that of "
+                    "`MLFLOW_TRACKING_URI`. With `null` none is asked.")

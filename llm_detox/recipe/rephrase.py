@@ -115,6 +115,10 @@ class DetoxifySection(Section):
         ["causal", "delete"], min_length=1,
         description="The methods in their order; the next one is used if no candidate of the one before is accepted.")
     toxic_threshold: Share = Field(0.6, description="Texts that score this or more are rewritten.")
+    languages: list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]] | None = Field(
+        None,
+        description="Texts that are surely in none of these languages (`en`, `de`, ...) are left as they are, and "
+                    "counted. `null` takes those that `scoring.training` was made for; `[]` lets every text be scored.")
     accept_toxicity: Share = Field(0.3, description="A rewrite must score less than this.")
     accept_similarity: Share = Field(0.6, description="A rewrite must have at least this cosine to the original.")
     accept_fluency: Annotated[float, Field(gt=0)] = Field(

@@ -33,6 +33,8 @@ from llm_detox.rephrase.paraphrase import (
 )
 from llm_detox.rephrase.seq2seq import is_seq2seq, load_seq2seq, load_seq2seq_tokenizer
 from llm_detox.rephrase.words import Delete, as_printed
+from llm_detox.scoring.base import ToxicityScorer
+from llm_detox.scoring.languages import LanguageCheck
 
 
 class MethodFactory:
@@ -46,7 +48,14 @@ class MethodFactory:
     def chain(self) -> Chain:
         settings = self._settings
         return Chain(self.scorer, settings.toxic_threshold, [self.link(name) for name in settings.methods],
-                     self.acceptance, keep_refused=settings.otherwise == "keep")
+                     self.acceptance, keep_refused=settings.otherwise == "keep", languages=self.languages)
+
+    @cached_property
+    def languages(self) -> LanguageCheck:
+        """Tells texts that the scorer was not made for, unless the recipe names other languages."""
+        if self._settings.languages is not None:
+            return LanguageCheck(self._settings.languages)
+        return LanguageCheck(self.scorer.languages if isinstance(self.scorer, ToxicityScorer) else ())
 
     @cached_property
     def acceptance(self) -> Acceptance:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from llm_detox.data.records import Record
 from llm_detox.rephrase.acceptance import Acceptance, Candidate, Method, Scorer
+from llm_detox.scoring.languages import LanguageCheck
 
 
 class Chain:
@@ -21,19 +22,25 @@ class Chain:
         methods: name -> method, tried in this order.
         acceptance: decides between candidates.
         keep_refused: what no method can rewrite stays as it is, instead of being dropped.
+        languages: texts in other languages are left as they are, and are not scored.
     """
 
     def __init__(self, scorer: Scorer, threshold: float, methods: Iterable[Method], acceptance: Acceptance, *,
-                 keep_refused: bool = False) -> None:
+                 keep_refused: bool = False, languages: LanguageCheck | None = None) -> None:
         self._scorer = scorer
         self._threshold = threshold
         self._methods = list(methods)
         self._acceptance = acceptance
         self._keep_refused = keep_refused
+        self._languages = languages or LanguageCheck(())
 
     def run(self, records: Sequence[Record]) -> list[Record]:
         """The audit trail of the records `{"id", "text"}`, one for each, in their order."""
-        return self.run_scored(records, self._scorer.score([str(record["text"]) for record in records]))
+        foreign = [self._languages.foreign(str(record["text"])) for record in records]
+        own = [record for record, language in zip(records, foreign, strict=True) if language is None]
+        done = iter(self.run_scored(own, self._scorer.score([str(record["text"]) for record in own])))
+        return [_left(record, language) if language else next(done)
+                for record, language in zip(records, foreign, strict=True)]
 
     def run_scored(self, records: Sequence[Record], scores: Sequence[float | None]) -> list[Record]:
         """As `run`, of records whose scores are known."""
@@ -77,6 +84,12 @@ class Chain:
             return _record(text, text, "kept", None, {**scores, "toxicity_after": score},
                            "no rewrite was accepted; the recipe keeps such text", tried)
         return _record("", text, "dropped", None, scores, "no rewrite was accepted", tried)
+
+
+def _left(record: Record, language: str) -> Record:
+    text = str(record["text"])
+    left = _record(text, text, "kept", None, {"toxicity_before": None}, f"in another language ({language})")
+    return {"id": record["id"], **left}
 
 
 def _record(text: str, original: str, action: str, method: str | None, scores: dict[str, float | None], reason: str,

@@ -79,6 +79,7 @@ class AttributeModel:
         encoder, landmarks: what the texts are about; None does without.
         calibration: [2, a] scale and shift.
         base_source: the labelled text that `base` was fitted on; "" without one.
+        languages: those of the texts; empty where they could not be told.
     """
 
     attributes: tuple[str, ...]
@@ -91,6 +92,7 @@ class AttributeModel:
     landmarks: Landmarks | None = None
     calibration: Floats = field(default_factory=lambda: np.array(_NEAR_IDENTITY)[:, None])
     base_source: str = ""
+    languages: tuple[str, ...] = ()
 
     def raw(self, texts: Sequence[str]) -> Floats:
         """[n, a] before calibration."""
@@ -180,7 +182,7 @@ class AttributeScorer(ToxicityScorer):
     def __init__(self, model: AttributeModel, fingerprint: str, attribute: str = "toxicity") -> None:
         super().__init__("attributes", fingerprint, model.attributes, attribute, batch_size=1024,
                          version=_FORMAT.rpartition("-")[2])
-        self.model = model
+        self.model, self.languages = model, model.languages
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores | None]:
         return [dict(zip(self.attributes, row, strict=True)) for row in self.model.predict(texts).tolist()]
@@ -193,7 +195,8 @@ def save_attribute_model(model: AttributeModel, folder: Path) -> None:
         "kept": kept.astype(np.int32), "weights": model.weights[kept].astype(np.float16), "idf": model.idf[kept],
         "base": model.base.astype(np.float16), "dense_weights": model.dense_weights,
         "evidence_scale": model.evidence_scale, "calibration": model.calibration}
-    notes = {"format": _FORMAT, "attributes": json.dumps(model.attributes), NOTE: model.base_source}
+    notes = {"format": _FORMAT, "attributes": json.dumps(model.attributes), NOTE: model.base_source,
+             "languages": json.dumps(model.languages)}
     if near := model.landmarks:
         tensors |= {"landmarks.centre": near.centre, "landmarks.points": near.points.astype(np.float16),
                     "landmarks.whiten": near.whiten, "landmarks.gamma": np.array([near.gamma])}
@@ -248,7 +251,7 @@ def _model(tensors: dict[str, NDArray[Any]], notes: dict[str, str], tokenizer: s
     weights[tensors["kept"]], idf[tensors["kept"]] = tensors["weights"], tensors["idf"]
     return AttributeModel(names, weights, tensors["dense_weights"], idf, tensors["base"].astype(np.float32),
                           tensors["evidence_scale"], _encoder(tensors, notes, tokenizer), _landmarks(tensors),
-                          tensors["calibration"])
+                          tensors["calibration"], languages=tuple(json.loads(notes.get("languages", "[]"))))
 
 
 def _encoder(tensors: dict[str, NDArray[Any]], notes: dict[str, str], tokenizer: str) -> TextEncoder | None:

@@ -47,7 +47,10 @@ class ToxicityScorer(ABC):
         attributes: what it scores, named as in RealToxicityPrompts ("toxicity", "insult", ...).
         attribute: the one that `score` gives.
         failures: what went wrong so far, message -> number of texts left unscored.
+        languages: ISO 639-1 codes of those that it was made for; empty where that is not known.
     """
+
+    languages: tuple[str, ...] = ()
 
     def __init__(self, name: str, fingerprint: str, attributes: Sequence[str], attribute: str = "toxicity",
                  batch_size: int = 512, *, version: str = "1", device: str = "cpu") -> None:
@@ -150,6 +153,8 @@ class EnsembleScorer(ToxicityScorer):
                                  for field in ("name", "version", "device"))
         super().__init__(name, f"ensemble-{digest}", shared, attribute, version=version, device=device)
         self.members = list(members)
+        declared = [set(member.languages) for member in members if member.languages]
+        self.languages = tuple(sorted(set.intersection(*declared))) if declared else ()
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores | None]:
         answers = zip(*(member.score_as_written(texts) for member in self.members), strict=True)

@@ -86,7 +86,10 @@ def load_bilstm_scorer(source: str | None = None, *, attribute: str = "toxicity"
                              remedy="pip install --no-deps toxic-comment-classifier==0.3.0")
     fingerprint = f"bilstm-{digest_of([1, sha256_of(weights), sha256_of(words)])[:16]}"
     model = _read_weights(weights)
-    return BiLstmScorer(model, read_word_index(words, model.embedding.num_embeddings), fingerprint, attribute)
+    scorer = BiLstmScorer(model, read_word_index(words, model.embedding.num_embeddings), fingerprint, attribute)
+    if (source or BILSTM_WEIGHTS) == BILSTM_WEIGHTS:
+        scorer.languages = ("en",)
+    return scorer
 
 
 def _read_weights(path: Path) -> BiLstmClassifier:

@@ -118,7 +118,10 @@ def load_ngram_scorer(source: str | None = None, *, attribute: str = "toxicity")
     if path.suffix == ".safetensors":
         return _read(path, attribute)
     cached = cache_dir("scorers") / f"ngram-{_VERSION}-{sha256_of(path)[:16]}.safetensors"
-    return _read(made_once(cached, lambda target: _fit(path, target)), attribute)
+    scorer = _read(made_once(cached, lambda target: _fit(path, target)), attribute)
+    if (source or LABELLED_TEXT) == LABELLED_TEXT:
+        scorer.languages = ("en",)
+    return scorer
 
 
 def _read(path: Path, attribute: str) -> NgramScorer:

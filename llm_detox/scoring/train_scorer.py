@@ -15,7 +15,7 @@ from scipy import stats
 from llm_detox.data.records import hash_fraction, read_jsonl
 from llm_detox.errors import DetoxError
 from llm_detox.progress import say
-from llm_detox.recipe.scorers import LABELLED_TEXT, SENTENCE_ENCODER, WEIGHTS_FILE, source_name
+from llm_detox.recipe.scorers import LABELLED_TEXT, SENTENCE_ENCODER, WEIGHTS_FILE, ScorerSection, source_name
 from llm_detox.runs.folders import sha256_of, step_folder
 from llm_detox.scoring.attributes import (
     AttributeModel,
@@ -26,6 +26,8 @@ from llm_detox.scoring.attributes import (
 )
 from llm_detox.scoring.base import ATTRIBUTES
 from llm_detox.scoring.features import Floats, area_under_roc, calibration_error
+from llm_detox.scoring.languages import main_languages
+from llm_detox.scoring.learnt import LEARNT_FILE, learnt_by, marks, write_marks
 from llm_detox.scoring.ngram import NgramScorer, load_ngram_scorer
 from llm_detox.scoring.text_vectors import PieceEncoder, SentenceEncoder, TextEncoder, Vectors
 
@@ -33,6 +35,7 @@ THRESHOLD = 0.5
 WITHOUT = "none"
 _ENOUGH_POSITIVES = 20
 _FOLDS = 5
+_LANGUAGE_SAMPLE = 2000
 _FEW_TEXTS = 20_000  # each fold's calibration counts; with more texts one fold is enough
 
 
@@ -104,7 +107,8 @@ def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled
 
     Args:
         records: RealToxicityPrompts records (prompt and continuation each with scores), or `{"text", attributes...}`.
-        output: gets `scorer.safetensors` and a model card; use the folder as `source` of the scorer kind `attributes`.
+        output: gets `scorer.safetensors`, hashes of the texts that it has learnt (`learnt.safetensors`) and a model
+            card; use the folder as `source` of the scorer kind `attributes`.
         held_out: share of the records that only measures. The records' own hash decides, and a prompt stays with
             its continuation.
         labelled: labelled text for the supporting scorer (see `load_ngram_scorer`); None takes the packaged one
@@ -129,7 +133,11 @@ def train_scorer(records: Path, *, output: Path, held_out: float = 0.2, labelled
         text_encoder = _open_encoder(encoder, whole_sentences)
         model = _fit_and_calibrate(training, base, text_encoder)
         model.base_source = source_name(labelled or LABELLED_TEXT) if base else ""
+        model.languages = main_languages(training.texts[:_LANGUAGE_SAMPLE])
         save_attribute_model(model, folder.path)
+        learnt = learnt_by(ScorerSection(kind="ngram", source=labelled)) if base else None
+        write_marks(np.union1d(marks(training.texts), np.array([], dtype=np.uint64) if learnt is None else learnt),
+                    folder / LEARNT_FILE)
         measures = measure(folder.path, test, contains=model.base_source)
         folder.finish(measures)
         folder.counts.update(training_texts=len(training.texts), held_out_texts=len(test.texts))

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
+from llm_detox.detector.samples import live_samples
 from llm_detox.errors import DetoxError, UsageError
 from llm_detox.guard.build import open_guard
 from llm_detox.progress import safe_output, say
@@ -22,12 +24,16 @@ def main() -> int:
     parser.add_argument("--threshold", type=float, default=0.5, help="answers that score this or more are withheld")
     parser.add_argument("--host", default="0.0.0.0" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1")  # noqa: S104
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--sample-file", type=Path, help="keep some of the answers here, as records of an evaluation")
+    parser.add_argument("--sample-rate", type=float, help="the share that is kept; 0.01 without it")
+    parser.add_argument("--sample-text", action="store_true", help="keep the texts, too, not only the scores")
     options = parser.parse_args()
     try:
         if options.guard.partition("=")[0] == "judge":
             raise UsageError("a judge reads the question too, and a graph passes only the answer",
                              place="--guard", remedy="use a scorer here; a judge works in the client")
-        server = GuardServer(open_guard(options.guard, options.threshold), options.host, options.port)
+        samples = live_samples(options.sample_file, options.sample_rate, options.sample_text)
+        server = GuardServer(open_guard(options.guard, options.threshold), options.host, options.port, samples=samples)
     except DetoxError as error:
         print(error, file=sys.stderr)
         return error.exit_code

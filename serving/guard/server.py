@@ -1,4 +1,4 @@
-"""`POST /guard` takes a model's answer and gives it back judged; `/health` for the probes."""
+"""`POST /guard` takes a model's answer and gives it back judged; `/health` and `/metrics` for the platform."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from llm_detox.detector.limits import Limits
+from llm_detox.detector.metrics import EXPOSITION
+from llm_detox.detector.samples import LiveSamples
 from llm_detox.detector.server import CLIENT_SECONDS, AppServer
 from llm_detox.guard.filter import Guard
 from serving.guard.answers import judged
+from serving.guard.watching import WatchedGuard
 
 _MAX_BODY = 4 * 2**20
 
@@ -23,16 +26,18 @@ class GuardServer(AppServer):
         guard: judges.
         host, port: where to listen; port 0 takes a free one.
         client_seconds: how long a client may take to send an answer.
+        samples: keeps some of the answers.
 
     Raises:
         DetoxError: the port is taken, or may not be used.
     """
 
-    def __init__(self, guard: Guard, host: str, port: int, client_seconds: float = CLIENT_SECONDS) -> None:
-        super().__init__(guard_app(guard), host, port, client_seconds=client_seconds)
+    def __init__(self, guard: Guard, host: str, port: int, client_seconds: float = CLIENT_SECONDS,
+                 samples: LiveSamples | None = None) -> None:
+        super().__init__(guard_app(WatchedGuard(guard, samples)), host, port, client_seconds=client_seconds)
 
 
-def guard_app(guard: Guard) -> FastAPI:
+def guard_app(guard: WatchedGuard) -> FastAPI:
     """The application; errors are in Caikit's form."""
     app = FastAPI(title="llm-detox guard", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -50,12 +55,17 @@ def guard_app(guard: Guard) -> FastAPI:
     async def health() -> dict[str, str]:
         return {"guard": guard.name}
 
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(guard.exposition(), media_type=EXPOSITION)
+
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, cause: HTTPException) -> Response:
-        there = ": there are /guard and /health" if cause.status_code == 404 else ""
+        there = ": there are /guard, /health and /metrics" if cause.status_code == 404 else ""
         return _json(cause.status_code, {"details": f"{cause.detail}{there}".lower(), "code": cause.status_code})
 
-    app.add_middleware(Limits, most_bytes=_MAX_BODY, words="details")
+    app.add_middleware(Limits, most_bytes=_MAX_BODY, words="details",
+                       answered=lambda status: guard.requests.labels(str(status)).inc())
     return app
 
 

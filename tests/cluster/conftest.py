@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from llm_detox.serve.kserve.render import VERSION
 from llm_detox.serve.kserve.status import Patience
 from llm_detox.storage.seaweed import find_weed
 from tests.cluster.place import Cloud, Place, place
-from tests.cluster.published import Published, publish_models
+from tests.cluster.published import Published, published_once
 from tests.cluster.server import ENVTEST, ApiServer, Object, moved
 from tests.conftest import REPOSITORY
 from tests.manifests.kustomize import load, overlay, pick
@@ -71,7 +72,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
         find_weed()
     except DetoxError as error:
         pytest.skip(str(error))
-    return publish_models(tmp_path_factory.mktemp("published"))
+    base = tmp_path_factory.getbasetemp()
+    return published_once((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "published")
 
 
 @dataclass

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from llm_detox.export import convert
-from llm_detox.storage import publish
+from filelock import FileLock
+
 from llm_detox.storage.seaweed import Seaweed, seaweed
-from tests.helpers.tiny import save_tiny_chat_llama
 from tests.standins.node.kubelet import Store
 
 BUCKET = "llm-detox"
@@ -26,8 +26,23 @@ class Published:
     damaged: str
 
 
+def published_once(folder: Path) -> Published:
+    """The models in a folder that all test processes share: the first one publishes them."""
+    folder.mkdir(exist_ok=True)
+    noted = folder / "published.json"
+    with FileLock(folder / "lock"):
+        if not noted.exists():
+            noted.write_text(json.dumps(asdict(publish_models(folder))), "utf-8")
+    found = json.loads(noted.read_text("utf-8"))
+    return Published(Store(**found.pop("store")), **found)
+
+
 def publish_models(folder: Path) -> Published:
     """Publish with the real library into a real store, and keep what lies there as a folder."""
+    from llm_detox.export import convert
+    from llm_detox.storage import publish
+    from tests.helpers.tiny import save_tiny_chat_llama
+
     addresses = []
     with seaweed(folder / "seaweed", buckets=[BUCKET]) as running:
         before = dict(os.environ)

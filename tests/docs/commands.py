@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
          *sorted((ROOT / "notebooks").glob("*.md"))]
 PROGRAMS = ("llm-detox", "make", "python", "python3.11", ".venv/bin/python", "kubectl", "oc", "aws", "cp", "git",
-            "images/build", "source", "fresh/bin/llm-detox", "for", "(umask")
+            "images/build", "lm_eval", "source", "fresh/bin/llm-detox", "for", "(umask")
 _VARIABLE = re.compile(r"^[A-Z_]+=\S*$")
 _FENCE = re.compile(r"^(\s*)```(\w*)$")
 
@@ -36,6 +36,7 @@ NOT_RUN = {
     # What the machine of a test has not.
     r"^(kubectl (port-forward|apply -[nf]|create|wait)|oc |HOST=|\(umask)": (
         "needs a cluster; tests/cluster/test_apply.py runs the page's kubectl commands in their order"),
+    r"^llm-detox publish \S+ oci://": "needs a registry; tests/unit/storage/test_images.py publish to a real one",
     r"^aws ": "needs the AWS client and a store; tests/unit/storage talk to a real one",
     r"^python -m pipelines submit ": "needs a pipeline server; tests/pipeline/test_submit.py plays one",
     r"deploy\.target=kserve": "needs a cluster; tests/cluster run doctor and deploy against a real API server",
@@ -47,12 +48,21 @@ NOT_RUN = {
     r"--recipe recipes/llama2-\S+": "needs Llama-2; tests/pipeline/test_recipes_rehearsed.py runs these steps tiny",
     r"^llm-detox serve s3://": "needs a published model; tests/serving/test_serve.py publishes and serves one",
     r"^llm-detox detector serve ": "until Ctrl-C; tests/unit/detector start the server and its program",
+    r"^python -m serving\.guard ": "until Ctrl-C; tests/manifests/test_guard_sample.py starts the server",
+    r"--generations runs/live\.jsonl": "needs live samples; tests/unit/detector/test_samples.py evaluates some",
     r"^llm-detox compare-ui ": "a page until Ctrl-C; tests/unit/compare_ui/test_page.py and tests/browser open it",
     r"-m ipykernel install": "writes into the home folder",
+    r"^lm_eval ": "needs lm-evaluation-harness; tests/unit/evaluation/test_harness.py has it run the task",
+    r"--generations runs/lm-eval/": "needs its samples; tests/unit/evaluation/test_harness.py scores some",
+    r"^llm-detox report .*--lm-eval ": "needs evaluations; tests/unit/evaluation/test_report.py reads such results",
     # What takes too long.
     r"^(\w+=\S+ )?make ": "the suites, installations and demos themselves; their recipes are expanded by make -n",
     r"rephraser_training\.pair_similarity|paraphrase\.model=paraphraser|--adapter second|training\.base=paraphraser": (
         "half an hour of training, and what uses its model; tests/unit/rephrase and tests/unit/training run both tiny"),
+    r"^llm-detox evaluate --recipe recipes/smollm2-quality": (
+        "a measurement of minutes; tests/unit/evaluation measure side effects of tiny models"),
+    r"^llm-detox train-scorer --input \.\./shared": (
+        "needs those records; tests/unit/scoring/test_attributes.py trains on some like them"),
     r"-m pytest ": "tests themselves",
     r"-m benchmarks\.": "measurements: minutes to hours",
     r"^llm-detox recipe rehearse recipes/": "minutes; tests/pipeline/test_recipes_rehearsed.py rehearses every recipe",

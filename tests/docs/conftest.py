@@ -50,7 +50,7 @@ def scene(tmp_path: Path, tiny_llama: Path) -> Scene:
     """A folder with the recipes, texts, prompts and pairs that the docs name."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
-    for part in ("manifests", "serving/caikit"):
+    for part in ("manifests", "serving/caikit", "llm_detox/evaluation/harness"):
         shutil.copytree(ROOT / part, tmp_path / part)
     _lines(tmp_path / "texts.jsonl", [{"text": text, "toxic": toxic} for text, toxic in SENTENCES])
     _lines(tmp_path / "prompts.jsonl", [{"prompt": f"So number {one} is what these damn people"} for one in range(4)])

@@ -115,7 +115,8 @@ def _module(module: str, words: list[str]) -> None:
     elif module == "pytest":
         assert all((ROOT / word).exists() for word in words if word.startswith("tests"))
     else:
-        assert module in ("pip", "venv", "ipykernel", "serving.engine"), f"nothing here parses {module}"
+        known = ("pip", "venv", "ipykernel", "serving.engine", "serving.guard")
+        assert module in known, f"nothing here parses {module}"
 
 
 def _typer(app: typer.Typer, words: list[str], environment: dict[str, str] | None = None) -> None:

@@ -23,7 +23,8 @@ DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(TOPS)})(?:\.(?!md\b)\w+)+")
 FILE = re.compile(rf"(?<![\w./-])(?:\.\./)?(?:{'|'.join(FOLDERS)})/[\w./*-]+")
 CODE = re.compile(r"`([^`\n]+)`")
 NAME_IN_FILE = re.compile(r"`(\w+)` \(`([\w/.]+\.py)`\)")
-ELSEWHERE = {"--no-deps", "--require-hashes"}  # pip's
+ELSEWHERE = {"--no-deps", "--require-hashes", "--target",  # pip's
+             "--metadata", "--gen_kwargs"}  # of lm-evaluation-harness
 MADE_BY_THE_READER = {"manifests/connection/connection.env", "manifests/components/custom-ca/ca-bundle.crt"}
 
 

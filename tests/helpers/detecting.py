@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llm_detox.detector.base import Detector
+from llm_detox.detector.samples import LiveSamples
 from llm_detox.detector.scorer_detector import ScorerDetector
 from llm_detox.detector.server import AppServer, Tls
 from llm_detox.detector.service import detector_app
@@ -38,9 +39,9 @@ def share(text: str, word: str) -> float:
 
 @contextmanager
 def serving(detectors: Mapping[str, Detector] | None = None, rewriting: Any = None, tls: Tls | None = None,
-            client_seconds: float = 30.0) -> Iterator[str]:
+            client_seconds: float = 30.0, samples: LiveSamples | None = None) -> Iterator[str]:
     """Yields the address."""
-    app = detector_app(detectors or {"toxicity": ScorerDetector(BadWords())}, rewriting)
+    app = detector_app(detectors or {"toxicity": ScorerDetector(BadWords())}, rewriting, samples)
     server = AppServer(app, "127.0.0.1", 0, tls, client_seconds)
     thread = threading.Thread(target=server.serve)
     thread.start()

@@ -18,7 +18,7 @@ from importlib import resources
 from llm_detox.cluster.objects import AUTH, EXPOSED, VISIBILITY, Manifest
 from llm_detox.errors import UsageError
 from llm_detox.recipe.addresses import OCI, ImageName
-from llm_detox.recipe.cluster import GPU_RESOURCE, LABEL_PATTERN, ConnectionSection, toleration
+from llm_detox.recipe.cluster import GPU_RESOURCE, LABEL_PATTERN, QUEUE_LABEL, ConnectionSection, toleration
 from llm_detox.recipe.deploy import DeploySection, KserveSection
 
 VERSION = "llm-detox/version"
@@ -32,6 +32,7 @@ CANARY = "-canary"
 _DISPLAY_NAME = "openshift.io/display-name"
 _CONNECTION = ("opendatahub.io/connections", "opendatahub.io/connection-path")
 _MOUNTED = "/mnt/models"  # where a pod finds the model
+_PROFILE, _PROFILE_NAMESPACE = "opendatahub.io/hardware-profile-name", "opendatahub.io/hardware-profile-namespace"
 _LONGEST_NAME = 53
 _LONGEST_LABEL = 63
 _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<path>(?:[\w!.*'()-]+/)*"
@@ -155,6 +156,7 @@ def inference_service(settings: DeploySection, connection: ConnectionSection, ad
     predictor["model"].update(modelFormat={"name": stack.model_format}, runtime=kserve.runtime or stack.runtime)
     _set_source(metadata, predictor["model"], connection, published, stack)
     _set_sizes(predictor, kserve)
+    _set_place(thing, kserve)
     if protected:
         predictor.setdefault("labels", {})[PROTECTED] = "true"
     initial = _take_out(thing, _initial_paths(kserve))
@@ -259,6 +261,21 @@ def _set_sizes(predictor: Manifest, kserve: KserveSection) -> None:
         del predictor["tolerations"]
     if kserve.node_selector:
         predictor["nodeSelector"] = dict(kserve.node_selector)
+
+
+def _set_place(thing: Manifest, kserve: KserveSection) -> None:
+    """Who decides where the pods run. What a hardware profile brings in is not named here, so it stays."""
+    metadata, predictor = thing["metadata"], thing["spec"]["predictor"]
+    if kserve.queue:
+        metadata.setdefault("labels", {})[QUEUE_LABEL] = kserve.queue
+    if kserve.hardware_profile:
+        namespace, _, name = kserve.hardware_profile.rpartition("/")
+        metadata["annotations"][_PROFILE] = name
+        if namespace:
+            metadata["annotations"][_PROFILE_NAMESPACE] = namespace
+        predictor["model"]["resources"] = {}
+        for key in ("tolerations", "nodeSelector"):
+            predictor.pop(key, None)
 
 
 def _initial_paths(kserve: KserveSection) -> list[tuple[str, ...]]:

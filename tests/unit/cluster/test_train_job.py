@@ -237,6 +237,20 @@ def test_a_job_that_takes_too_long_is_removed(tmp_path: Path, store: dict[str, d
     assert len(cluster.removed) == 1
 
 
+def test_a_job_that_a_queue_holds_back_is_not_late(
+        tmp_path: Path, store: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = itertools.count(step=10)
+    monkeypatch.setattr("llm_detox.cluster.train_job.time", SimpleNamespace(
+        monotonic=lambda: next(seconds), sleep=lambda pause: None))
+    held = {"conditions": [{"type": "Suspended", "status": "True", "message": "TrainJob is suspended"}]}
+    cluster = Trainer(*[held] * 20, RUNNING, COMPLETE)
+    assert run(tmp_path, cluster, deadline_seconds=60, queue="gpus")["steps"] == 3
+    assert [job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for job in cluster.made] == ["gpus"]
+    assert capsys.readouterr().err.count("suspended, as a queue does") == 1
+    assert not cluster.removed
+
+
 def test_the_jobs_that_a_run_left_running_are_removed_and_those_that_ended_kept() -> None:
     cluster = Trainer(RUNNING, FAILED, {}, COMPLETE)
     assert remove_running(cluster, "r") == ["llm-detox/run=r-0", "llm-detox/run=r-2"]  # type: ignore[arg-type]

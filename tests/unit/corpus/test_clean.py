@@ -13,6 +13,8 @@ import pytest
 from llm_detox.corpus.clean import PAGE, STATISTICS, CorpusSettings, clean_corpus
 from llm_detox.errors import DetoxError
 from llm_detox.recipe import Recipe
+from llm_detox.storage.s3 import Place, connect
+from llm_detox.storage.seaweed import Seaweed
 from tests.helpers import tiny_rewriters as tiny
 from tests.unit.corpus.conftest import tiny_recipe
 
@@ -92,6 +94,23 @@ def test_what_has_no_score_no_text_or_no_rewrite_is_left_out_and_counted(place: 
     assert (result.kept, result.dropped, figures(tmp_path / "kept")["toxic"]) == (4, 0, 1)
 
 
+def test_what_is_in_another_language_stays_as_it_is_and_is_counted(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("py3langid", reason="languages are told apart by the package py3langid")
+    foreign = [f"Das Wetter ist schön, sagt der stupid Idiot, und wir gehen {place} nach Hause." for place in range(3)]
+    foreign += ["Ты stupid идиот и ничего не понимаешь, иди домой.", "तुम बेवकूफ हो और कुछ नहीं समझते, stupid।"]
+    lines = [json.dumps({"text": text}) for text in [TOXIC, *foreign, CLEAN]]
+    (tmp_path / "in.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+    english = tiny_recipe(place, languages=["en"])
+    result = clean_corpus(english, str(tmp_path / "in.jsonl"), tmp_path / "out", SMALL)
+    assert (tmp_path / "out/in.jsonl").read_text("utf-8").splitlines()[1:] == lines[1:]
+    assert (result.rewritten, result.kept, result.foreign, result.written) == (1, 1, 5, 7)
+    written = json.loads((tmp_path / "out" / STATISTICS).read_text("utf-8"))["total"]
+    assert written["languages"] == {"de": 3, "hi": 1, "ru": 1}
+    assert "lines left as they were" in (tmp_path / "out" / PAGE).read_text("utf-8")
+    every = clean_corpus(tiny_recipe(place, languages=[]), str(tmp_path / "in.jsonl"), tmp_path / "every", SMALL)
+    assert every.foreign == 0
+
+
 def test_a_piece_of_which_most_lines_cannot_be_read_ends_the_run(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n{"text": "c"}\n', "utf-8")
     with pytest.raises(DetoxError, match=r"(?s)text.*columns here: body"):
@@ -133,6 +152,20 @@ def test_clean_lines_load_no_model(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"text": CLEAN}) + "\n", "utf-8")
     broken = recipe.model_copy(update={"model": recipe.model.model_copy(update={"source": "nowhere"})})
     assert clean_corpus(broken, str(tmp_path / "in.jsonl"), tmp_path / "out", SMALL).kept == 1
+
+
+def test_a_corpus_in_the_store_is_cleaned_as_on_the_disk_and_what_changes_there_is_seen(
+        recipe: Recipe, url: str, env: Seaweed, tmp_path: Path) -> None:
+    place, client = Place.parse(f"{url}/corpus"), connect()
+    lines = [json.dumps({"text": text}) + "\n" for text in (CLEAN, TOXIC)]
+    for name, line in zip(("a.jsonl", "deep/b.jsonl"), lines, strict=True):
+        client.put_object(Bucket=place.bucket, Key=(place / name).key, Body=line.encode())
+    first = clean_corpus(recipe, f"{url}/corpus", tmp_path / "out", SMALL)
+    assert (first.files, first.kept, first.rewritten) == (2, 1, 1)
+    assert (tmp_path / "out/a.jsonl").read_text("utf-8") == lines[0]
+    assert (tmp_path / "out/deep/b.jsonl").exists()
+    client.put_object(Bucket=place.bucket, Key=(place / "a.jsonl").key, Body=lines[1].encode())
+    assert clean_corpus(recipe, f"{url}/corpus", tmp_path / "again", SMALL).rewritten == 2
 
 
 def test_an_output_that_exists_is_never_touched(recipe: Recipe, tmp_path: Path) -> None:

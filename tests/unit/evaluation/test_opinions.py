@@ -21,6 +21,7 @@ from llm_detox.evaluation.report_content import GateDecision
 from llm_detox.evaluation.report_words import in_words
 from llm_detox.evaluation.results import Evaluation
 from llm_detox.recipe import Recipe
+from llm_detox.recipe.scorers import ScorerSection, ScoringSection
 from llm_detox.scoring.base import ToxicityScorer
 from tests.helpers.evaluations import arm, noisy
 from tests.helpers.sources import make_sources
@@ -144,6 +145,9 @@ def test_the_scorer_that_judges_is_no_other_one(tmp_path: Path) -> None:
 
 
 def test_the_identity_of_a_scorer_is_what_the_report_says_of_it() -> None:
-    identity = ScorerIdentity.of(ByVowels(), "owner/vowels")
+    section = ScorerSection(kind="transformers", source="owner/vowels")
+    scoring = ScoringSection(training=ScorerSection(kind="bilstm"), judging=section)
+    identity = ScorerIdentity.of(ByVowels(), section, scoring)
+    assert identity.rows_in_common is None
     assert (identity.name, identity.attribute, identity.source) == ("vowels", "toxicity", "owner/vowels")
     assert identity.fingerprint.startswith("vowels-1-")

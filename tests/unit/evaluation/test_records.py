@@ -101,7 +101,7 @@ class Halved(ByLength):
 def test_another_scorer_scores_what_was_drawn_and_no_score_of_the_first_one_stays(
         recipe: Recipe, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings are the same: a package that came in another version, say."""
-    monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 3)
+    monkeypatch.setattr(continuations_module, "SCORED_AT_ONCE", 3)
     monkeypatch.setattr("llm_detox.scoring.base._FAILURES_IN_A_ROW", 1)
 
     def run(output: Path) -> None:
@@ -171,7 +171,7 @@ def most_texts_alive(recipe: Recipe, folder: Path, count: int) -> int:
 def test_texts_in_memory_do_not_grow_with_the_number_of_prompts(recipe: Recipe, tmp_path: Path,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(continuations_module, "_WINDOW", 30)
-    monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 12)
+    monkeypatch.setattr(continuations_module, "SCORED_AT_ONCE", 12)
     plain = continuations_module.read_jsonl
 
     def counted(path: Path, **options: Any) -> Iterator[dict[str, Any]]:

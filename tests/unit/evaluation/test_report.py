@@ -195,3 +195,48 @@ def test_another_judge_than_the_one_that_was_asked_is_refused(written: tuple[Rec
     with pytest.raises(DetoxError, match="no judge was measured"):
         write_report(recipe, evaluations=changed, records=None, steps={}, output=tmp_path / "report",
                      judge=tmp_path / "judge")
+
+
+def harness_results(path: Path, **tasks: dict[str, object]) -> Path:
+    """A file as lm-evaluation-harness writes it."""
+    path.write_text(json.dumps({
+        "results": tasks, "higher_is_better": {"arc_easy": {"acc": True}}, "model_name": "org/model",
+        "lm_eval_version": "0.4.13", "n-samples": {"arc_easy": {"original": 9, "effective": 9}}}), "utf-8")
+    return path
+
+
+def test_results_of_the_harness_stand_beside_ours_with_their_origin(
+        written: tuple[Recipe, dict[str, Path], Path], tmp_path: Path) -> None:
+    recipe, evaluations, _ = written
+    arc = {"name": "arc_easy", "sample_len": 9, "acc,none": 0.625, "acc_stderr,none": 0.0125, "alias": "arc_easy"}
+    files = [("base", harness_results(tmp_path / "results_1.json", arc_easy=arc)),
+             ("dpo", harness_results(tmp_path / "results_2.json", arc_easy={**arc, "acc,none": 0.5}, gsm8k={
+                 "exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": "N/A"}))]
+    output = tmp_path / "report"
+    write_report(recipe, evaluations=evaluations, records=None, steps={}, output=output, harness=files)
+    report = json.loads((output / "report.json").read_text("utf-8"))["imported"]
+    assert report["rows"][0] == {"task": "arc_easy", "metric": "acc", "higher_is_better": True, "cells": [
+        {"arm": "base", "value": 0.625, "stderr": 0.0125}, {"arm": "dpo", "value": 0.5, "stderr": 0.0125}]}
+    assert [(row["task"], row["metric"]) for row in report["rows"]] == [
+        ("arc_easy", "acc"), ("gsm8k (strict-match)", "exact_match")]
+    assert [(one["arm"], one["model"], one["version"], one["file"]) for one in report["origins"]] == [
+        ("base", "org/model", "0.4.13", "results_1.json"), ("dpo", "org/model", "0.4.13", "results_2.json")]
+    text, page = ((output / name).read_text("utf-8") for name in ("report.md", "report.html"))
+    assert table(text, "| task")[1:] == [["arc_easy", "acc ↑", "0.625 ± 0.013", "-", "0.5 ± 0.013"],
+                                         ["gsm8k (strict-match)", "exact_match", "-", "-", "0.25"]]
+    assert "By lm-evaluation-harness" in text
+    assert "By lm-evaluation-harness" in page
+    assert "org/model" in page
+
+
+def test_results_that_belong_nowhere_are_refused(written: tuple[Recipe, dict[str, Path], Path], tmp_path: Path) -> None:
+    recipe, evaluations, folder = written
+    with pytest.raises(DetoxError, match="results of other, which is no arm"):
+        write_report(recipe, evaluations=evaluations, records=None, steps={}, output=tmp_path / "out",
+                     harness=[("other", harness_results(tmp_path / "results.json"))])
+    for content in ("{", "[]", '{"results": 5}', '{"results": {"arc": 5}}', "{}"):
+        (tmp_path / "wrong.json").write_text(content, "utf-8")
+        with pytest.raises(DetoxError, match="no results of lm-evaluation-harness"):
+            write_report(recipe, evaluations=evaluations, records=None, steps={}, output=tmp_path / "out",
+                         harness=[("base", tmp_path / "wrong.json")])
+    assert "imported" not in json.loads((folder / "report.json").read_text("utf-8")), "where nothing is given"

@@ -109,7 +109,7 @@ def test_a_server_that_is_gone_stops_the_run(recipe: Recipe, prompts: Path, tmp_
 def test_what_a_dying_server_failed_to_give_is_asked_for_again(
         recipe: Recipe, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
     use(monkeypatch, ByLength())
-    monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 1)
+    monkeypatch.setattr(continuations_module, "SCORED_AT_ONCE", 1)
     monkeypatch.setattr(continuers_module, "_FAILURES_IN_A_ROW", 4)  # a late success among 16 in flight starts anew
     Completions.fails = staticmethod(lambda body: len(Completions.seen) > 10)
 

@@ -86,7 +86,7 @@ def test_continuations_of_a_clean_prompt_are_resampled_together(recipe: Recipe, 
 
 def test_a_broken_run_goes_on_and_ends_like_an_unbroken_one(recipe: Recipe, prompts: Path, clean: Path, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continuations_module, "_SCORED_AT_ONCE", 3)
+    monkeypatch.setattr(continuations_module, "SCORED_AT_ONCE", 3)
     use(monkeypatch, ByLength())
     run(recipe, prompts, clean, tmp_path / "whole")
     use(monkeypatch, Dies(5))

@@ -64,6 +64,17 @@ def unbroken(place: Path) -> bytes:
     return (place / "unbroken" / "records.jsonl").read_bytes()
 
 
+def test_text_in_another_language_is_kept_unscored_with_the_reason(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("py3langid", reason="languages are told apart by the package py3langid")
+    texts = ["You are a stupid friend and my house is old.", "Du bist ein stupid Idiot und verstehst gar nichts davon."]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    step.detoxify(recipe(place, languages=["en"]), texts=tmp_path / "in.jsonl", output=tmp_path / "out")
+    english, german = read((tmp_path / "out" / "records.jsonl").read_bytes())
+    assert english["action"] == "rewritten"
+    assert (german["action"], german["text"], german["reason"]) == ("kept", texts[1], "in another language (de)")
+    assert german["scores"] == {"toxicity_before": None}
+
+
 def read(data: bytes) -> list[dict[str, object]]:
     return [json.loads(line) for line in data.decode().splitlines()]
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from llm_detox.errors import UsageError
 from llm_detox.recipe.cluster import ConnectionSection, toleration
@@ -110,6 +111,31 @@ def test_sizes_and_placement_come_from_the_recipe() -> None:
     assert predictor["deploymentStrategy"] == {"type": "RollingUpdate"}
     assert predictor["tolerations"] == [{"key": "amd", "operator": "Equal", "value": "yes", "effect": "NoExecute"}]
     assert predictor["nodeSelector"] == {"zone": "a"}
+
+
+@pytest.mark.parametrize(("profile", "names"), [
+    ("small", {"opendatahub.io/hardware-profile-name": "small"}),
+    ("redhat-ods-applications/l40s", {"opendatahub.io/hardware-profile-name": "l40s",
+                                      "opendatahub.io/hardware-profile-namespace": "redhat-ods-applications"})])
+def test_a_hardware_profile_says_sizes_and_nodes_and_we_say_none(profile: str, names: dict[str, str]) -> None:
+    first = wanted("openshift-ai", hardware_profile=profile)
+    thing = first.first()
+    assert names.items() <= thing["metadata"]["annotations"].items()
+    assert not {"tolerations", "nodeSelector"} & set(thing["spec"]["predictor"])
+    assert "resources" not in thing["spec"]["predictor"]["model"]
+    assert first.digest != wanted("openshift-ai").digest
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"cpu": "4", "queue": "gpus"}, "leave out cpu, queue"), ({"platform": "kserve"}, "knows no hardware profiles")])
+def test_what_contradicts_a_hardware_profile_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        KserveSection.model_validate({"hardware_profile": "small", **settings})
+
+
+def test_a_queue_of_kueue_is_named_on_the_model() -> None:
+    assert rendered(queue="gpus")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert "kueue.x-k8s.io/queue-name" not in rendered()["metadata"].get("labels", {})
 
 
 def test_without_gpus_none_is_asked_for_and_none_tolerated() -> None:
