@@ -220,8 +220,8 @@ def _set_source(metadata: Manifest, model: Manifest, connection: ConnectionSecti
     Behind a URI the account says which Secret is used, see `manifests/base/serviceaccount.yaml`. A connection names the
     bucket itself; a bucket beside the path is dropped by the platform.
 
-    An image needs no connection. It is mounted whole: vLLM, which wants the folder inside, is told where that is; of two
-    arguments of one name it takes the last.
+    An image needs no connection. It is mounted whole: vLLM, which wants the folder inside, is told where that is, and
+    takes the last of two arguments of one name.
     """
     if published.is_image:
         model.pop("storage", None)
