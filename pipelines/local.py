@@ -19,6 +19,7 @@ import llm_detox
 from llm_detox.errors import DetoxError, clear_disk_errors
 from llm_detox.processes import environment, interrupted_by_sigterm
 from llm_detox.recipe import Recipe
+from llm_detox.recipe.addresses import OCI
 from llm_detox.runs.locks import locked
 from llm_detox.runs.pipeline_step import ERROR_FILE_VARIABLE, StepError
 from llm_detox.serve.kept_runs import stop_kept
@@ -68,7 +69,7 @@ def _run_in(home: Path, recipe: Recipe, *, keep_serving: bool, fresh: bool) -> L
     note = home / "error.json"
     with (interrupted_by_sigterm(_terminate_steps), environment({ERROR_FILE_VARIABLE: str(note)}),
           _errors_of_steps(note)):
-        store = Seaweed.start(home / "store", buckets=[urlsplit(recipe.publish.url).netloc])
+        store = Seaweed.start(home / "store", buckets=_buckets(recipe))
         try:
             with environment(store.env()):
                 task = _run(recipe, home, fresh)
@@ -82,6 +83,11 @@ def _run_in(home: Path, recipe: Recipe, *, keep_serving: bool, fresh: bool) -> L
             if not (done and keep_serving and run.deployment):
                 stop_kept(home)
                 store.stop()
+
+
+def _buckets(recipe: Recipe) -> list[str]:
+    """Of the store; a model that becomes an image needs none."""
+    return [] if recipe.publish.url.startswith(OCI) else [urlsplit(recipe.publish.url).netloc]
 
 
 def stop_run(runs: Path, name: str) -> None:

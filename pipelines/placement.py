@@ -25,6 +25,7 @@ from llm_detox.recipe.cluster import (
     GPU_RESOURCE,
     GPU_TAINT,
     IMAGE_VARIABLE,
+    LOGIN_VARIABLES,
     ConnectionSection,
     Quantity,
     ResourceName,
@@ -171,6 +172,9 @@ def _put(task: dsl.PipelineTask, placement: Placement) -> None:
                                    size_limit=step.shm)
     if step.s3:
         kubernetes.use_secret_as_env(task, placement.s3_secret, {key: key for key in placement.s3_keys})
+    if name == "publish" and placement.image_secret:
+        kubernetes.use_secret_as_env(task, placement.image_secret, {key: key for key in LOGIN_VARIABLES},
+                                     optional=True)
     if step.hub and placement.hub_secret:
         kubernetes.use_secret_as_env(task, placement.hub_secret, {"HF_TOKEN": "HF_TOKEN"}, optional=True)
     if name in _TRAINING:

@@ -1,4 +1,6 @@
-"""The upload to S3 as a component: credentials come from the environment (in a cluster from a Secret)."""
+"""The upload to S3, or to a registry of images, as a component.
+
+Credentials come from the environment (in a cluster from a Secret)."""
 
 from kfp import dsl
 
@@ -13,5 +15,5 @@ def publish(recipe: str, model: dsl.Input[dsl.Model]) -> str:
     from llm_detox.storage import publish
 
     with pipeline_step("publish", recipe) as settings:
-        result = publish(Path(model.path), settings.publish.url)
+        result = publish(Path(model.path), settings.publish.url, settings.publish.base_image)
     return result.address

@@ -209,20 +209,24 @@ def convert(
 
 def publish(
     folder: Annotated[Path, typer.Argument(help="What `convert` wrote.", show_default=False)],
-    url: Annotated[str | None, typer.Argument(help="s3://bucket/prefix; else the recipe's publish.url.")] = None,
+    url: Annotated[str | None, typer.Argument(
+        help="s3://bucket/prefix, or oci://registry/repository[:tag]; else the recipe's publish.url.")] = None,
+    base: Annotated[str | None, typer.Option(
+        help="oci://: the image to put the model on; else the recipe's publish.base_image.")] = None,
     recipe: OptionalRecipe = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a converted model into S3. Prints its content address."""
+    """Put a converted model into S3, or push it as an image. Prints its content address."""
     settings = read_optional_recipe(recipe, overrides)
     url = url or (settings.publish.url if settings else None)
+    base = base or (settings.publish.base_image if settings else None)
     if url is None:
         raise UsageError("where to?", place="publish", remedy="give s3://bucket/prefix, or --recipe")
     existing(folder, "the folder")
     from llm_detox.storage import publish as run
 
-    result = run(folder, url)
+    result = run(folder, url, base)
     if as_json:
         show_outcome(result, None, as_json)
     else:
@@ -231,7 +235,8 @@ def publish(
 
 def deploy(
     recipe: RecipeFile,
-    address: Annotated[str, typer.Option("--input", "--address", help="The s3:// address that `publish` printed.")],
+    address: Annotated[str, typer.Option(
+        "--input", "--address", help="The s3:// or oci:// address that `publish` printed.")],
     output: Output,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llm_detox.doctor.finding import Examination
 from llm_detox.recipe import Recipe
+from llm_detox.recipe.addresses import OCI
 
 
 def examine(recipe: Recipe) -> Examination:
@@ -13,8 +14,9 @@ def examine(recipe: Recipe) -> Examination:
 
         return Examination.of(examine_machine(recipe.name))
     from llm_detox.doctor.cluster import examine_cluster
-    from llm_detox.doctor.machine import examine_store
+    from llm_detox.doctor.machine import examine_registry, examine_store
 
+    is_image = recipe.publish.url.startswith(OCI)
     return Examination.of((
         *examine_cluster(recipe.deploy, recipe.cluster, training_nodes=recipe.training.job.nodes),
-        *examine_store(recipe.publish.url)))
+        *(examine_registry if is_image else examine_store)(recipe.publish.url)))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llm_detox.doctor.finding import Finding
 from llm_detox.errors import DetoxError
+from llm_detox.recipe.addresses import ImageName
 
 _DISK_GIB, _MEMORY_GIB = 15, 6
 _PACKAGES = ("torch", "transformers", "peft", "trl", "kfp")
@@ -49,6 +50,22 @@ def _caikit() -> Finding:
         return Finding("Caikit", "ok", str(caikit_python()))
     except DetoxError as error:
         return Finding("Caikit", "missing", error.message, error.remedy)
+
+
+def examine_registry(url: str) -> Iterator[Finding]:
+    """Begin an upload to a registry of images, and give it up.
+
+    Args:
+        url: `oci://registry/repository`, the recipe's `publish.url`.
+    """
+    from llm_detox.storage.registry import Registry
+
+    try:
+        with Registry(ImageName.parse(url), push=True) as registry:
+            registry.require_push()
+        yield Finding("registry", "ok", f"{url}: takes uploads")
+    except DetoxError as error:
+        yield Finding("registry", "missing", f"{error.place}: {error.message}", error.remedy)
 
 
 def examine_store(url: str) -> Iterator[Finding]:

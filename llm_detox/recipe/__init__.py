@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from llm_detox.recipe.addresses import OCI
 from llm_detox.recipe.base import Section
 from llm_detox.recipe.cluster import ConnectionSection
 from llm_detox.recipe.data import BudgetSection, DataSection, ModelSection, Translation
@@ -70,6 +71,13 @@ class Recipe(Section):
             raise ValueError("evaluation.judged_prompts needs judge.reader.model")
         if self.gate.max_unsafe_share is not None and not self.evaluation.judged_prompts:
             raise ValueError("gate.max_unsafe_share needs evaluation.judged_prompts")
+        return self
+
+    @model_validator(mode="after")
+    def _a_store_where_nodes_need_one(self) -> Recipe:
+        if self.training.job.nodes > 1 and self.publish.url.startswith(OCI):
+            raise ValueError("training on several nodes hands its files on in S3: training.job.nodes above 1 needs "
+                             "publish.url to be s3://bucket/prefix")
         return self
 
     def settings(self, *sections: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What addresses look like: places in an S3 store, files of packages, URLs of servers, the settings of a store.
+"""What addresses look like: places in an S3 store, images, files of packages, URLs of servers, a store's settings.
 
 All of it is checked where it is written down, before any work starts: a model that cannot be published after hours of
 training was wrong from the first second.
@@ -10,9 +10,10 @@ import ipaddress
 import os
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-S3, PACKAGE = "s3://", "package://"
+S3, PACKAGE, OCI = "s3://", "package://", "oci://"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 _SCHEMES = re.compile(r"s3|package|https?|grpcs?|fmaass?|openai\+https?")
 _BUCKET = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
@@ -20,6 +21,10 @@ _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=+:@,&$-]+")  # of a part of a prefix th
 _DIST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*")  # a part of it, as the OCI distribution spec has it
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_IMAGE_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LONGEST_REPOSITORY = 255
 _UNSEEN = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
 _SHORTEST_BUCKET, _LONGEST_BUCKET = 3, 63
 _LONGEST_PREFIX = 512  # of the 1024 bytes that a key may have: the digest and the files' names come after it
@@ -49,12 +54,68 @@ def split_s3(url: str) -> tuple[str, str]:
     return bucket, key
 
 
-def check_publish_url(url: str) -> str:
-    """The place that models are published below, as it is.
+@dataclass(frozen=True)
+class ImageName:
+    """`oci://registry[:port]/repository[:tag][@sha256:digest]`."""
+
+    registry: str
+    repository: str
+    tag: str = ""
+    digest: str = ""
+
+    @classmethod
+    def parse(cls, address: str) -> ImageName:
+        """Read an address.
+
+        Raises:
+            ValueError: it has another form.
+        """
+        name, at, digest = address.removeprefix(OCI).partition("@")
+        registry, _, path = name.partition("/")
+        repository, colon, tag = path.partition(":")
+        if not address.startswith(OCI) or not repository:
+            raise ValueError("not the address of an image: write it as oci://registry[:port]/repository[:tag]")
+        check_url(f"https://{registry}", ("https",), path=False)
+        parts = repository.split("/")
+        if len(repository) > _LONGEST_REPOSITORY or not all(_REPOSITORY.fullmatch(one) for one in parts):
+            raise ValueError("not the address of an image: a repository has small letters, digits and single . _ - / "
+                             f"between them, not {repository!r:.80}")
+        if colon and not _TAG.fullmatch(tag):
+            raise ValueError(f"not the address of an image: {tag!r:.80} is no tag")
+        if at and not _IMAGE_DIGEST.fullmatch(digest):
+            raise ValueError(f"not the address of an image: {digest!r:.80} is not sha256: and 64 hex digits")
+        return cls(registry, repository, tag, digest)
+
+    @property
+    def reference(self) -> str:
+        """What a registry is asked for: the digest, else the tag."""
+        return self.digest or self.tag or "latest"
+
+    def __str__(self) -> str:
+        end = f"@{self.digest}" if self.digest else f":{self.tag}" if self.tag else ""
+        return f"{OCI}{self.registry}/{self.repository}{end}"
+
+
+def check_image(address: str) -> str:
+    """The address of an image, as it is.
 
     Raises:
-        ValueError: it is no S3 address, or servers that are given it as a URI could read another one.
+        ValueError: it has another form.
     """
+    ImageName.parse(address)
+    return address
+
+
+def check_publish_url(url: str) -> str:
+    """The place that models are published to, as it is: below a prefix in S3, or as images of a repository.
+
+    Raises:
+        ValueError: it is no such address, or servers that are given it as a URI could read another one.
+    """
+    if url.startswith(OCI):
+        if ImageName.parse(url).digest:
+            raise ValueError("an image is published under a tag; its digest follows from its content")
+        return url
     _, key = split_s3(url)
     for part in key.split("/") if key else ():
         if not _PREFIX.fullmatch(part):

@@ -14,6 +14,7 @@ from llm_detox.recipe.base import Section
 
 WORKBENCH_IMAGE = "quay.io/llm-detox/workbench-python:0.1.0"  # of the pipeline's steps
 IMAGE_VARIABLE = "LLM_DETOX_WORKBENCH_IMAGE"  # replaces it, in a pod and when the pipelines are compiled
+LOGIN_VARIABLES = ("LLM_DETOX_OCI_TOKEN", "LLM_DETOX_OCI_USER", "LLM_DETOX_OCI_PASSWORD")  # to a registry of images
 GPU_RESOURCE = "nvidia.com/gpu"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 GPU_TAINT = f"{GPU_RESOURCE}:NoSchedule"
@@ -49,6 +50,11 @@ class ConnectionSection(Section):
     s3_keys: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = Field(
         ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION"],
         description="Its keys that become environment variables.")
+    image_secret: KubernetesName | None = Field(
+        "llm-detox-images",
+        description="The Secret with the login to the registry that models are published to as images, "
+                    "`LLM_DETOX_OCI_TOKEN`, or `LLM_DETOX_OCI_USER` and `LLM_DETOX_OCI_PASSWORD`; it is used if it "
+                    "exists.")
     hub_secret: KubernetesName | None = Field(
         "llm-detox-hub", description="The Secret with `HF_TOKEN` for gated models; it is used if it exists.")
     ca_config_map: KubernetesName | None = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from llm_detox.recipe.addresses import check_publish_url, check_url
+from llm_detox.recipe.addresses import check_image, check_publish_url, check_url
 from llm_detox.recipe.base import Positive, Section
 from llm_detox.recipe.cluster import KubernetesName, Namespace, PodSection
 
@@ -17,7 +17,13 @@ class PublishSection(Section):
     url: Annotated[str, AfterValidator(check_publish_url)] = Field(
         "s3://llm-detox/models",
         description="The bucket and the prefix in it, `s3://bucket/prefix`; a bucket's name has small letters, digits, "
-                    "hyphens and single dots.")
+                    "hyphens and single dots. Or `oci://registry/repository` or `oci://registry/repository:tag`: the "
+                    "model becomes an image; without a tag, that is the digest of the content.")
+    base_image: Annotated[str, AfterValidator(check_image)] | None = Field(
+        None,
+        description="The image that a model published to `oci://` is put on: `oci://registry/repository@sha256:...`. "
+                    "KServe's modelcars need one with `sh`, `ln`, `ls` and `sleep`. Its modes `native` and `fetch` do "
+                    "not: `null` makes an image of the model alone.")
 
 
 def _switch_text(value: Any) -> Any:

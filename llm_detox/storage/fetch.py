@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +23,7 @@ from llm_detox.storage.layout import (
     LARGEST_OBJECT,
     PUBLISH_AGAIN,
     Index,
+    LocalModel,
     Version,
     check_names,
     part_size,
@@ -36,17 +36,6 @@ from llm_detox.storage.transfer import PARTS_SUFFIX, transfers
 
 _ROUNDS = 3
 _REMEDY = "choose another folder"
-
-
-@dataclass(frozen=True)
-class LocalModel:
-    """A version that is on this machine: its address and digest, the number of its files, their bytes, the seconds."""
-
-    address: str
-    digest: str
-    files: int
-    bytes: int
-    seconds: float
 
 
 def fetch_model(address: str, to: Path) -> LocalModel:

@@ -176,6 +176,42 @@ class Pointer:
                            "versions": [asdict(one) for one in self.versions]}, indent=2)
 
 
+@dataclass(frozen=True)
+class Publication:
+    """What `publish` did.
+
+    Args:
+        address: of the version: `s3://bucket/prefix/digest`, or `oci://registry/repository@sha256:...`.
+        pointer: the place of all versions: `s3://bucket/prefix`, or the image's tag.
+        digest: of the content.
+        files, bytes: of the version.
+        sent, copied, kept: how many of the files came from here, from another version (of an image:
+            of the base), or were there already.
+        seconds: that it took.
+    """
+
+    address: str
+    pointer: str
+    digest: str
+    files: int
+    bytes: int
+    sent: int
+    copied: int
+    kept: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A version that is on this machine: its address and digest, the number of its files, their bytes, the seconds."""
+
+    address: str
+    digest: str
+    files: int
+    bytes: int
+    seconds: float
+
+
 def is_digest(value: object) -> bool:
     """Whether a value has the form of a version's digest."""
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
@@ -217,7 +253,15 @@ def sum_file(path: Path, part: int) -> FileSum:
 
 
 def sum_folder(folder: Path, part: int) -> dict[str, FileSum]:
-    """Relative path (with `/`) -> sums, for all that is published of a folder.
+    """Relative path (with `/`) -> sums, for all that is published of a folder; see `files_to_publish`."""
+    paths = files_to_publish(folder)
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
+        sums = pool.map(lambda path: sum_file(path, part), paths.values())
+        return dict(zip(paths, sums, strict=True))
+
+
+def files_to_publish(folder: Path) -> dict[str, Path]:
+    """Relative path (with `/`) -> file, for all that is published of a folder, in the order of the names.
 
     The manifest of the step that wrote the folder stays behind: it holds times, and the same model should have
     the same address.
@@ -235,9 +279,7 @@ def sum_folder(folder: Path, part: int) -> dict[str, FileSum]:
         check_names(paths)
     except ValueError as error:
         raise DetoxError(f"cannot be published: {error}", place=str(folder), remedy="give it another name") from None
-    with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
-        sums = pool.map(lambda path: sum_file(path, part), paths.values())
-        return dict(zip(paths, sums, strict=True))
+    return paths
 
 
 def check_names(names: Collection[str]) -> None:

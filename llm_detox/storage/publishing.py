@@ -24,6 +24,7 @@ from llm_detox.storage.layout import (
     FileSum,
     Index,
     Pointer,
+    Publication,
     Version,
     part_size,
     sum_folder,
@@ -38,30 +39,6 @@ _ROUNDS = 3
 _COPY_FROM = MEBIBYTE  # smaller files are sent sooner than they are looked up
 _INNER = INNER_INDEX.removesuffix(INDEX)
 _UNFINISHED = timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What `publish` did.
-
-    Args:
-        address: of the version: `s3://bucket/prefix/digest`.
-        pointer: the place of all versions: `s3://bucket/prefix`.
-        digest: of the content.
-        files, bytes: of the version.
-        sent, copied, kept: how many of the files came from here, from another version, or were there already.
-        seconds: that it took.
-    """
-
-    address: str
-    pointer: str
-    digest: str
-    files: int
-    bytes: int
-    sent: int
-    copied: int
-    kept: int
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_detox.errors import DetoxError, UsageError
-from llm_detox.recipe.addresses import ENDPOINTS, check_store, split_s3
+from llm_detox.recipe.addresses import ENDPOINTS, OCI, check_store, split_s3
 from llm_detox.storage import patience
 from llm_detox.storage.patience import Patience, error_code
 
@@ -31,8 +31,12 @@ class Place:
         """From `s3://bucket/key`.
 
         Raises:
-            UsageError: it has another form.
+            UsageError: it has another form, or is an image.
         """
+        if url.startswith(OCI):
+            raise UsageError("an image has no pointer and no list of versions: this needs a place in S3", place=url,
+                             remedy="deploy the image by its digest; publish to s3://bucket/prefix for versions, going "
+                                    "back to one, cleaning up and following")
         try:
             return cls(*split_s3(url))
         except ValueError as error:

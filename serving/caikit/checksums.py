@@ -26,6 +26,8 @@ _INNER = "artifacts/"
 _DIGEST_CHARS = 32
 _BLOCK = 4 * 2**20
 _THREADS = 4
+_IMAGE = "sha256:"  # how the digest of an image begins, which names the version of a model that came as one
+_ASYNC, _WAIT_SECONDS = "MODEL_INIT_MODE", 300.0
 
 
 class NotAsPublished(Exception):
@@ -43,7 +45,8 @@ def compare(folder: Path, version: str = "") -> tuple[int, int]:
 
     Args:
         folder: a whole published version, or the `artifacts` of one; both hold the same list.
-        version: whose list it has to be, the last part of the published address; empty where nobody knows.
+        version: whose list it has to be, the last part of the published address; empty where nobody knows. The digest
+            of an image covers the list in it, and the node has compared it when it pulled the image.
 
     Returns:
         How many files were compared, and their bytes.
@@ -52,7 +55,7 @@ def compare(folder: Path, version: str = "") -> tuple[int, int]:
         NotAsPublished: there is no list, it is another version's, or a file is missing, too many, or changed.
     """
     published = _listed(folder / INDEX)
-    if version and _digest(published) != version:
+    if version and not version.startswith(_IMAGE) and _digest(published) != version:
         raise NotAsPublished(folder / INDEX, f"the checksums are not those of the version {version}", _FETCH_AGAIN)
     wanted = {folder / name: checksum for name, checksum in _within(folder, published).items()}
     lists = {folder / INDEX, folder / _INNER / INDEX}
@@ -72,6 +75,7 @@ def compare(folder: Path, version: str = "") -> tuple[int, int]:
 def require(folder: Path, version: str = "") -> None:
     """`compare`, with a line for the log; where it fails the process ends with 1."""
     started = time.monotonic()
+    _wait_for(folder)
     try:
         files, size = compare(folder, version)
     except NotAsPublished as error:
@@ -80,6 +84,13 @@ def require(folder: Path, version: str = "") -> None:
         _end(f"{folder}: the model cannot be read: {error}\n  remedy: see the log of the storage initializer")
     print(f"{folder}: {files} files, {size / 2**20:.0f} MiB, are what was published "
           f"({time.monotonic() - started:.1f} s)", file=sys.stderr, flush=True)
+
+
+def _wait_for(folder: Path) -> None:
+    """A modelcar, the container of a model that is an image, links the folder a little later than we start."""
+    until = time.monotonic() + _WAIT_SECONDS
+    while os.environ.get(_ASYNC) == "async" and not folder.exists() and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def _listed(index: Path) -> dict[str, str]:

@@ -36,6 +36,7 @@ NOT_RUN = {
     # What the machine of a test has not.
     r"^(kubectl (port-forward|apply -[nf]|create|wait)|oc |HOST=|\(umask)": (
         "needs a cluster; tests/cluster/test_apply.py runs the page's kubectl commands in their order"),
+    r"^llm-detox publish \S+ oci://": "needs a registry; tests/unit/storage/test_images.py publish to a real one",
     r"^aws ": "needs the AWS client and a store; tests/unit/storage talk to a real one",
     r"^python -m pipelines submit ": "needs a pipeline server; tests/pipeline/test_submit.py plays one",
     r"deploy\.target=kserve": "needs a cluster; tests/cluster run doctor and deploy against a real API server",

@@ -46,7 +46,27 @@ def http_server(answer: Callable[[Any], None]) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = Listening(("127.0.0.1", 0), Answering)
+    with _listening(Answering) as url:
+        yield url
+
+
+@contextmanager
+def getting_server(answer: Callable[[Any], None]) -> Iterator[str]:
+    """One that is asked by GET."""
+    class Answering(Handler):
+        def do_GET(self) -> None:
+            answer(self)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with _listening(Answering) as url:
+        yield url
+
+
+@contextmanager
+def _listening(kind: type[Handler]) -> Iterator[str]:
+    server = Listening(("127.0.0.1", 0), kind)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -266,7 +266,7 @@ def _restore_pointer(failed: str, previous: str) -> None:
     from llm_detox.storage.publishing import rollback
 
     prefix, _, digest = previous.rpartition("/")
-    if prefix != failed.rpartition("/")[0]:
+    if PublishedAddress.parse(previous).is_image or prefix != failed.rpartition("/")[0]:
         return
     try:
         rollback(prefix, digest)

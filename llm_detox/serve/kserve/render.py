@@ -17,6 +17,7 @@ from importlib import resources
 
 from llm_detox.cluster.objects import AUTH, EXPOSED, VISIBILITY, Manifest
 from llm_detox.errors import UsageError
+from llm_detox.recipe.addresses import OCI, ImageName
 from llm_detox.recipe.cluster import GPU_RESOURCE, LABEL_PATTERN, QUEUE_LABEL, ConnectionSection, toleration
 from llm_detox.recipe.deploy import DeploySection, KserveSection
 
@@ -29,6 +30,8 @@ SPEC = "llm-detox/spec"
 PROTECTED = "llm-detox/protected"
 CANARY = "-canary"
 _DISPLAY_NAME = "openshift.io/display-name"
+_CONNECTION = ("opendatahub.io/connections", "opendatahub.io/connection-path")
+_MOUNTED = "/mnt/models"  # where a pod finds the model
 _PROFILE, _PROFILE_NAMESPACE = "opendatahub.io/hardware-profile-name", "opendatahub.io/hardware-profile-namespace"
 _LONGEST_NAME = 53
 _LONGEST_LABEL = 63
@@ -54,7 +57,10 @@ STACKS = {
 
 @dataclass(frozen=True)
 class PublishedAddress:
-    """`s3://bucket/path`; the path's last part is the version, the digest of the content."""
+    """`s3://bucket/path`; the path's last part is the version, the digest of the content.
+
+    Of an image, `oci://registry/repository@sha256:...`, the version is its digest, and there is no bucket.
+    """
 
     bucket: str
     path: str
@@ -65,16 +71,30 @@ class PublishedAddress:
         """Read what `publish` returned.
 
         Raises:
-            UsageError: it is no such address.
+            UsageError: it is no such address, or an image by its tag, which may be another one tomorrow.
         """
+        if address.startswith(OCI):
+            try:
+                image = ImageName.parse(address)
+            except ValueError as error:
+                raise UsageError(str(error), place=address, remedy="pass what `llm-detox publish` printed") from None
+            if not image.digest:
+                raise UsageError("an image is served by its digest: its tag can be moved to another one", place=address,
+                                 remedy="pass what `llm-detox publish` printed: oci://registry/repository@sha256:...")
+            return cls("", f"{image.registry}/{image.repository}", image.digest)
         match = _ADDRESS.fullmatch(address)
         if not match:
             raise UsageError("not the address of a published model", place=address,
-                             remedy="pass what `llm-detox publish` printed: s3://bucket/prefix/version")
+                             remedy="pass what `llm-detox publish` printed: s3://bucket/prefix/version, or "
+                                    "oci://registry/repository@sha256:...")
         return cls(**match.groupdict())
 
+    @property
+    def is_image(self) -> bool:
+        return not self.bucket
+
     def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.path}"
+        return f"{OCI}{self.path}@{self.version}" if self.is_image else f"s3://{self.bucket}/{self.path}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +132,7 @@ def inference_service(settings: DeploySection, connection: ConnectionSection, ad
     Args:
         settings: the recipe's `deploy` section.
         connection: the recipe's `cluster` section.
-        address: `s3://bucket/prefix/version`, as `publish` returned it.
+        address: `s3://bucket/prefix/version` or `oci://registry/repository@sha256:...`, as `publish` returned it.
         namespace: the project.
         canary: the one that is tried first, beside the model of that name.
         protected: whether the live model asks for tokens, which counts where the recipe says `auth: keep`.
@@ -199,7 +219,18 @@ def _set_source(metadata: Manifest, model: Manifest, connection: ConnectionSecti
 
     Behind a URI the account says which Secret is used, see `manifests/base/serviceaccount.yaml`. A connection names the
     bucket itself; a bucket beside the path is dropped by the platform.
+
+    An image needs no connection. It is mounted whole: vLLM, which wants the folder inside, is told where that is, and
+    takes the last of two arguments of one name.
     """
+    if published.is_image:
+        model.pop("storage", None)
+        model["storageUri"] = str(published)
+        if stack.folder:
+            model["args"] = [f"--model={_MOUNTED}{stack.folder}"]
+        for name in _CONNECTION:
+            metadata["annotations"].pop(name, None)
+        return
     if "storage" not in model:
         model["storageUri"] = f"{published}{stack.folder}"
         return
@@ -210,8 +241,7 @@ def _set_source(metadata: Manifest, model: Manifest, connection: ConnectionSecti
                                                             f"publish.url=s3://{bucket}/<prefix>")
     path = f"{published.path}{stack.folder}"
     model["storage"] = {"key": connection.s3_secret, "path": path}
-    metadata["annotations"].update({"opendatahub.io/connections": connection.s3_secret,
-                                    "opendatahub.io/connection-path": path})
+    metadata["annotations"].update(dict(zip(_CONNECTION, (connection.s3_secret, path), strict=True)))
 
 
 def _set_sizes(predictor: Manifest, kserve: KserveSection) -> None:

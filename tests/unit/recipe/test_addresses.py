@@ -78,6 +78,15 @@ def test_places_of_the_right_form_are_taken(url: str) -> None:
     assert load_recipe(DEMO, [f"publish.url={url}"]).publish.url == url
 
 
+def test_an_image_is_a_place_to_publish_to_unless_nodes_train() -> None:
+    url = "oci://registry.example:5000/team/model"
+    assert load_recipe(DEMO, [f"publish.url={url}", f"publish.base_image={url}:1"]).publish.url == url
+    with pytest.raises(UsageError, match=r"training\.job\.nodes above 1 needs"):
+        load_recipe(DEMO, [f"publish.url={url}", "training.job.nodes=2"])
+    with pytest.raises(UsageError, match=r"publish\.url: .*not the address of an image"):
+        load_recipe(DEMO, ["publish.url=oci://registry.example"])
+
+
 def test_a_key_to_read_may_have_blanks() -> None:
     assert split_s3("s3://data/My texts/ü.jsonl") == ("data", "My texts/ü.jsonl")
 

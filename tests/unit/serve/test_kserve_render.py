@@ -77,6 +77,30 @@ def test_on_openshift_ai_the_model_comes_over_its_connection() -> None:
     assert thing["metadata"]["annotations"]["opendatahub.io/connection-path"] == f"teams/detox/{DIGEST}"
 
 
+IMAGE = f"oci://registry.example:5000/team/model@sha256:{DIGEST}"
+
+
+@pytest.mark.parametrize("platform", ["kserve", "openshift-ai"])
+def test_an_image_is_served_by_its_digest_without_a_connection(platform: str) -> None:
+    thing = rendered(platform, address=IMAGE)
+    model = thing["spec"]["predictor"]["model"]
+    assert (model["storageUri"], "storage" in model, "args" in model) == (IMAGE, False, False)
+    assert thing["spec"]["predictor"]["annotations"]["llm-detox/version"] == f"sha256:{DIGEST}"
+    assert thing["metadata"]["annotations"]["llm-detox/address"] == IMAGE
+    assert not [name for name in thing["metadata"]["annotations"] if "connection" in name]
+
+
+def test_vllm_is_told_which_folder_of_an_image_it_serves() -> None:
+    model = rendered("openshift-ai", address=IMAGE, serving="vllm")["spec"]["predictor"]["model"]
+    assert (model["storageUri"], model["args"]) == (IMAGE, ["--model=/mnt/models/artifacts"])
+    assert "args" not in rendered("openshift-ai", serving="vllm")["spec"]["predictor"]["model"]
+
+
+def test_an_image_by_its_tag_is_refused() -> None:
+    with pytest.raises(UsageError, match="served by its digest"):
+        rendered(address="oci://registry.example/team/model:stable")
+
+
 def test_sizes_and_placement_come_from_the_recipe() -> None:
     thing = rendered(gpus=2, gpu_resource="amd.com/gpu", cpu="6", memory="48Gi", replicas=3,
                      tolerations=["amd=yes:NoExecute"], node_selector={"zone": "a"})
