@@ -13,7 +13,7 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ class Blob:
     digest: str
     size: int
 
-    def descriptor(self, annotations: dict[str, str] | None = None) -> dict[str, Any]:
-        plain: dict[str, Any] = {"mediaType": self.kind, "digest": self.digest, "size": self.size}
+    def descriptor(self, annotations: dict[str, str] | None = None) -> dict[str, object]:
+        plain: dict[str, object] = {"mediaType": self.kind, "digest": self.digest, "size": self.size}
         return plain | ({"annotations": annotations} if annotations else {})
 
 
@@ -103,7 +103,7 @@ class Base:
 
     name: ImageName
     layers: tuple[Blob, ...]
-    config: dict[str, Any]
+    config: Mapping[str, Any]
 
     @classmethod
     def read(cls, address: str) -> Base:
@@ -287,7 +287,7 @@ def _zeros(size: int) -> bytes:
     return b"\0" * (-size % _BLOCK + 2 * _BLOCK)
 
 
-def _amd64(index: dict[str, Any], address: str) -> str:
+def _amd64(index: Mapping[str, Any], address: str) -> str:
     for one in index.get("manifests", ()):
         platform = one.get("platform") or {}
         if (platform.get("os"), platform.get("architecture")) == ("linux", "amd64"):
