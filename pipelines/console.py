@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -63,10 +64,17 @@ def step_console(screen: TextIO, log: Path) -> Iterator[None]:
         log: the file that gets everything.
     """
     file = log.open("w", encoding="utf-8")
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
     try:
         console = StepConsole(screen, file)
+        # Kubeflow listens to its own log while a step runs, and tells before that which steps it has found.
+        root.setLevel(logging.INFO)
+        root.addHandler(logging.StreamHandler(console))
         with redirect_stdout(console), redirect_stderr(console):
             yield
     finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
         with suppress(OSError):  # what it still holds of a log that was given up
             file.close()

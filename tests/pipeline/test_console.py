@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from pathlib import Path
 
-from pipelines.console import StepConsole
+from pipelines.console import StepConsole, step_console
 
 NOISE = '12:00:00.1 - INFO - Executing task \x1b[96m\'data\'\x1b[0m\n    {\n      "inputs": {"recipe": "..."}\n    }\n'
 
@@ -43,6 +44,14 @@ def test_nothing_is_shown_behind_an_error_of_a_step() -> None:
 def test_a_step_found_in_the_cache_is_named() -> None:
     screen, _ = shown("12:00:00.1 - INFO - Task sft-2 cache hit (key=0123456789ab); skipping\n")
     assert screen == "== sft-2: found from an earlier run ==\n"
+
+
+def test_what_kubeflow_tells_before_a_step_runs_is_heard(tmp_path: Path) -> None:
+    screen, level = io.StringIO(), logging.getLogger().level
+    with step_console(screen, tmp_path / "run.log"):
+        logging.info("Task data cache hit (key=0123456789ab); skipping execution.")
+    assert screen.getvalue() == "== data: found from an earlier run ==\n"
+    assert logging.getLogger().level == level
 
 
 def test_a_log_whose_disk_is_full_ends_and_the_steps_are_still_shown() -> None:
