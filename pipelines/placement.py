@@ -27,6 +27,7 @@ from llm_detox.recipe.cluster import (
     IMAGE_VARIABLE,
     LOGIN_VARIABLES,
     ConnectionSection,
+    KubernetesName,
     Quantity,
     ResourceName,
     Toleration,
@@ -88,6 +89,11 @@ STEPS = {
 class Placement(ConnectionSection):
     """What an administrator sets for the steps; the recipe's `cluster` section and `STEPS` say the rest."""
 
+    image_secret: KubernetesName | None = Field(
+        "llm-detox-images",
+        description="The Secret with the login to the registry that models are published to as images, "
+                    "`LLM_DETOX_OCI_TOKEN`, or `LLM_DETOX_OCI_USER` and `LLM_DETOX_OCI_PASSWORD`; it is used if it "
+                    "exists.")
     gpu: Gpu = Gpu()
     steps: dict[str, Step] = Field(STEPS)
 

@@ -50,11 +50,6 @@ class ConnectionSection(Section):
     s3_keys: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = Field(
         ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION"],
         description="Its keys that become environment variables.")
-    image_secret: KubernetesName | None = Field(
-        "llm-detox-images",
-        description="The Secret with the login to the registry that models are published to as images, "
-                    "`LLM_DETOX_OCI_TOKEN`, or `LLM_DETOX_OCI_USER` and `LLM_DETOX_OCI_PASSWORD`; it is used if it "
-                    "exists.")
     hub_secret: KubernetesName | None = Field(
         "llm-detox-hub", description="The Secret with `HF_TOKEN` for gated models; it is used if it exists.")
     ca_config_map: KubernetesName | None = Field(

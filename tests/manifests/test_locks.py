@@ -65,9 +65,14 @@ def required(roots: list[str], installed: dict[str, metadata.Distribution]) -> s
     return reached
 
 
+# Extras of which no image and no test has the packages; `languages` is in the lock of the demo.
+_NOT_LOCKED = {"evalhub", "harness", "languages", "mlflow"}
+
+
 def workbench_roots() -> list[str]:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    extras = {name: group for name, group in project["optional-dependencies"].items() if name not in _NOT_LOCKED}
+    groups = [project["dependencies"], *extras.values()]
     names = {str(canonicalize_name(Requirement(one).name)) for group in groups for one in group}
     return [*(names - {"llm-detox"}), *_WORKBENCH]
 

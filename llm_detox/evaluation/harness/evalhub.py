@@ -33,8 +33,9 @@ from llm_detox.evaluation.evaluate import evaluate
 from llm_detox.evaluation.metrics import METRICS
 from llm_detox.evaluation.results import EvaluationSummary
 from llm_detox.recipe.files import PACKAGED_RECIPE, load_recipe
+from llm_detox.runs.artifacts import DataFolder
 
-_TEST_DATA = Path("/test_data/prompts.jsonl")  # where EvalHub puts what a job's `test_data_ref` names
+_TEST_DATA = DataFolder(Path("/test_data")).prompts  # where EvalHub puts what a job's `test_data_ref` names
 
 
 class ToxicityAdapter(FrameworkAdapter):  # type: ignore[misc]  # EvalHub's base
@@ -82,8 +83,9 @@ def _prompts(parameters: Mapping[str, object], count: int | None, folder: Path) 
     path = Path(str(parameters.get("prompts") or _TEST_DATA))
     if not count:
         return path
-    write_jsonl(folder / "prompts.jsonl", islice(read_jsonl(path, required=("prompt",)), count))
-    return folder / "prompts.jsonl"
+    first = DataFolder(folder).prompts
+    write_jsonl(first, islice(read_jsonl(path, required=("prompt",)), count))
+    return first
 
 
 def _figures(summary: EvaluationSummary) -> list[EvaluationResult]:

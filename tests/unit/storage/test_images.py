@@ -24,6 +24,8 @@ from llm_detox.storage.registry import LOGIN_VARIABLES, Login, Registry
 from llm_detox.storage.web import CA_VARIABLES
 from serving.caikit import checksums
 from tests.helpers.certificates import Certificates, make_certificates
+from tests.helpers.published import MIB
+from tests.helpers.published import make_model as make_large_model
 from tests.helpers.registries import (
     HASHED,
     PASSWORD,
@@ -33,8 +35,6 @@ from tests.helpers.registries import (
     registry,
     token_service,
 )
-from tests.unit.storage.test_publish import MIB
-from tests.unit.storage.test_publish import make_model as make_large_model
 
 
 def make_model(folder: Path, seed: int = 0) -> Path:

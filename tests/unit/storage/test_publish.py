@@ -22,19 +22,7 @@ from llm_detox.storage.s3 import Place, connect
 from llm_detox.storage.seaweed import Seaweed, _has_volumes
 from serving.caikit import checksums
 from tests.helpers.answering import reply
-
-MIB = 1024 * 1024
-
-
-def make_model(folder: Path, seed: int = 0, size: int = 3 * MIB) -> Path:
-    (folder / "artifacts").mkdir(parents=True)
-    (folder / "config.yml").write_text(f"name: model {seed}\n")
-    (folder / "manifest.json").write_text(json.dumps({"seconds": seed}))
-    (folder / "artifacts" / "config.json").write_text("{}")
-    (folder / "artifacts" / "empty.txt").write_text("")
-    (folder / "artifacts" / "name with spaces ü+&.txt").write_text("text")
-    (folder / "artifacts" / "model.safetensors").write_bytes(hashlib.sha256(b"x").digest() * (size // 32))
-    return folder
+from tests.helpers.published import MIB, make_model
 
 
 def objects(store: Seaweed, url: str) -> dict[str, bytes]:
