@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from llm_detox.client import GenerationError, TextGenerationClient
 from llm_detox.export import convert
 from tests.serving.conftest import NAME
@@ -12,6 +14,7 @@ from tests.serving.engine.running import running_engine
 from tests.serving.running import running_caikit, wait_for
 
 
+@pytest.mark.heavy
 def test_caikit_serves_a_model_whose_files_it_does_not_have(engine_model: Path, tmp_path: Path) -> None:
     convert(model=str(engine_model), output=tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "artifacts")

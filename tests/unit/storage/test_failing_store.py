@@ -30,6 +30,7 @@ def test_publish_and_fetch_end_right_or_with_one_message_whatever_fails() -> Non
     assert tally.cases[CHANGED, FETCH] == 1
 
 
+@pytest.mark.heavy
 def test_the_campaign_tells_a_call_that_gives_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failing_store, "FAULTS", {"slow": FAULTS["slow"]})
     monkeypatch.setattr(failing_store, "TIMES", (1,))
