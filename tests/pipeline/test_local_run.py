@@ -57,7 +57,8 @@ def test_a_model_that_fails_the_gate_is_neither_published_nor_deployed(tmp_path:
     again = run_pipeline(recipe, tmp_path)
     assert again.returncode == 3, again.stdout[-3000:] + again.stderr[-3000:]
     assert {path for path in artifacts.parent.iterdir() if path != artifacts and (path / "data").exists()} == set()
-    assert "== evaluate" not in again.stderr, "a second run must reuse the steps that are finished"
+    assert "== evaluate: found from an earlier run ==" in again.stderr
+    assert "== evaluate base ==" not in again.stderr, "a second run must reuse the steps that are finished"
 
 
 def test_a_failing_step_reaches_the_user_as_one_message(tmp_path: Path, tiny_llama: Path) -> None:
